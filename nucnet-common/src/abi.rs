@@ -1,0 +1,627 @@
+//! The ABI between the BPF programs and the control plane: map names, keys, values, sizes.
+//!
+//! Conventions, for every type here:
+//! * An [`Address`] is 16 bytes in network order; an IPv4 address is held in its mapped form
+//!   (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2), so that one table serves both families and
+//!   `bpftool` prints the bytes of an address in the order in which people write them.
+//! * Ports are in host byte order (a 53 prints as 53), except inside keys of
+//!   longest-prefix-match tries, whose bits are compared from the first byte on.
+//! * Times are nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`), unless a name ends in
+//!   `_s`: seconds.
+//! * No type has implicit padding: the kernel compares keys byte by byte.
+//! * Names of maps are cut at 15 characters by the kernel; none is longer.
+
+/// Rises with every change of a map's layout or meaning. Programs and control plane of
+/// different versions never share maps.
+pub const VERSION: u32 = 1;
+
+/// An IPv6 address, or an IPv4 address in its mapped form; network byte order.
+pub type Address = [u8; 16];
+
+/// A link-layer address.
+pub type Mac = [u8; 6];
+
+/// The first twelve bytes of every mapped IPv4 address.
+pub const V4_MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// "Any address" of IPv4, as a publish without a host address has it.
+pub const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+
+/// "Any address" of IPv6.
+pub const ANY_V6: Address = [0; 16];
+
+/// Names of maps as pinned under `BPFFS/maps/`, equal to the names in the object.
+pub mod map {
+    /// `Settings`, one entry.
+    pub const SETTINGS: &str = "settings";
+    /// Interface index (`u32`) to [`super::Endpoint`].
+    pub const ENDPOINTS: &str = "endpoints";
+    /// [`super::Address`] to [`super::Owner`].
+    pub const ADDRESSES: &str = "addresses";
+    /// [`super::PublishKey`] (trie) to [`super::Publish`].
+    pub const PUBLISHES: &str = "publishes";
+    /// [`super::FlowKey`] to [`super::Flow`].
+    pub const FLOWS: &str = "flows";
+    /// [`super::OutsideKey`] to [`super::FlowKey`].
+    pub const OUTSIDE: &str = "outside";
+    /// [`super::FlowKey`] without a peer to [`super::Binding`].
+    pub const BINDINGS: &str = "bindings";
+    /// [`super::Slot`] array: who takes which place in the table of flows.
+    pub const SLOTS: &str = "slots";
+    /// Endpoint number (`u32`) to [`super::Usage`].
+    pub const USAGE: &str = "usage";
+    /// Interface index (`u32`) to [`super::Uplink`].
+    pub const UPLINKS: &str = "uplinks";
+    /// [`super::DropKey`] to [`super::DropCount`], per CPU.
+    pub const DROPS: &str = "drops";
+    /// [`super::PolicyCidrKey`] (trie) to [`super::PolicyClass`].
+    pub const POLICY_CIDRS: &str = "policy_cidrs";
+    /// [`super::PolicyPortKey`] (trie) to [`super::PolicyRule`].
+    pub const POLICY_PORTS: &str = "policy_ports";
+
+    /// Every map, in the order of the object.
+    pub const ALL: [&str; 13] = [
+        SETTINGS, ENDPOINTS, ADDRESSES, PUBLISHES, FLOWS, OUTSIDE, BINDINGS, SLOTS, USAGE, UPLINKS,
+        DROPS, POLICY_CIDRS, POLICY_PORTS,
+    ];
+}
+
+/// Names of programs as pinned under `BPFFS/progs/`, equal to the names in the object.
+pub mod program {
+    /// TC ingress of an endpoint's host side: everything that an endpoint sends.
+    pub const FROM_ENDPOINT: &str = "from_endpoint";
+    /// TC ingress of an uplink with Ethernet headers.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// TC ingress of an uplink without link-layer header (tun, wireguard, ppp).
+    pub const FROM_UPLINK_L3: &str = "from_uplink_l3";
+    /// TC egress of a network's bridge: everything that the host sends to endpoints.
+    pub const FROM_HOST: &str = "from_host";
+    /// `cgroup/connect4`: host sockets that connect to a publish.
+    pub const CONNECT4: &str = "host_connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "host_connect6";
+}
+
+/// Capacities of the maps.
+pub mod size {
+    /// Endpoints of one host (a bridge takes at most 1023 ports; there may be many bridges).
+    pub const ENDPOINTS: usize = 65_536;
+    /// Addresses of endpoints: two a piece.
+    pub const ADDRESSES: usize = 2 * ENDPOINTS;
+    /// Prefixes of published ports; a range of ports takes at most 30 (IPv4 and IPv6: 60).
+    pub const PUBLISHES: usize = 262_144;
+    /// Flows of all endpoints together; a power of two ([`super::Slot`]).
+    pub const FLOWS: usize = 262_144;
+    /// Each flow has one entry, each binding one more.
+    pub const OUTSIDE: usize = 2 * FLOWS;
+    /// Bindings; bounded by the dynamic ports of the addresses of the host.
+    pub const BINDINGS: usize = FLOWS;
+    /// Places: flows and bindings.
+    pub const SLOTS: usize = 2 * FLOWS;
+    /// Interfaces of the host that are not nucnet's own.
+    pub const UPLINKS: usize = 4_096;
+    /// Endpoint and reason.
+    pub const DROPS: usize = 262_144;
+    /// Prefixes of all policies together.
+    pub const POLICY_CIDRS: usize = 1_048_576;
+    /// Port prefixes of all classes together.
+    pub const POLICY_PORTS: usize = 1_048_576;
+}
+
+/// What the control plane tells every program. Map [`map::SETTINGS`], key 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`): socket hooks act in it only.
+    pub netns_cookie: u64,
+    /// First port of the dynamic range of masquerade.
+    pub dynamic_port_first: u16,
+    /// Size of that range less one; the size is a power of two.
+    pub dynamic_port_mask: u16,
+    /// First of the host's own ephemeral ports (`net.ipv4.ip_local_port_range`).
+    pub host_port_first: u16,
+    /// Last of them.
+    pub host_port_last: u16,
+    /// Interface index of one of nucnet's bridges, on which forwarding is on: the point of
+    /// view for route lookups. 0: there is none.
+    pub fib_link: u32,
+    /// Flows that one endpoint may have at once.
+    pub flows_per_endpoint: u32,
+    /// Idle time of an established TCP connection (RFC 5382 REQ-5: at least 7,440 s).
+    pub tcp_established_s: u32,
+    /// Idle time of a half-open or closing TCP connection (RFC 5382 REQ-5: at least 240 s).
+    pub tcp_transitory_s: u32,
+    /// Idle time of a UDP flow and binding (RFC 4787 REQ-5: at least 120 s, default 300 s).
+    pub udp_s: u32,
+    /// The same towards port 53 (RFC 4787 REQ-5a).
+    pub udp_dns_s: u32,
+    /// Idle time of an ICMP query (RFC 5508 REQ-2: at least 60 s).
+    pub icmp_s: u32,
+    /// `net.ipv4.ip_nonlocal_bind` or its IPv6 sibling is on: binding proves no locality.
+    pub nonlocal_bind: u32,
+}
+
+/// How packets reach an endpoint.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Through the peer of a veth pair (`bpf_redirect_peer`).
+    Peer = 1,
+    /// Out of the interface itself (`bpf_redirect`): a TAP.
+    Link = 2,
+}
+
+/// A container or microVM. Map [`map::ENDPOINTS`], key: the index of its host side interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Identity and generation in one: never given twice while the maps live.
+    pub number: u32,
+    /// Number of its network.
+    pub network: u32,
+    /// Interface index of its network's bridge.
+    pub bridge: u32,
+    /// [`Delivery`].
+    pub delivery: u32,
+    /// Policy in force; 0: none, everything may leave. Never given twice.
+    pub policy: u32,
+    /// What the policy says where no rule does: [`PolicyAction`].
+    pub policy_default: u32,
+    /// IPv4 address, or zero bytes: none.
+    pub address4: Address,
+    /// IPv6 address, or zero bytes: none.
+    pub address6: Address,
+    /// The network's own IPv4 address, or zero bytes.
+    pub gateway4: Address,
+    /// The network's own IPv6 address, or zero bytes.
+    pub gateway6: Address,
+    /// Its link-layer address.
+    pub mac: Mac,
+    /// The link-layer address of its network's bridge.
+    pub gateway_mac: Mac,
+    /// 1: no direct traffic to or from other networks.
+    pub isolated: u32,
+    /// Largest IP packet that it takes, in bytes.
+    pub mtu: u32,
+    /// Zero; for later versions.
+    pub reserved: [u8; 16],
+}
+
+/// Whose address it is. Map [`map::ADDRESSES`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Index of the endpoint's host side interface: the key of [`map::ENDPOINTS`].
+    pub link: u32,
+    /// The endpoint's number.
+    pub endpoint: u32,
+}
+
+/// Which packets a publish takes: the data of a key of the trie [`map::PUBLISHES`].
+/// A range of ports is a handful of prefixes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublishKey {
+    /// Host address, or [`ANY_V4`] or [`ANY_V6`].
+    pub address: Address,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero: keeps the port, which a prefix may end in, at the end.
+    pub pad: u8,
+    /// Host port, network byte order.
+    pub port: [u8; 2],
+}
+
+impl PublishKey {
+    /// Length in bits of a key with a whole port. A block of `2^n` ports is `n` shorter.
+    pub const BITS: u32 = 8 * size_of::<Self>() as u32;
+}
+
+/// Where a published port leads. Map [`map::PUBLISHES`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Publish {
+    /// Index of the endpoint's host side interface.
+    pub link: u32,
+    /// The endpoint's number.
+    pub endpoint: u32,
+    /// First host port of the range; the range maps port by port.
+    pub host_port: u16,
+    /// The endpoint's port for that first one.
+    pub port: u16,
+}
+
+/// A conversation as its endpoint sees it. Map [`map::FLOWS`]; with `peer` and `peer_port`
+/// zero, an endpoint-independent binding of [`map::BINDINGS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The endpoint's number.
+    pub endpoint: u32,
+    /// IP protocol number; ICMP and ICMPv6 as they are.
+    pub protocol: u32,
+    /// The endpoint's address.
+    pub inside: Address,
+    /// The other side, as the endpoint addresses it.
+    pub peer: Address,
+    /// The endpoint's port, or its ICMP query identifier.
+    pub inside_port: u16,
+    /// The peer's port; 0 for ICMP.
+    pub peer_port: u16,
+}
+
+/// A conversation as the outside sees it. Map [`map::OUTSIDE`]; with `peer` and `peer_port`
+/// zero, the external side of a binding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OutsideKey {
+    /// IP protocol number.
+    pub protocol: u32,
+    /// The address that stands for the endpoint.
+    pub external: Address,
+    /// The other side's real address.
+    pub peer: Address,
+    /// The port that stands for the endpoint's, or the ICMP query identifier.
+    pub external_port: u16,
+    /// The other side's real port; 0 for ICMP.
+    pub peer_port: u16,
+}
+
+/// The life of a flow. RFC 6146 section 3.5.2.2 for TCP, simplified by what idle times need.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowState {
+    /// Nothing came back yet.
+    Opening = 1,
+    /// Both sides spoke; TCP: the handshake is over.
+    Established = 2,
+    /// TCP: one side sent FIN.
+    Closing = 3,
+    /// TCP: both sides sent FIN, or one RST. First to be reclaimed under pressure.
+    Closed = 4,
+}
+
+/// Where the peer of a flow is, and so where its packets go.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    /// Beyond an uplink.
+    Uplink = 1,
+    /// The host itself.
+    Host = 2,
+    /// Another endpoint, or the endpoint itself by way of a publish.
+    Endpoint = 3,
+}
+
+/// Flow flags, [`Flow::flags`].
+pub mod flow_flag {
+    /// The peer sent the first packet: replies pass every policy.
+    pub const INBOUND: u32 = 1;
+    /// TCP: the endpoint sent FIN.
+    pub const FIN_INSIDE: u32 = 2;
+    /// TCP: the peer sent FIN.
+    pub const FIN_PEER: u32 = 4;
+    /// The external port belongs to a binding of [`super::map::BINDINGS`].
+    pub const BOUND: u32 = 8;
+}
+
+/// One tracked conversation and its translation. Map [`map::FLOWS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// First packet.
+    pub created: u64,
+    /// Latest packet.
+    pub last_seen: u64,
+    /// Latest look at routes and binding; at most once a second.
+    pub checked: u64,
+    /// Packets and bytes (layer 3 and up) that the endpoint sent.
+    pub packets_out: u64,
+    /// Bytes of them.
+    pub bytes_out: u64,
+    /// Packets that it received.
+    pub packets_in: u64,
+    /// Bytes of them.
+    pub bytes_in: u64,
+    /// What the outside sees in place of the endpoint's address.
+    pub external: Address,
+    /// The peer's real address.
+    pub peer: Address,
+    /// Next hop towards the peer; zero bytes: let the kernel find it.
+    pub next_hop: Address,
+    /// What the outside sees in place of the endpoint's port.
+    pub external_port: u16,
+    /// The peer's real port.
+    pub peer_port: u16,
+    /// [`FlowState`].
+    pub state: u32,
+    /// [`flow_flag`] bits.
+    pub flags: u32,
+    /// [`PeerKind`].
+    pub peer_kind: u32,
+    /// Idle time after which it is dead, in seconds.
+    pub timeout_s: u32,
+    /// The endpoint's policy when the flow was last judged.
+    pub policy: u32,
+    /// Index of the owner's host side interface.
+    pub link: u32,
+    /// Where packets to the peer leave: uplink, bridge, or the other endpoint's interface.
+    pub peer_link: u32,
+    /// Its place in [`map::SLOTS`].
+    pub slot: u32,
+    /// Zero; for later versions without migration.
+    pub reserved: [u8; 32],
+}
+
+/// External side of an endpoint-independent binding. Map [`map::BINDINGS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// Latest outbound packet, to within a second.
+    pub last_seen: u64,
+    /// External address.
+    pub external: Address,
+    /// External port or query identifier.
+    pub external_port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Idle time after which it is dead, in seconds.
+    pub timeout_s: u32,
+    /// Its place in [`map::SLOTS`].
+    pub slot: u32,
+    /// Zero.
+    pub reserved: [u8; 12],
+}
+
+/// The kernel's `struct bpf_spin_lock`, which it finds in a map value by this name.
+#[repr(C)]
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct bpf_spin_lock {
+    /// The kernel's.
+    pub val: u32,
+}
+
+/// What takes a place.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotUse {
+    /// Nothing.
+    Free = 0,
+    /// A flow.
+    Flow = 1,
+    /// A binding.
+    Binding = 2,
+}
+
+/// A place that a flow or binding must take before it exists. A newcomer looks at a few places
+/// drawn at random and takes one that is free or whose holder is dead, so that dead entries
+/// are reclaimed in the packet path and live ones never. Map [`map::SLOTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Guards the rest.
+    pub lock: bpf_spin_lock,
+    /// Rises each time that the place changes hands.
+    pub version: u32,
+    /// [`SlotUse`].
+    pub holds: u32,
+    /// The holder.
+    pub key: FlowKey,
+}
+
+/// What an endpoint uses. Map [`map::USAGE`], key: the endpoint's number. Exact: changed by
+/// whoever's map operation succeeded, never guessed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Flows in the table, live and not yet reclaimed.
+    pub flows: u64,
+    /// Bindings in the table.
+    pub bindings: u64,
+}
+
+/// A host interface on which a program of nucnet's sits. Map [`map::UPLINKS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// Bytes of link-layer header: 14 or 0.
+    pub header: u32,
+    /// 1: packets to publishes are taken in here.
+    pub serves: u32,
+    /// Masquerade address where the kernel's route lookup gives none (before Linux 6.7).
+    pub address4: Address,
+    /// The same for IPv6.
+    pub address6: Address,
+}
+
+/// What a policy does with a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyAction {
+    /// Goes on.
+    Allow = 1,
+    /// Is dropped and counted.
+    Deny = 2,
+}
+
+/// The data of a key of the trie [`map::POLICY_CIDRS`]. An IPv4 prefix of length `n` has
+/// `32 + 96 + n` bits, an IPv6 prefix `32 + n`. Whoever compiles a policy must give the whole
+/// of mapped IPv4 (`::ffff:0:0/96`) an entry of its own, lest `::/0` speak for IPv4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyCidrKey {
+    /// The policy's number, network byte order.
+    pub policy: [u8; 4],
+    /// Prefix of the destination.
+    pub address: Address,
+}
+
+/// All the rules that cover a prefix, overlapping shorter prefixes included (union). Map
+/// [`map::POLICY_CIDRS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyClass {
+    /// Number of the set of rules; unique among all policies; 0: no rule, the default decides.
+    pub class: u32,
+}
+
+/// Which ports of a class a verdict is for.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyProtocol {
+    /// Neither of the others; the port is 0.
+    Other = 0,
+    /// TCP.
+    Tcp = 1,
+    /// UDP.
+    Udp = 2,
+    /// ICMP and ICMPv6; the port is 0.
+    Icmp = 3,
+}
+
+/// The data of a key of the trie [`map::POLICY_PORTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyPortKey {
+    /// [`PolicyClass::class`], network byte order.
+    pub class: [u8; 4],
+    /// [`PolicyProtocol`].
+    pub protocol: u8,
+    /// Zero: keeps the port, which a prefix may end in, at the end.
+    pub pad: u8,
+    /// Destination port, network byte order.
+    pub port: [u8; 2],
+}
+
+/// The verdict for some ports of a class. Map [`map::POLICY_PORTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// [`PolicyAction`].
+    pub action: u32,
+    /// Which rule of the policy decides: 1 is the first of the policy as shown.
+    pub rule: u32,
+}
+
+/// Key of [`map::DROPS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DropKey {
+    /// The endpoint's number; 0: none is known.
+    pub endpoint: u32,
+    /// [`Reason`].
+    pub reason: u32,
+}
+
+/// Value of [`map::DROPS`], per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropCount {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, link-layer header included.
+    pub bytes: u64,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
+        /// Why a packet was dropped: verdict, counter and display text in one.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason { $($(#[doc = $doc])+ $name = $number,)+ }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name that people and programs read; stable.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// The reason with that number.
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$name),)+ _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The frame came from an interface without an endpoint.
+    NoEndpoint = 1, "no-endpoint";
+    /// The source link-layer address is not the endpoint's.
+    SpoofedMac = 2, "spoofed-mac";
+    /// The source IP address, or an address inside ARP or neighbour discovery, is not the endpoint's.
+    SpoofedAddress = 3, "spoofed-address";
+    /// Neither IPv4, IPv6 nor ARP: VLAN tags, for instance.
+    NotIp = 4, "not-ip";
+    /// Cut short or malformed.
+    Malformed = 5, "malformed";
+    /// A fragment of a packet that needs translation or judgement.
+    Fragment = 6, "fragment";
+    /// An IP protocol that is not translated.
+    Protocol = 7, "protocol";
+    /// IPv6 extension headers that hide what follows.
+    ExtensionHeader = 8, "extension-header";
+    /// Multicast or broadcast; nucnet carries neither.
+    Multicast = 9, "multicast";
+    /// Link-local source or destination, neighbour discovery aside.
+    LinkLocal = 10, "link-local";
+    /// A loopback, unspecified or otherwise impossible address.
+    Martian = 11, "martian";
+    /// Only routers and servers send this: router advertisement, redirect, DHCP reply.
+    Infrastructure = 12, "infrastructure";
+    /// The time to live or hop limit is used up.
+    TtlExceeded = 13, "ttl-exceeded";
+    /// An egress rule, or the default of the policy, denies it.
+    Policy = 14, "policy";
+    /// Not the first packet of a connection, and no flow is known.
+    NoFlow = 15, "no-flow";
+    /// The endpoint has as many flows as one may have.
+    FlowQuota = 16, "flow-quota";
+    /// The table of flows has no place that is free or dead.
+    FlowTableFull = 17, "flow-table-full";
+    /// No external port is free.
+    PortsExhausted = 18, "ports-exhausted";
+    /// No route to the destination.
+    NoRoute = 19, "no-route";
+    /// The route leads out of an interface on which nucnet has no program yet.
+    UplinkUnmanaged = 20, "uplink-unmanaged";
+    /// The destination is in a managed network, and nobody has the address.
+    NoSuchAddress = 21, "no-such-address";
+    /// One of the two networks is isolated.
+    Isolated = 22, "isolated";
+    /// From outside, to what is not published.
+    NotPublished = 23, "not-published";
+    /// From outside, with a source that only the host or an endpoint has.
+    MartianSource = 24, "martian-source";
+    /// From outside, to a dynamic port, by a peer that the endpoint never spoke to.
+    Filtered = 25, "filtered";
+    /// An address in the packet has no owner who could answer for it (ARP, neighbour solicitation).
+    NoNeighbour = 26, "no-neighbour";
+    /// A helper of the kernel refused what should always work.
+    Helper = 27, "helper";
+    /// Larger than the way out takes.
+    TooBig = 28, "too-big";
+}
+
+#[cfg(feature = "user")]
+#[allow(unsafe_code)]
+mod pod {
+    use super::*;
+
+    macro_rules! pod {
+        ($($name:ty),+) => {
+            // SAFETY: `repr(C)`, `Copy`, `'static`, made of integers and arrays of integers
+            // only, so every bit pattern is valid; no implicit padding (tested below).
+            $(unsafe impl aya::Pod for $name {})+
+        };
+    }
+
+    pod!(
+        Settings, Endpoint, Owner, PublishKey, Publish, FlowKey, OutsideKey, Flow, Binding, Slot,
+        Usage, Uplink, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, DropKey, DropCount
+    );
+}

@@ -1,0 +1,9 @@
+//! What nucnet's BPF programs and its control plane share: the layout of the maps
+//! ([`abi`]) and the packet logic.
+//!
+//! Everything here is `no_std`, knows no map and no system call, and runs in the kernel and
+//! under `cargo test` alike. The only `unsafe` is the `Pod` implementations in [`abi`].
+#![no_std]
+#![deny(unsafe_code)]
+
+pub mod abi;

@@ -1,0 +1,47 @@
+//! The maps. Layout and meaning: `nucnet_common::abi`.
+//!
+//! Every map is defined in BTF, so that `bpftool map dump` prints named fields. None is
+//! preallocated unless its kind always is: an idle host pays for what it uses.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuHashMap},
+    macros::btf_map,
+};
+use nucnet_common::abi::{
+    Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
+    PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot,
+    Uplink, Usage, size,
+};
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "settings")]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map(name = "endpoints")]
+pub static ENDPOINTS: HashMap<u32, Endpoint, { size::ENDPOINTS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "addresses")]
+pub static ADDRESSES: HashMap<Address, Owner, { size::ADDRESSES }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "publishes")]
+pub static PUBLISHES: LpmTrie<PublishKey, Publish, { size::PUBLISHES }> = LpmTrie::new();
+#[btf_map(name = "flows")]
+pub static FLOWS: HashMap<FlowKey, Flow, { size::FLOWS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "outside")]
+pub static OUTSIDE: HashMap<OutsideKey, FlowKey, { size::OUTSIDE }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "bindings")]
+pub static BINDINGS: HashMap<FlowKey, Binding, { size::BINDINGS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "slots")]
+pub static SLOTS: Array<Slot, { size::SLOTS }> = Array::new();
+#[btf_map(name = "usage")]
+pub static USAGE: HashMap<u32, Usage, { size::ENDPOINTS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "uplinks")]
+pub static UPLINKS: HashMap<u32, Uplink, { size::UPLINKS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "drops")]
+pub static DROPS: PerCpuHashMap<DropKey, DropCount, { size::DROPS }, ON_DEMAND> =
+    PerCpuHashMap::new();
+#[btf_map(name = "policy_cidrs")]
+pub static POLICY_CIDRS: LpmTrie<PolicyCidrKey, PolicyClass, { size::POLICY_CIDRS }> =
+    LpmTrie::new();
+#[btf_map(name = "policy_ports")]
+pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyRule, { size::POLICY_PORTS }> =
+    LpmTrie::new();
