@@ -1,1 +1,70 @@
-fn main(){}
+//! nucnet's build, test, demo and bench commands: `cargo xtask --help`.
+
+mod apt;
+mod build;
+mod object;
+mod progress;
+mod run;
+mod toolchain;
+mod workspace;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{apt::Consent, workspace::Workspace};
+
+/// Builds and tests nucnet. Whatever a command needs and this machine lacks it installs
+/// (root on Debian) or names with the exact commands to type.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    /// Install what is missing without asking
+    #[arg(long, short, global = true)]
+    yes: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Build(build::Arguments),
+    /// Check a BPF object: no panic left in it, every map and program there, licence
+    VerifyObject {
+        /// The object [default: the committed one]
+        object: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Arguments {
+    fn run(&self) -> Result<()> {
+        let consent = if self.yes {
+            Consent::Given
+        } else {
+            Consent::Ask
+        };
+        let workspace = Workspace::locate()?;
+        match &self.verb {
+            Verb::Build(build) => build::main(&workspace, consent, build),
+            Verb::VerifyObject { object } => {
+                let object = object
+                    .clone()
+                    .unwrap_or_else(|| object::committed(&workspace));
+                object::verify(&workspace, &object)?;
+                println!("{}: sound", object.display());
+                Ok(())
+            }
+        }
+    }
+}

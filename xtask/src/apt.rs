@@ -1,0 +1,126 @@
+//! Debian packages: installed where we may, named with the command to type elsewhere.
+
+use std::{
+    env, fs,
+    io::{IsTerminal as _, stderr, stdin},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// Whether the user has agreed to installations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Consent {
+    /// `--yes`.
+    Given,
+    /// Ask on a terminal; without one, go ahead.
+    Ask,
+}
+
+/// A program and the Debian package that has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tool {
+    /// Name of the program.
+    pub(crate) program: &'static str,
+    /// Name of the package.
+    pub(crate) package: &'static str,
+}
+
+/// Sees to it that programs are there. `purpose` completes "needed for ...".
+pub(crate) fn ensure_tools(tools: &[Tool], purpose: &str, consent: Consent) -> Result<()> {
+    let missing = tools
+        .iter()
+        .filter(|tool| find_program(tool.program).is_none());
+    install(
+        &missing.map(|tool| tool.package).collect::<Vec<_>>(),
+        purpose,
+        consent,
+    )
+}
+
+/// Sees to it that packages are there. `purpose` completes "needed for ...".
+pub(crate) fn ensure_packages(packages: &[&str], purpose: &str, consent: Consent) -> Result<()> {
+    let missing = packages.iter().filter(|package| !is_installed(package));
+    install(&missing.copied().collect::<Vec<_>>(), purpose, consent)
+}
+
+/// Whether we are on Debian or a relative of it.
+pub(crate) fn is_debian() -> bool {
+    find_program("apt-get").is_some() && find_program("dpkg-query").is_some()
+}
+
+/// Whether we may install packages.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Where a program is: `PATH`, then the directories of administrators' programs, which
+/// are not in everybody's `PATH`.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    directories
+        .map(|directory| directory.join(name))
+        .find(|path| is_program(path))
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+fn is_installed(package: &str) -> bool {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}\n", package])
+        .stderr(Stdio::null())
+        .output();
+    output.is_ok_and(|it| {
+        it.stdout
+            .split(|byte| *byte == b'\n')
+            .any(|line| line == b"installed")
+    })
+}
+
+fn install(packages: &[&str], purpose: &str, consent: Consent) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    if !is_debian() {
+        bail!("needed for {purpose}: what Debian packages as {names}");
+    }
+    if !is_root() {
+        bail!(
+            "needed for {purpose}:\n    sudo apt-get update\n    \
+             sudo apt-get install --no-install-recommends {names}"
+        );
+    }
+    if consent == Consent::Ask && stdin().is_terminal() && stderr().is_terminal() {
+        eprint!("Needed for {purpose}: {names}. Install by apt? [Y/n] ");
+        let mut answer = String::new();
+        stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "" | "y" | "Y" | "yes") {
+            bail!("{names}: needed for {purpose}");
+        }
+    }
+    run::step("apt-get update", apt_get().arg("update"))?;
+    // `--no-remove`: what we want never costs the machine what it has.
+    run::step(
+        &format!("installing {names}"),
+        apt_get()
+            .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
+            .args(packages),
+    )
+}
+
+/// `apt-get` that asks nothing and waits for another one to finish.
+pub(crate) fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-o", "DPkg::Lock::Timeout=300"]);
+    command
+}
