@@ -29,6 +29,18 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
+/// Every program that nucnet's commands run and that a machine may lack.
+#[rustfmt::skip]
+pub(crate) mod tool {
+    use super::Tool;
+
+    pub(crate) const BPFTOOL: Tool = Tool { program: "bpftool", package: "bpftool" };
+    pub(crate) const CURL: Tool = Tool { program: "curl", package: "curl" };
+    pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2" };
+    pub(crate) const IPTABLES: Tool = Tool { program: "iptables", package: "iptables" };
+    pub(crate) const PING: Tool = Tool { program: "ping", package: "iputils-ping" };
+}
+
 /// Sees to it that programs are there. `purpose` completes "needed for ...".
 pub(crate) fn ensure_tools(tools: &[Tool], purpose: &str, consent: Consent) -> Result<()> {
     let missing = tools

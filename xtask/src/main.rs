@@ -5,6 +5,7 @@ mod build;
 mod object;
 mod progress;
 mod run;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -30,6 +31,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     Build(build::Arguments),
+    Test(test::Arguments),
     /// Check a BPF object: no panic left in it, every map and program there, licence
     VerifyObject {
         /// The object [default: the committed one]
@@ -57,6 +59,7 @@ impl Arguments {
         let workspace = Workspace::locate()?;
         match &self.verb {
             Verb::Build(build) => build::main(&workspace, consent, build),
+            Verb::Test(test) => test::main(&workspace, consent, test),
             Verb::VerifyObject { object } => {
                 let object = object
                     .clone()

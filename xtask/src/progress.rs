@@ -65,6 +65,12 @@ impl Step {
         self.started.elapsed()
     }
 
+    /// Ends the step badly.
+    pub(crate) fn failed(mut self) -> Duration {
+        self.finish("FAIL");
+        self.started.elapsed()
+    }
+
     fn finish(&mut self, outcome: &str) {
         self.finished = true;
         if let Some(spinner) = &self.spinner {

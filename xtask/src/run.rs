@@ -13,13 +13,6 @@ use crate::progress::Step;
 /// Lines of a failed step's output that are shown.
 const TAIL: usize = 60;
 
-/// Shows the command, then runs it on our own terminal.
-pub(crate) fn echo(command: &mut Command) -> Result<()> {
-    eprintln!("$ {}", shown(command));
-    let status = command.status().with_context(|| cannot_run(command))?;
-    check(command, status)
-}
-
 /// Runs a long command as a step of its own: its last line of output beside the time, and
 /// the end of its output when it fails.
 pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
