@@ -333,15 +333,6 @@ impl Report {
             self.counted.failed += number("failed");
             self.counted.skipped += number("ignored");
         }
-        let uneventful = [
-            "test ",
-            "running ",
-            "     Running ",
-            "   Compiling ",
-            "    Finished ",
-        ]
-        .iter()
-        .any(|start| line.starts_with(start));
         let wanted = match self.part {
             Part::Running => !is_uneventful(line),
             Part::Successes => false,
