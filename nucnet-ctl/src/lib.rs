@@ -1,1 +1,3 @@
+//! The control plane of nucnet, as a library for container runtimes to embed.
 
+pub mod model;

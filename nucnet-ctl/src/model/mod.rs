@@ -1,0 +1,21 @@
+//! Values, and what follows from them: names, addresses, publishes, policies, address
+//! allocation, records and plans.
+//!
+//! The constructors here are the only validators: a value of one of these types is valid, and
+//! no other room turns strings into values. Nothing here makes a system call.
+
+mod address;
+mod error;
+mod name;
+
+pub mod ipam;
+pub mod plan;
+pub mod policy;
+pub mod ports;
+pub mod publish;
+pub mod record;
+pub mod rule;
+
+pub use address::{Cidr, Mac, Mtu, Subnet, to_abi};
+pub use error::{Invalid, Kind, Problem};
+pub use name::{EndpointId, IfName, NetworkName};

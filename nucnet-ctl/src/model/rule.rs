@@ -1,0 +1,266 @@
+//! Egress rules: where an endpoint may or may not send.
+
+use super::{
+    Cidr, Invalid, Problem,
+    ports::{PortRange, parse_port},
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::IpAddr, str::FromStr};
+
+/// Which destinations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// Both families.
+    Any,
+    /// One prefix.
+    Cidr(Cidr),
+}
+
+/// Which protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuleProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP and ICMPv6.
+    Icmp,
+}
+
+/// `CIDR|any[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]`, in its canonical form: host bits
+/// masked, ports sorted and merged.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Rule {
+    target: Target,
+    /// Disjoint and ascending; empty: every port.
+    ports: Vec<PortRange>,
+    protocol: Option<RuleProtocol>,
+}
+
+impl Rule {
+    /// Which destinations.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Which ports, disjoint and ascending; empty: every port.
+    pub fn ports(&self) -> &[PortRange] {
+        &self.ports
+    }
+
+    /// Which protocol. None: every protocol or, where there are ports, TCP and UDP.
+    pub fn protocol(&self) -> Option<RuleProtocol> {
+        self.protocol
+    }
+
+    /// What a resolver needs: port 53, both protocols.
+    pub fn resolver(address: IpAddr) -> Self {
+        Self {
+            target: Target::Cidr(Cidr::host(address.to_canonical())),
+            ports: vec![PortRange::one(53)],
+            protocol: None,
+        }
+    }
+}
+
+/// Disjoint and ascending, neighbours joined.
+fn merged(mut ports: Vec<PortRange>) -> Vec<PortRange> {
+    ports.sort();
+    let mut merged: Vec<PortRange> = Vec::with_capacity(ports.len());
+    for range in ports {
+        match merged.last_mut() {
+            Some(last) if u32::from(range.first()) <= u32::from(last.last()) + 1 => {
+                let end = last.last().max(range.last());
+                *last = PortRange::new(last.first(), end).unwrap_or(*last);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+impl FromStr for Rule {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let invalid = |problem| Invalid::new("rule", text, problem);
+        // What follows the last '/' is a protocol, unless it is a prefix length.
+        let (rest, protocol) = match text.rsplit_once('/') {
+            Some((rest, "tcp")) => (rest, Some(RuleProtocol::Tcp)),
+            Some((rest, "udp")) => (rest, Some(RuleProtocol::Udp)),
+            Some((rest, "icmp")) => (rest, Some(RuleProtocol::Icmp)),
+            Some((_, word)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+                return Err(invalid(Problem::RuleProtocol(word.to_owned())));
+            }
+            _ => (text, None),
+        };
+        let (target, ports) = if let Some(rest) = rest.strip_prefix('[') {
+            let (target, rest) = rest.split_once(']').ok_or_else(|| invalid(Problem::Rule))?;
+            let ports = match rest {
+                "" => None,
+                rest => Some(
+                    rest.strip_prefix(':')
+                        .ok_or_else(|| invalid(Problem::Rule))?,
+                ),
+            };
+            if !target.contains(':') {
+                return Err(invalid(Problem::BracketsAreForV6));
+            }
+            (target, ports)
+        } else if rest.matches(':').count() > 1 {
+            // IPv6 without brackets has no ports; "2001:db8::/32:443" is not an address.
+            (rest, None)
+        } else {
+            match rest.split_once(':') {
+                Some((target, ports)) => (target, Some(ports)),
+                None => (rest, None),
+            }
+        };
+        let target = match target {
+            "any" => Target::Any,
+            target => Target::Cidr(target.parse().map_err(|_| {
+                // "2001:db8::/32:443": say what is missing.
+                let brackets = target.matches(':').count() > 1
+                    && target.contains('/')
+                    && target
+                        .rsplit_once(':')
+                        .is_some_and(|(cidr, _)| cidr.parse::<Cidr>().is_ok());
+                invalid(if brackets {
+                    Problem::NeedsBrackets
+                } else {
+                    Problem::Rule
+                })
+            })?),
+        };
+        let mut ranges = Vec::new();
+        if let Some(ports) = ports {
+            for item in ports.split(',') {
+                let port = |text: &str| {
+                    parse_port(text)
+                        .filter(|port| *port > 0)
+                        .ok_or_else(|| invalid(Problem::RulePort(text.to_owned())))
+                };
+                ranges.push(match item.split_once('-') {
+                    Some((first, last)) => PortRange::new(port(first)?, port(last)?)
+                        .ok_or_else(|| invalid(Problem::RangeBackwards))?,
+                    None => PortRange::one(port(item)?),
+                });
+            }
+            if protocol == Some(RuleProtocol::Icmp) {
+                return Err(invalid(Problem::IcmpPorts));
+            }
+        }
+        Ok(Self {
+            target,
+            ports: merged(ranges),
+            protocol,
+        })
+    }
+}
+
+impl TryFrom<String> for Rule {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<Rule> for String {
+    fn from(rule: Rule) -> Self {
+        rule.to_string()
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target {
+            Target::Any => f.write_str("any")?,
+            Target::Cidr(cidr) if cidr.net().addr().is_ipv6() && !self.ports.is_empty() => {
+                write!(f, "[{cidr}]")?;
+            }
+            Target::Cidr(cidr) => cidr.fmt(f)?,
+        }
+        for (index, range) in self.ports.iter().enumerate() {
+            write!(f, "{}{range}", if index == 0 { ':' } else { ',' })?;
+        }
+        match self.protocol {
+            Some(RuleProtocol::Tcp) => f.write_str("/tcp"),
+            Some(RuleProtocol::Udp) => f.write_str("/udp"),
+            Some(RuleProtocol::Icmp) => f.write_str("/icmp"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_grammar_of_the_contract_is_accepted_and_shown_canonically() {
+        for (text, shown) in [
+            ("any", "any"),
+            ("any/icmp", "any/icmp"),
+            ("any:53", "any:53"),
+            ("any:443,80-90,85-100,101/tcp", "any:80-101,443/tcp"),
+            ("10.1.2.3", "10.1.2.3/32"),
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("10.1.2.3/8/udp", "10.0.0.0/8/udp"),
+            ("10.1.2.3:443/tcp", "10.1.2.3/32:443/tcp"),
+            ("10.0.0.0/8:443", "10.0.0.0/8:443"),
+            ("2001:DB8::1", "2001:db8::1/128"),
+            ("2001:db8::1/32", "2001:db8::/32"),
+            ("2001:db8::/32/icmp", "2001:db8::/32/icmp"),
+            ("[2001:db8::/32]:443/tcp", "[2001:db8::/32]:443/tcp"),
+            ("[2001:db8::1]:443", "[2001:db8::1/128]:443"),
+            ("[2001:db8::/32]/udp", "2001:db8::/32/udp"),
+            ("::/0", "::/0"),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1/32:80"),
+        ] {
+            let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(rule.to_string(), shown);
+            assert_eq!(shown.parse::<Rule>().unwrap(), rule);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_rule_is_refused_with_its_reason() {
+        for (text, problem) in [
+            ("", Problem::Rule),
+            ("all", Problem::Rule),
+            ("10.0.0.0/33", Problem::Rule),
+            ("10.0.0/8", Problem::Rule),
+            ("10.0.0.0/8:", Problem::RulePort("".into())),
+            ("10.0.0.0/8:0", Problem::RulePort("0".into())),
+            ("10.0.0.0/8:1,", Problem::RulePort("".into())),
+            ("10.0.0.0/8:65536", Problem::RulePort("65536".into())),
+            ("10.0.0.0/8:9-8", Problem::RangeBackwards),
+            ("10.0.0.0/8/sctp", Problem::RuleProtocol("sctp".into())),
+            ("10.0.0.0/8/TCP", Problem::RuleProtocol("TCP".into())),
+            ("any:80/icmp", Problem::IcmpPorts),
+            ("2001:db8::/32:443", Problem::NeedsBrackets),
+            ("[10.0.0.0/8]:443", Problem::BracketsAreForV6),
+            ("[2001:db8::/32", Problem::Rule),
+            ("[2001:db8::/32]443", Problem::Rule),
+            ("fe80::1%eth0", Problem::Rule),
+        ] {
+            assert_eq!(
+                text.parse::<Rule>().expect_err(text).problem,
+                problem,
+                "{text:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_what_parses_round_trips(text in "(any|[\\[\\]:0-9./,a-f-]{0,30})(/(tcp|udp|icmp))?") {
+            if let Ok(rule) = text.parse::<Rule>() {
+                prop_assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
+            }
+        }
+    }
+}
