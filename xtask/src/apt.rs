@@ -39,6 +39,7 @@ pub(crate) mod tool {
     pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2" };
     pub(crate) const IPTABLES: Tool = Tool { program: "iptables", package: "iptables" };
     pub(crate) const PING: Tool = Tool { program: "ping", package: "iputils-ping" };
+    pub(crate) const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
 }
 
 /// Sees to it that programs are there. `purpose` completes "needed for ...".

@@ -1,12 +1,14 @@
 //! nucnet's build, test, demo and bench commands: `cargo xtask --help`.
 
 mod apt;
+mod archive;
 mod build;
 mod object;
 mod progress;
 mod run;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -32,6 +34,7 @@ struct Arguments {
 enum Verb {
     Build(build::Arguments),
     Test(test::Arguments),
+    Vm(vm::Arguments),
     /// Check a BPF object: no panic left in it, every map and program there, licence
     VerifyObject {
         /// The object [default: the committed one]
@@ -40,6 +43,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    if vm::is_guest() {
+        vm::guest::main();
+    }
     match Arguments::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -60,6 +66,7 @@ impl Arguments {
         match &self.verb {
             Verb::Build(build) => build::main(&workspace, consent, build),
             Verb::Test(test) => test::main(&workspace, consent, test),
+            Verb::Vm(vm) => vm::main(&workspace, consent, vm),
             Verb::VerifyObject { object } => {
                 let object = object
                     .clone()

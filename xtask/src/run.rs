@@ -16,9 +16,22 @@ const TAIL: usize = 60;
 /// Runs a long command as a step of its own: its last line of output beside the time, and
 /// the end of its output when it fails.
 pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
+    step_reading(title, command, |_| true)
+}
+
+/// The same, for a command whose output matters: `shown` gets each line and says whether it
+/// is for people.
+pub(crate) fn step_reading(
+    title: &str,
+    command: &mut Command,
+    mut shown: impl FnMut(&str) -> bool,
+) -> Result<()> {
     let step = Step::start(title);
     let mut tail = VecDeque::new();
     let status = lines(command, |line| {
+        if !shown(line) {
+            return;
+        }
         step.note(line);
         if tail.len() == TAIL {
             tail.pop_front();

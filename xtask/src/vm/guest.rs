@@ -1,0 +1,129 @@
+//! The guest's init: mounts, loads modules, runs the tests, reports on the console, ends.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    kmod::{ModuleInitFlags, finit_module},
+    mount::{MsFlags, mount},
+    sys::reboot::{RebootMode, reboot},
+};
+
+/// Where the guest has `nucnet-ctl`.
+pub(super) const CTL: &str = "/usr/bin/nucnet-ctl";
+/// Where it has the lab's own program.
+pub(super) const PEER: &str = "/usr/bin/nucnet-peer";
+/// Where it has the tiers of tests.
+pub(super) const TESTS: &str = "/tests";
+/// Where it has the modules to be loaded, in order.
+pub(super) const MODULES: &str = "/modules";
+/// What the names of the tests to run contain.
+pub(super) const FILTER: &str = "/etc/filter";
+
+/// Starts every line of ours on the console.
+pub(super) const MARK: &str = "@@ ";
+
+/// A filesystem of the guest.
+pub(super) struct Mount {
+    kind: &'static str,
+    pub(super) target: &'static str,
+}
+
+pub(super) const MOUNTS: [Mount; 7] = [
+    Mount {
+        kind: "proc",
+        target: "/proc",
+    },
+    Mount {
+        kind: "sysfs",
+        target: "/sys",
+    },
+    Mount {
+        kind: "devtmpfs",
+        target: "/dev",
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/run",
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/tmp",
+    },
+    Mount {
+        kind: "bpf",
+        target: "/sys/fs/bpf",
+    },
+    Mount {
+        kind: "cgroup2",
+        target: "/sys/fs/cgroup",
+    },
+];
+
+/// Runs the guest.
+pub(crate) fn main() -> ! {
+    if let Err(error) = run() {
+        println!("{MARK}error {error:#}");
+    }
+    // Init must not end: what the kernel says to that would hide what went wrong.
+    loop {
+        let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+        println!("{MARK}error cannot power off: {error}");
+    }
+}
+
+fn run() -> Result<()> {
+    for Mount { kind, target } in MOUNTS {
+        mount(
+            Some(kind),
+            target,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("cannot mount {target}"))?;
+    }
+    println!(
+        "{MARK}boot {}",
+        fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
+    );
+    for path in files(Path::new(MODULES))? {
+        finit_module(File::open(&path)?, c"", ModuleInitFlags::empty())
+            .with_context(|| format!("cannot load {}", path.display()))?;
+    }
+    // SAFETY: init has one thread.
+    unsafe {
+        env::set_var("PATH", "/usr/bin");
+        env::set_var("HOME", "/root");
+        env::set_var("NUCNET_CTL", CTL);
+        env::set_var("NUCNET_PEER", PEER);
+    }
+    let filter = fs::read_to_string(FILTER).ok();
+    for tier in files(Path::new(TESTS))? {
+        let name = tier.file_name().unwrap_or_default().to_string_lossy();
+        println!("{MARK}tier {name}");
+        let status = Command::new(&tier)
+            .args(["--test-threads=1", "--show-output", "--color=never"])
+            .args(&filter)
+            .status()
+            .with_context(|| format!("cannot run {}", tier.display()))?;
+        println!("{MARK}end {name}: {status}");
+    }
+    Ok(())
+}
+
+fn files(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(Vec::new());
+    };
+    let mut files = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    files.sort();
+    Ok(files)
+}

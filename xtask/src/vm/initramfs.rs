@@ -1,0 +1,144 @@
+//! The guest's whole filesystem, as the kernel unpacks it from a cpio archive.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    fs::File,
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{Programs, guest, kernel::Kernel};
+use crate::apt;
+
+/// Programs of this machine that the tests run in the guest, where it has them.
+const TOOLS: [&str; 8] = [
+    "ip",
+    "tc",
+    "iptables",
+    "ip6tables",
+    "bpftool",
+    "ping",
+    "curl",
+    "sh",
+];
+
+/// Plugins of iptables, which it opens by name.
+const PLUGINS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
+
+/// Writes the archive.
+pub(super) fn write(
+    path: &Path,
+    kernel: &Kernel,
+    programs: &Programs,
+    filter: Option<&str>,
+) -> Result<()> {
+    let mut image = Image {
+        file: BufWriter::new(File::create(path)?),
+        present: BTreeSet::new(),
+    };
+    image.program(&env::current_exe()?, Path::new("/init"))?;
+    image.program(&programs.ctl, Path::new(guest::CTL))?;
+    image.program(&programs.peer, Path::new(guest::PEER))?;
+    for (name, program) in &programs.tiers {
+        image.program(program, &Path::new(guest::TESTS).join(name))?;
+    }
+    for tool in TOOLS {
+        if let Some(program) = apt::find_program(tool) {
+            image.program(&program, &Path::new("/usr/bin").join(tool))?;
+        }
+    }
+    image.symlink("/bin", "usr/bin")?;
+    image.symlink("/sbin", "usr/bin")?;
+    if let Ok(plugins) = fs::read_dir(PLUGINS) {
+        for plugin in plugins.flatten() {
+            image.file(&plugin.path(), &plugin.path())?;
+        }
+    }
+    for (number, (name, module)) in kernel.modules()?.iter().enumerate() {
+        let path = Path::new(guest::MODULES).join(format!("{number:03}-{name}"));
+        image.add(&path, 0o100_644, module)?;
+    }
+    if let Some(filter) = filter {
+        image.add(Path::new(guest::FILTER), 0o100_644, filter.as_bytes())?;
+    }
+    for directory in guest::MOUNTS
+        .map(|mount| mount.target)
+        .into_iter()
+        .chain(["/root", "/etc"])
+    {
+        image.directory(Path::new(directory))?;
+    }
+    image.finish()
+}
+
+/// An archive being written.
+struct Image {
+    file: BufWriter<File>,
+    present: BTreeSet<PathBuf>,
+}
+
+impl Image {
+    /// A program, under another name, with its libraries.
+    fn program(&mut self, from: &Path, to: &Path) -> Result<()> {
+        self.file(from, to)?;
+        // Fails for what is linked statically, which needs nothing more.
+        let output = Command::new("ldd")
+            .arg(from)
+            .output()
+            .context("cannot run ldd")?;
+        let libraries = String::from_utf8_lossy(&output.stdout).into_owned();
+        for library in libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            self.file(Path::new(library), Path::new(library))?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if self.present.contains(to) {
+            return Ok(());
+        }
+        let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        self.add(to, 0o100_755, &content)
+    }
+
+    fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
+        self.add(Path::new(path), 0o120_777, target.as_bytes())
+    }
+
+    fn directory(&mut self, path: &Path) -> Result<()> {
+        self.add(path, 0o040_755, &[])
+    }
+
+    fn add(&mut self, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+        if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("/")) {
+            self.directory(parent)?;
+        }
+        if !self.present.insert(path.to_owned()) {
+            return Ok(());
+        }
+        let name = path
+            .strip_prefix("/")?
+            .to_str()
+            .context("a path that is no text")?;
+        let size = u32::try_from(content.len())?;
+        let mut entry = cpio::newc::Builder::new(name)
+            .ino(u32::try_from(self.present.len())?)
+            .mode(mode)
+            .write(&mut self.file, size);
+        entry.write_all(content)?;
+        entry.finish()?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        cpio::newc::trailer(self.file)?.flush()?;
+        Ok(())
+    }
+}

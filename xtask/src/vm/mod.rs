@@ -1,0 +1,269 @@
+//! `cargo xtask vm`: the tests of the loaded programs on Debian's kernels.
+//!
+//! Each kernel is booted under QEMU, emulated: it needs no `/dev/kvm`, no root and no image,
+//! and takes seconds. The guest is an initramfs with this very program as init ([`guest`]),
+//! the test programs, and what they run. QEMU and the kernels are unpacked into
+//! `target/vm`; nothing is installed.
+
+pub(crate) mod guest;
+mod initramfs;
+mod kernel;
+mod outcome;
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    apt::{self, Consent, tool},
+    archive::Archive,
+    object,
+    progress::Step,
+    run,
+    workspace::{OBJECT_VARIABLE, Profile, Workspace},
+};
+use kernel::Kernel;
+use outcome::{Outcome, Table};
+
+/// The package with the lab, the packet tables and the scenarios.
+const TESTS: &str = "nucnet-tests";
+
+/// How long a guest may take before it is ended.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Run the tests of the loaded programs on other kernels, under QEMU
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Kernels of Debian: 5.10, 6.1, 6.12
+    #[arg(default_values = ["6.1", "5.10"])]
+    kernels: Vec<String>,
+    /// Run only tests whose name contains this
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// Runs the verb.
+pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Arguments) -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the guests are x86-64 and this machine is not"
+    );
+    ensure!(
+        apt::is_debian(),
+        "needs apt and dpkg to fetch Debian's kernels"
+    );
+    let wanted = arguments
+        .kernels
+        .iter()
+        .map(|name| kernel::Release::named(name));
+    let wanted = wanted.collect::<Result<Vec<_>>>()?;
+    apt::ensure_tools(&[tool::IP, tool::XZ], "the guests", consent)?;
+
+    let cache = workspace.target.join("vm");
+    let qemu = Qemu::ensure(&cache)?;
+    let programs = programs(workspace)?;
+    let mut table = Table::default();
+    for release in wanted {
+        let kernel = Kernel::ensure(&cache, release)?;
+        let image = cache.join(format!("{}.cpio", release.name));
+        initramfs::write(&image, &kernel, &programs, arguments.filter.as_deref())
+            .with_context(|| format!("cannot write {}", image.display()))?;
+        let log = cache.join(format!("{}.log", release.name));
+        table.add(release, qemu.boot(&kernel, &image, &log)?);
+        eprintln!("       all that the guest said: {}", log.display());
+    }
+    println!("\n{table}");
+    let failed = table.unmet();
+    if !failed.is_empty() {
+        bail!("failed on {}, which must pass", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// What runs in the guest.
+struct Programs {
+    ctl: PathBuf,
+    peer: PathBuf,
+    /// Name of a tier and its program.
+    tiers: Vec<(String, PathBuf)>,
+}
+
+/// Builds them, with the object of these sources if it has been built.
+fn programs(workspace: &Workspace) -> Result<Programs> {
+    let built = object::built(workspace);
+    let object = built.exists().then_some(built.as_path());
+    let ctl = workspace.build_ctl(Profile::Debug, object)?;
+    let mut build = workspace.cargo("test");
+    build.args([
+        "--locked",
+        "--package",
+        TESTS,
+        "--tests",
+        "--bins",
+        "--no-run",
+    ]);
+    build.arg("--message-format=json-render-diagnostics");
+    if let Some(object) = object {
+        build.env(OBJECT_VARIABLE, object);
+    }
+    let mut messages = String::new();
+    run::step_reading("building the tests", &mut build, |line| {
+        let for_people = !line.starts_with('{');
+        if !for_people {
+            messages.push_str(line);
+            messages.push('\n');
+        }
+        for_people
+    })?;
+
+    let (mut peer, mut tiers) = (None, Vec::new());
+    for message in cargo_metadata::Message::parse_stream(messages.as_bytes()) {
+        let cargo_metadata::Message::CompilerArtifact(artifact) = message? else {
+            continue;
+        };
+        let Some(program) = artifact.executable else {
+            continue;
+        };
+        if artifact.target.is_test() {
+            tiers.push((artifact.target.name, program.into()));
+        } else if artifact.target.is_bin() && !artifact.profile.test {
+            peer = Some(program.into());
+        }
+    }
+    tiers.sort();
+    let peer = peer.with_context(|| format!("{TESTS} has no program for the lab"))?;
+    Ok(Programs { ctl, peer, tiers })
+}
+
+/// An emulator: the machine's own, or one in the cache.
+struct Qemu {
+    program: PathBuf,
+    libraries: Option<String>,
+}
+
+impl Qemu {
+    fn ensure(cache: &Path) -> Result<Self> {
+        const PROGRAM: &str = "qemu-system-x86_64";
+        if let Some(program) = apt::find_program(PROGRAM) {
+            return Ok(Self {
+                program,
+                libraries: None,
+            });
+        }
+        let home = cache.join("qemu");
+        let program = home.join("usr/bin").join(PROGRAM);
+        if !program.exists() {
+            let codename = fs::read_to_string("/etc/os-release")?
+                .lines()
+                .find_map(|line| line.strip_prefix("VERSION_CODENAME=").map(str::to_owned))
+                .context("/etc/os-release names no release")?;
+            let archive = Archive::open(
+                &cache.join("apt-qemu"),
+                &[
+                    format!("http://deb.debian.org/debian {codename} main"),
+                    format!("http://deb.debian.org/debian-security {codename}-security main"),
+                ],
+            )?;
+            let unpacked = cache.join("qemu.new");
+            archive.unpack_with_dependencies("qemu-system-x86", &unpacked)?;
+            fs::rename(&unpacked, &home)?;
+        }
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|directory| home.join(directory).display().to_string());
+        Ok(Self {
+            program,
+            libraries: Some(libraries.join(":")),
+        })
+    }
+
+    /// Boots a kernel and returns what the guest reports.
+    fn boot(&self, kernel: &Kernel, image: &Path, log: &Path) -> Result<Outcome> {
+        let mut log = File::create(log)?;
+        let mut command = Command::new(&self.program);
+        if let Some(libraries) = &self.libraries {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
+        command
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max",
+                "-smp",
+                "2",
+                "-m",
+                "1024",
+            ])
+            .args([
+                "-nodefaults",
+                "-display",
+                "none",
+                "-serial",
+                "stdio",
+                "-no-reboot",
+            ])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(image)
+            .args(["-append", "console=ttyS0 panic=-1 quiet"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let step = Step::start(format!("Linux {}", kernel.version));
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot run `{}`", run::shown(&command)))?;
+        let output = child.stdout.take().context("QEMU has no output")?;
+        let (sender, lines) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).replace('\r', "");
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut outcome = Outcome::default();
+        let deadline = std::time::Instant::now() + LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            match lines.recv_timeout(left) {
+                Ok(line) => {
+                    step.note(&line);
+                    writeln!(log, "{line}")?;
+                    outcome.line(&line);
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    outcome.note(format!("ended after {} s", LIMIT.as_secs()));
+                    child.kill()?;
+                    break;
+                }
+            }
+        }
+        child.wait()?;
+        drop(lines);
+        // The reader ends with QEMU.
+        let _ = reader.join();
+        if outcome.booted() {
+            step.done()
+        } else {
+            step.failed()
+        };
+        Ok(outcome)
+    }
+}
+
+/// Whether this process is the init of a guest.
+pub(crate) fn is_guest() -> bool {
+    std::process::id() == 1 && env::var_os("CARGO").is_none()
+}
