@@ -61,8 +61,19 @@ pub mod map {
 
     /// Every map, in the order of the object.
     pub const ALL: [&str; 13] = [
-        SETTINGS, ENDPOINTS, ADDRESSES, PUBLISHES, FLOWS, OUTSIDE, BINDINGS, SLOTS, USAGE, UPLINKS,
-        DROPS, POLICY_CIDRS, POLICY_PORTS,
+        SETTINGS,
+        ENDPOINTS,
+        ADDRESSES,
+        PUBLISHES,
+        FLOWS,
+        OUTSIDE,
+        BINDINGS,
+        SLOTS,
+        USAGE,
+        UPLINKS,
+        DROPS,
+        POLICY_CIDRS,
+        POLICY_PORTS,
     ];
 }
 
@@ -96,8 +107,11 @@ pub mod size {
     pub const OUTSIDE: usize = 2 * FLOWS;
     /// Bindings; bounded by the dynamic ports of the addresses of the host.
     pub const BINDINGS: usize = FLOWS;
-    /// Places: flows and bindings.
+    /// Places: flows and bindings; a power of two.
     pub const SLOTS: usize = 2 * FLOWS;
+    /// Places among which the flows of one endpoint are; a power of two. Twice the default
+    /// quota, so that 16 draws find no place once in 65,536 times at worst.
+    pub const SLOT_WINDOW: usize = 65_536;
     /// Interfaces of the host that are not nucnet's own.
     pub const UPLINKS: usize = 4_096;
     /// Endpoint and reason.
@@ -125,7 +139,7 @@ pub struct Settings {
     /// Interface index of one of nucnet's bridges, on which forwarding is on: the point of
     /// view for route lookups. 0: there is none.
     pub fib_link: u32,
-    /// Flows that one endpoint may have at once.
+    /// Flows and bindings that one endpoint may have at once.
     pub flows_per_endpoint: u32,
     /// Idle time of an established TCP connection (RFC 5382 REQ-5: at least 7,440 s).
     pub tcp_established_s: u32,
@@ -349,8 +363,10 @@ pub struct Flow {
     pub peer_link: u32,
     /// Its place in [`map::SLOTS`].
     pub slot: u32,
+    /// [`Slot::version`] since it took that place.
+    pub slot_version: u32,
     /// Zero; for later versions without migration.
-    pub reserved: [u8; 32],
+    pub reserved: [u8; 28],
 }
 
 /// External side of an endpoint-independent binding. Map [`map::BINDINGS`].
@@ -369,8 +385,10 @@ pub struct Binding {
     pub timeout_s: u32,
     /// Its place in [`map::SLOTS`].
     pub slot: u32,
+    /// [`Slot::version`] since it took that place.
+    pub slot_version: u32,
     /// Zero.
-    pub reserved: [u8; 12],
+    pub reserved: [u8; 8],
 }
 
 /// The kernel's `struct bpf_spin_lock`, which it finds in a map value by this name.
@@ -621,7 +639,23 @@ mod pod {
     }
 
     pod!(
-        Settings, Endpoint, Owner, PublishKey, Publish, FlowKey, OutsideKey, Flow, Binding, Slot,
-        Usage, Uplink, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, DropKey, DropCount
+        Settings,
+        Endpoint,
+        Owner,
+        PublishKey,
+        Publish,
+        FlowKey,
+        OutsideKey,
+        Flow,
+        Binding,
+        Slot,
+        Usage,
+        Uplink,
+        PolicyCidrKey,
+        PolicyClass,
+        PolicyPortKey,
+        PolicyRule,
+        DropKey,
+        DropCount
     );
 }

@@ -7,3 +7,12 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod connect;
+pub mod env;
+pub mod flow;
+pub mod guard;
+pub mod nat;
+pub mod neighbour;
+pub mod packet;
+pub mod path;
+pub mod policy;

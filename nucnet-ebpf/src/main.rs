@@ -1,52 +1,179 @@
 //! nucnet's BPF programs: entry points only. What they decide is in `nucnet_common`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod glue;
 mod maps;
+mod sock;
+
+use core::mem::size_of;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    bindings::{BPF_F_INGRESS, BPF_NOEXIST, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
+    helpers::generated::{
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
+        bpf_skb_change_type,
+    },
+    macros::classifier,
+    programs::TcContext,
 };
-use maps::*;
+use glue::{AF_INET, AF_INET6, Skb, word, words};
+use nucnet_common::{
+    abi::{Address, DropCount, DropKey},
+    packet::{ETHERNET, is_v4},
+    path::{self, Drop, Verdict, Way},
+};
 
+/// The packet is for this host (`linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+
+/// Everything that an endpoint sends.
 #[classifier]
 pub fn from_endpoint(ctx: TcContext) -> i32 {
-    let _ = SETTINGS.get(0);
-    let key = Default::default();
-    let _ = (ENDPOINTS.get_ptr(0u32), ADDRESSES.get_ptr([0u8; 16]), FLOWS.get_ptr(&key));
-    let _ = BINDINGS.remove(&key);
-    let _ = SLOTS.get_ptr(0);
-    let _ = USAGE.remove(0u32);
-    let _ = UPLINKS.remove(0u32);
-    let _ = (ctx.len(), PUBLISHES.remove(&aya_ebpf::btf_maps::lpm_trie::Key::new(0, Default::default())));
-    let _ = (ctx.len(), POLICY_CIDRS.remove(&aya_ebpf::btf_maps::lpm_trie::Key::new(0, Default::default())));
-    let _ = (ctx.len(), POLICY_PORTS.remove(&aya_ebpf::btf_maps::lpm_trie::Key::new(0, Default::default())));
-    let _ = OUTSIDE.remove(nucnet_common::abi::OutsideKey::default());
-    let _ = DROPS.remove(nucnet_common::abi::DropKey::default());
-    -1
-}
-#[classifier]
-pub fn from_uplink(_ctx: TcContext) -> i32 {
-    -1
-}
-#[classifier]
-pub fn from_uplink_l3(_ctx: TcContext) -> i32 {
-    -1
-}
-#[classifier]
-pub fn from_host(_ctx: TcContext) -> i32 {
-    -1
-}
-#[cgroup_sock_addr(connect4)]
-pub fn host_connect4(_ctx: SockAddrContext) -> i32 {
-    1
-}
-#[cgroup_sock_addr(connect6)]
-pub fn host_connect6(_ctx: SockAddrContext) -> i32 {
-    1
+    let skb = Skb { ctx };
+    let link = skb.link();
+    let verdict = path::from_endpoint(&skb, link);
+    skb.conclude(verdict)
 }
 
+/// Everything that comes in by an uplink with Ethernet headers.
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    arrived(ctx, ETHERNET)
+}
+
+/// Everything that comes in by an uplink without link-layer header.
+#[classifier]
+pub fn from_uplink_l3(ctx: TcContext) -> i32 {
+    arrived(ctx, 0)
+}
+
+/// Everything that the host sends to endpoints.
+#[classifier]
+pub fn from_host(ctx: TcContext) -> i32 {
+    let skb = Skb { ctx };
+    let verdict = path::from_host(&skb, skb.ethertype());
+    skb.conclude(verdict)
+}
+
+#[inline(always)]
+fn arrived(ctx: TcContext, header: u32) -> i32 {
+    let skb = Skb { ctx };
+    // Frames for others, which an uplink in promiscuous mode sees too, are not for endpoints.
+    if skb.packet_type() != PACKET_HOST {
+        return TC_ACT_UNSPEC;
+    }
+    let verdict = path::from_uplink(&skb, skb.link(), header, skb.ethertype());
+    if header == 0 {
+        return skb.conclude_headerless(verdict);
+    }
+    skb.conclude(verdict)
+}
+
+impl Skb {
+    /// Index of the interface that the program sits on.
+    #[inline(always)]
+    fn link(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn packet_type(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).pkt_type }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: the context is the program's own. The field is in network byte order.
+        u16::from_be(unsafe { (*self.ctx.skb.skb).protocol } as u16)
+    }
+
+    /// Sends the packet where the verdict says.
+    #[inline(always)]
+    fn conclude(&self, verdict: Verdict) -> i32 {
+        // SAFETY: the helpers take integers, and a buffer with its own size.
+        let result = unsafe {
+            match verdict {
+                Ok(Way::Pass) => return TC_ACT_UNSPEC,
+                Ok(Way::Peer { link }) => {
+                    // A frame that was addressed to the bridge is "for others" to the peer,
+                    // and kernels before 6.16 drop it there.
+                    bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST);
+                    bpf_redirect_peer(link, 0)
+                }
+                Ok(Way::Link { link }) => bpf_redirect(link, 0),
+                Ok(Way::Host { link }) => bpf_redirect(link, BPF_F_INGRESS.into()),
+                Ok(Way::Uplink { link, next_hop }) => redirect_neigh(link, &next_hop),
+                Err(drop) => return self.count_drop(drop),
+            }
+        };
+        result as i32
+    }
+
+    /// The same for a packet without link-layer header, of which every endpoint expects one.
+    #[inline(always)]
+    fn conclude_headerless(&self, verdict: Verdict) -> i32 {
+        if let Ok(Way::Peer { .. } | Way::Link { .. }) = verdict {
+            // SAFETY: the context is the program's own.
+            if unsafe { bpf_skb_change_head(self.ctx.skb.skb, ETHERNET, 0) } != 0
+                || path::add_header(self, verdict, self.ethertype()).is_err()
+            {
+                return TC_ACT_SHOT;
+            }
+        }
+        self.conclude(verdict)
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, drop: Drop) -> i32 {
+        let key = DropKey {
+            endpoint: drop.endpoint,
+            reason: drop.reason as u32,
+        };
+        let bytes = u64::from(self.ctx.len());
+        match maps::DROPS.get_ptr_mut(&key) {
+            Some(count) => {
+                // SAFETY: a per-CPU value, which nobody else writes while the program runs.
+                unsafe {
+                    (*count).packets += 1;
+                    (*count).bytes += bytes;
+                }
+            }
+            None => {
+                // Full: the packet is dropped all the same, uncounted.
+                let _ =
+                    maps::DROPS.insert(&key, &DropCount { packets: 1, bytes }, BPF_NOEXIST.into());
+            }
+        }
+        TC_ACT_SHOT
+    }
+}
+
+/// Hands a packet to a neighbour beyond an uplink. The kernel resolves the neighbour and keeps
+/// the packet until it has: nothing is lost, and nothing leaves with a stale address.
+#[inline(always)]
+unsafe fn redirect_neigh(link: u32, next_hop: &Address) -> i64 {
+    if *next_hop == [0; 16] {
+        // SAFETY: no buffer.
+        return unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) };
+    }
+    // SAFETY: an all-zero `bpf_redir_neigh` is a valid one.
+    let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    if is_v4(next_hop) {
+        neighbour.nh_family = AF_INET.into();
+        neighbour.__bindgen_anon_1.ipv4_nh = word(next_hop, 12);
+    } else {
+        neighbour.nh_family = AF_INET6.into();
+        neighbour.__bindgen_anon_1.ipv6_nh = words(next_hop);
+    }
+    // SAFETY: the buffer is as large as it says.
+    unsafe { bpf_redirect_neigh(link, &mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) }
+}
+
+/// Never reached: `cargo xtask verify-object` refuses an object with a call to it.
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -5,13 +5,16 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap},
     macros::btf_map,
 };
-use nucnet_common::abi::{
-    Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
-    PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot,
-    Uplink, Usage, size,
+use nucnet_common::{
+    abi::{
+        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot,
+        Uplink, Usage, size,
+    },
+    env::Scratch,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -45,3 +48,7 @@ pub static POLICY_CIDRS: LpmTrie<PolicyCidrKey, PolicyClass, { size::POLICY_CIDR
 #[btf_map(name = "policy_ports")]
 pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyRule, { size::POLICY_PORTS }> =
     LpmTrie::new();
+
+/// The notes of a journey. Not part of the ABI.
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

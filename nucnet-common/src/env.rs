@@ -1,0 +1,149 @@
+//! What differs between the kernel and a test: tables, clock, random numbers, routes, sockets.
+//!
+//! The packet itself is the fourth such thing: [`crate::packet::Frame`].
+
+use core::ops::DerefMut;
+
+use crate::{
+    abi::{
+        Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
+        PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot, SlotUse, Uplink, Usage,
+    },
+    packet::{Frame, Packet},
+};
+
+/// The notes of a journey. A program's stack has 512 bytes, for all functions together; the
+/// kernel keeps these in a map instead, one a processor: programs of these kinds are never
+/// interrupted by another on the same processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// The packet.
+    pub packet: Packet,
+    /// Its flow, or the one that it opens.
+    pub key: FlowKey,
+    /// The external view of a flow.
+    pub outside: OutsideKey,
+    /// Whose external view that is.
+    pub found: FlowKey,
+    /// A flow that is being made.
+    pub flow: Flow,
+    /// A binding that is being made.
+    pub binding: Binding,
+    /// Its key.
+    pub inside: FlowKey,
+    /// Its external side.
+    pub bound: OutsideKey,
+    /// Of dead entries.
+    pub dead: Dead,
+}
+
+/// Notes on an entry that may be dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Dead {
+    /// The place that it holds.
+    pub slot: Slot,
+    /// Its external view.
+    pub outside: OutsideKey,
+}
+
+/// The maps. Methods that change a table say whether *this* call did it, which is what keeps
+/// counts exact when several processors do the same at once.
+pub trait Tables {
+    /// Where a journey keeps its notes.
+    type Scratch: DerefMut<Target = Scratch>;
+    /// A flow in its table, writable in place.
+    type Flow: DerefMut<Target = Flow>;
+    /// A binding in its table, writable in place.
+    type Binding: DerefMut<Target = Binding>;
+
+    /// What the control plane says.
+    fn settings(&self) -> Option<&Settings>;
+    /// The endpoint behind a host side interface.
+    fn endpoint(&self, link: u32) -> Option<&Endpoint>;
+    /// The endpoint that has an address.
+    fn owner(&self, address: &Address) -> Option<&Owner>;
+    /// The host interface of an index, if a program sits on it.
+    fn uplink(&self, link: u32) -> Option<&Uplink>;
+    /// The publish with the longest prefix that covers a key.
+    fn publish(&self, key: &PublishKey) -> Option<&Publish>;
+    /// The rules with the longest prefix that covers a destination.
+    fn policy_class(&self, key: &PolicyCidrKey) -> Option<&PolicyClass>;
+    /// The verdict for a port of a class.
+    fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule>;
+
+    /// The notes of this journey, of unspecified contents.
+    fn scratch(&self) -> Option<Self::Scratch>;
+    /// A flow, dead or alive.
+    fn flow(&self, key: &FlowKey) -> Option<Self::Flow>;
+    /// Adds a flow; false if there is one or the table is full.
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Removes a flow; false if it was gone.
+    fn remove_flow(&self, key: &FlowKey) -> bool;
+
+    /// Whose external view it is, written to `flow`; false: nobody's.
+    fn outside(&self, key: &OutsideKey, flow: &mut FlowKey) -> bool;
+    /// Adds an external view; false if somebody has it or the table is full.
+    fn insert_outside(&self, key: &OutsideKey, flow: &FlowKey) -> bool;
+    /// Removes an external view.
+    fn remove_outside(&self, key: &OutsideKey);
+
+    /// A binding, dead or alive.
+    fn binding(&self, key: &FlowKey) -> Option<Self::Binding>;
+    /// Adds a binding; false if there is one or the table is full.
+    fn insert_binding(&self, key: &FlowKey, binding: &Binding) -> bool;
+    /// Removes a binding; false if it was gone.
+    fn remove_binding(&self, key: &FlowKey) -> bool;
+
+    /// Writes a consistent copy of a place to `slot`; false: there is no such place.
+    fn slot(&self, index: u32, slot: &mut Slot) -> bool;
+    /// Gives a place to a holder, if it has not changed hands since `version`.
+    fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool;
+
+    /// What an endpoint uses.
+    fn usage(&self, endpoint: u32) -> Option<Usage>;
+    /// Adds one to, or takes one from, an endpoint's flows or bindings.
+    fn count(&self, endpoint: u32, what: SlotUse, more: bool);
+}
+
+/// Where a packet with a destination would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    /// To the host itself.
+    Local,
+    /// Out of an interface.
+    Link,
+    /// Nowhere.
+    None,
+}
+
+/// The kernel's answer to a route lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Which of the other fields count.
+    pub kind: RouteKind,
+    /// The interface, for [`RouteKind::Link`].
+    pub link: u32,
+    /// The gateway, or the destination itself where it is a neighbour.
+    pub next_hop: Address,
+    /// The host's address towards that destination; zero bytes: the kernel cannot say.
+    pub source: Address,
+}
+
+/// The rest of the kernel.
+pub trait Host {
+    /// Monotonic time in nanoseconds.
+    fn now(&self) -> u64;
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Looks a route up from the point of view of the interface `from`.
+    fn route(&self, from: u32, source: &Address, destination: &Address) -> Route;
+    /// Whether a socket of the host takes packets of this external view.
+    fn has_socket(&self, key: &OutsideKey) -> bool;
+    /// Whether the frame came in by an interface: it is forwarded, not the host's own.
+    fn is_forwarded(&self) -> bool;
+}
+
+/// Everything that a journey needs.
+pub trait Env: Frame + Tables + Host {}
+
+impl<T: Frame + Tables + Host> Env for T {}

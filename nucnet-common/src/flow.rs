@@ -1,0 +1,377 @@
+//! Flows: their life, their idle times, and the places that they take.
+
+use crate::{
+    abi::{
+        Address, Binding, Flow, FlowKey, FlowState, OutsideKey, Reason, Settings, Slot, SlotUse,
+        flow_flag, size,
+    },
+    env::{Dead, Env},
+    packet::{Kind, Packet, TCP, UDP, tcp_flag},
+};
+
+/// Nanoseconds of a second.
+pub const SECOND: u64 = 1_000_000_000;
+
+/// How many places a newcomer looks at before it is refused.
+const DRAWS: u32 = 16;
+
+/// The port of the domain name system, whose bindings are short-lived (RFC 4787 REQ-5a).
+const DNS: u16 = 53;
+
+/// Which side of a flow sent a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The endpoint that the flow belongs to.
+    Inside,
+    /// The other one.
+    Peer,
+}
+
+#[inline(always)]
+fn is_idle(last_seen: u64, timeout_s: u32, now: u64) -> bool {
+    // Another processor's clock may be ahead of ours by a little.
+    now.saturating_sub(last_seen) >= u64::from(timeout_s) * SECOND
+}
+
+/// Whether a flow is dead: idle for longer than its state allows.
+#[inline(always)]
+pub fn is_dead(flow: &Flow, now: u64) -> bool {
+    is_idle(flow.last_seen, flow.timeout_s, now)
+}
+
+/// Whether a binding is dead.
+#[inline(always)]
+pub fn is_unbound(binding: &Binding, now: u64) -> bool {
+    is_idle(binding.last_seen, binding.timeout_s, now)
+}
+
+/// Idle time of a flow or binding in seconds.
+#[inline(always)]
+pub fn timeout(settings: &Settings, protocol: u32, state: u32, peer_port: u16) -> u32 {
+    if protocol == u32::from(TCP) {
+        if state == FlowState::Established as u32 {
+            settings.tcp_established_s
+        } else {
+            settings.tcp_transitory_s
+        }
+    } else if protocol == u32::from(UDP) {
+        if peer_port == DNS {
+            settings.udp_dns_s
+        } else {
+            settings.udp_s
+        }
+    } else {
+        settings.icmp_s
+    }
+}
+
+/// Counts a packet and moves the flow's state on.
+///
+/// TCP follows RFC 6146 section 3.5.2.2, reduced to what idle times need: who opened, whether
+/// the handshake is over, who has sent FIN, whether there was a RST.
+#[inline(always)]
+pub fn advance(flow: &mut Flow, packet: &Packet, side: Side, settings: &Settings, now: u64) {
+    match side {
+        Side::Inside => {
+            flow.packets_out += 1;
+            flow.bytes_out += u64::from(packet.length);
+        }
+        Side::Peer => {
+            flow.packets_in += 1;
+            flow.bytes_in += u64::from(packet.length);
+        }
+    }
+    // A binding must outlive its flows, and only outbound packets refresh it (RFC 4787 REQ-6):
+    // inbound ones then must not keep a flow alive either.
+    if side == Side::Inside || flow.flags & flow_flag::BOUND == 0 {
+        flow.last_seen = now;
+    }
+    if flow.state == FlowState::Established as u32
+        && (packet.kind != Kind::Tcp || packet.flags & (tcp_flag::FIN | tcp_flag::RST) == 0)
+    {
+        return;
+    }
+    let state = next_state(flow, packet, side);
+    if state != flow.state {
+        flow.state = state;
+        flow.timeout_s = timeout(settings, u32::from(packet.protocol), state, flow.peer_port);
+    }
+}
+
+#[inline(always)]
+fn next_state(flow: &mut Flow, packet: &Packet, side: Side) -> u32 {
+    let opener = if flow.flags & flow_flag::INBOUND == 0 {
+        Side::Inside
+    } else {
+        Side::Peer
+    };
+    if packet.kind != Kind::Tcp {
+        return if side == opener {
+            flow.state
+        } else {
+            FlowState::Established as u32
+        };
+    }
+    if packet.flags & tcp_flag::RST != 0 {
+        return FlowState::Closed as u32;
+    }
+    let is_closing =
+        flow.state == FlowState::Closing as u32 || flow.state == FlowState::Closed as u32;
+    if is_closing
+        && side == opener
+        && packet.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
+    {
+        // The same ports again (RFC 9293 section 3.6.1): the flow is opened anew in place.
+        flow.flags &= !(flow_flag::FIN_INSIDE | flow_flag::FIN_PEER);
+        return FlowState::Opening as u32;
+    }
+    if packet.flags & tcp_flag::FIN != 0 {
+        flow.flags |= match side {
+            Side::Inside => flow_flag::FIN_INSIDE,
+            Side::Peer => flow_flag::FIN_PEER,
+        };
+        let both = flow_flag::FIN_INSIDE | flow_flag::FIN_PEER;
+        return if flow.flags & both == both {
+            FlowState::Closed as u32
+        } else {
+            FlowState::Closing as u32
+        };
+    }
+    let answered = match opener {
+        Side::Inside => flow.packets_in != 0,
+        Side::Peer => flow.packets_out != 0,
+    };
+    if flow.state == FlowState::Opening as u32
+        && answered
+        && side == opener
+        && packet.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::ACK
+    {
+        return FlowState::Established as u32;
+    }
+    flow.state
+}
+
+/// The external view of a flow.
+#[inline(always)]
+pub fn outside_key(protocol: u32, flow: &Flow) -> OutsideKey {
+    OutsideKey {
+        protocol,
+        external: flow.external,
+        peer: flow.peer,
+        external_port: flow.external_port,
+        peer_port: flow.peer_port,
+    }
+}
+
+/// The key of the binding that a flow of an endpoint uses.
+#[inline(always)]
+pub fn binding_key(key: &FlowKey) -> FlowKey {
+    FlowKey {
+        endpoint: key.endpoint,
+        protocol: key.protocol,
+        inside: key.inside,
+        peer: [0; 16],
+        inside_port: key.inside_port,
+        peer_port: 0,
+    }
+}
+
+/// The external side of a binding.
+#[inline(always)]
+pub fn bound_key(protocol: u32, external: &Address, external_port: u16) -> OutsideKey {
+    OutsideKey {
+        protocol,
+        external: *external,
+        peer: [0; 16],
+        external_port,
+        peer_port: 0,
+    }
+}
+
+/// A place that may be taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Which.
+    pub index: u32,
+    /// Its version when it was looked at.
+    pub version: u32,
+}
+
+/// Looks for a place for a newcomer: one that is free or whose holder is dead, else one whose
+/// holder is a closed TCP connection. Live flows keep theirs.
+///
+/// # Errors
+/// [`Reason::FlowQuota`] if the endpoint has as many flows as it may have and none that was
+/// drawn is dead; [`Reason::FlowTableFull`] if all places drawn are taken by live flows.
+#[inline(never)]
+pub fn find_place<E: Env>(
+    env: &E,
+    endpoint: u32,
+    now: u64,
+    dead: &mut Dead,
+    place: &mut Place,
+) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let usage = env.usage(endpoint).ok_or(Reason::NoEndpoint)?;
+    let own_only = usage.flows + usage.bindings >= u64::from(settings.flows_per_endpoint);
+    // Spreads the windows of neighbouring endpoint numbers (Knuth's multiplicative hash).
+    let window = endpoint.wrapping_mul(0x9e37_79b1) >> 13;
+    let mut has_closed = false;
+    let mut draw = 0;
+    while draw < DRAWS {
+        draw += 1;
+        let offset = env.random() & (size::SLOT_WINDOW as u32 - 1);
+        let index = window.wrapping_add(offset) & (size::SLOTS as u32 - 1);
+        let slot = &mut dead.slot;
+        if !env.slot(index, slot) {
+            continue;
+        }
+        let may_take = match holder(env, slot, index, now) {
+            Holder::None => !own_only,
+            _ if own_only && slot.key.endpoint != endpoint => false,
+            Holder::Dead => true,
+            Holder::Closed if !has_closed => {
+                has_closed = true;
+                *place = Place {
+                    index,
+                    version: slot.version,
+                };
+                false
+            }
+            Holder::Closed | Holder::Live => false,
+        };
+        if may_take {
+            *place = Place {
+                index,
+                version: slot.version,
+            };
+            return Ok(());
+        }
+    }
+    if has_closed {
+        return Ok(());
+    }
+    Err(if own_only {
+        Reason::FlowQuota
+    } else {
+        Reason::FlowTableFull
+    })
+}
+
+/// The holder of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    None,
+    Live,
+    Closed,
+    Dead,
+}
+
+#[inline(always)]
+fn holder<E: Env>(env: &E, slot: &Slot, index: u32, now: u64) -> Holder {
+    if slot.holds == SlotUse::Free as u32 {
+        return Holder::None;
+    }
+    if slot.holds == SlotUse::Binding as u32 {
+        return match env.binding(&slot.key) {
+            Some(binding) if binding.slot == index && !is_unbound(&binding, now) => Holder::Live,
+            _ => Holder::Dead,
+        };
+    }
+    match env.flow(&slot.key) {
+        Some(flow) if flow.slot == index && !is_dead(&flow, now) => {
+            if flow.state == FlowState::Closed as u32 {
+                Holder::Closed
+            } else {
+                Holder::Live
+            }
+        }
+        _ => Holder::Dead,
+    }
+}
+
+/// Takes a place for an entry that is in its table already, and removes the former holder.
+/// False: somebody else was faster.
+#[inline(never)]
+pub fn take_place<E: Env>(
+    env: &E,
+    place: &Place,
+    holds: SlotUse,
+    key: &FlowKey,
+    dead: &mut Dead,
+) -> bool {
+    let Dead { slot, outside, .. } = dead;
+    if !env.slot(place.index, slot)
+        || slot.version != place.version
+        || !env.take_slot(place.index, place.version, holds, key)
+    {
+        return false;
+    }
+    if slot.holds == SlotUse::Flow as u32 {
+        remove_flow_at(env, &slot.key, place, outside);
+    } else if slot.holds == SlotUse::Binding as u32 {
+        remove_binding_at(env, &slot.key, place, outside);
+    }
+    true
+}
+
+/// Removes a flow that has, or had, a place; nothing if the flow lives elsewhere by now.
+#[inline(always)]
+fn remove_flow_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut OutsideKey) {
+    let Some(flow) = env.flow(key) else { return };
+    if flow.slot != place.index || flow.slot_version != place.version {
+        return;
+    }
+    *outside = outside_key(key.protocol, &flow);
+    if env.remove_flow(key) {
+        env.remove_outside(outside);
+        env.count(key.endpoint, SlotUse::Flow, false);
+    }
+}
+
+#[inline(always)]
+fn remove_binding_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut OutsideKey) {
+    let Some(binding) = env.binding(key) else {
+        return;
+    };
+    if binding.slot != place.index || binding.slot_version != place.version {
+        return;
+    }
+    *outside = bound_key(key.protocol, &binding.external, binding.external_port);
+    if env.remove_binding(key) {
+        env.remove_outside(outside);
+        env.count(key.endpoint, SlotUse::Binding, false);
+    }
+}
+
+/// Removes a flow and gives its place back.
+#[inline(never)]
+pub fn retire_flow<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
+    let Some(flow) = env.flow(key) else { return };
+    let place = Place {
+        index: flow.slot,
+        version: flow.slot_version,
+    };
+    remove_flow_at(env, key, &place, &mut dead.outside);
+    release(env, &place, dead);
+}
+
+/// Removes a binding and gives its place back.
+#[inline(never)]
+pub fn retire_binding<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
+    let Some(binding) = env.binding(key) else {
+        return;
+    };
+    let place = Place {
+        index: binding.slot,
+        version: binding.slot_version,
+    };
+    remove_binding_at(env, key, &place, &mut dead.outside);
+    release(env, &place, dead);
+}
+
+#[inline(always)]
+fn release<E: Env>(env: &E, place: &Place, dead: &mut Dead) {
+    dead.slot.key = FlowKey::default();
+    env.take_slot(place.index, place.version, SlotUse::Free, &dead.slot.key);
+}

@@ -1,0 +1,277 @@
+//! Opening flows: external addresses and ports, and the entries that make a flow.
+//!
+//! The external view is reserved first, with an insert that fails if anybody has it, so two
+//! live flows never share one; a flow exists once its own entry does; its place comes last.
+//! Whatever fails undoes what came before it: there is no half flow.
+
+use crate::{
+    abi::{
+        ANY_V4, ANY_V6, Address, Binding, Flow, FlowKey, FlowState, OutsideKey, Publish,
+        PublishKey, Reason, Settings, SlotUse, flow_flag,
+    },
+    env::{Dead, Env, Scratch, Tables},
+    flow::{
+        Place, binding_key, bound_key, find_place, is_dead, is_unbound, outside_key,
+        retire_binding, retire_flow, take_place, timeout,
+    },
+    packet::{Family, TCP, same},
+};
+
+/// How many external ports are tried before a packet is dropped.
+const PORT_DRAWS: u32 = 16;
+
+/// The publish that takes packets for a local address and port of the host.
+#[inline(always)]
+pub fn find_publish<'t, T: Tables>(
+    tables: &'t T,
+    protocol: u8,
+    address: &Address,
+    port: u16,
+) -> Option<&'t Publish> {
+    let mut key = PublishKey {
+        address: *address,
+        protocol,
+        pad: 0,
+        port: port.to_be_bytes(),
+    };
+    if let Some(publish) = tables.publish(&key) {
+        return Some(publish);
+    }
+    key.address = match Family::of(address) {
+        Family::V4 => ANY_V4,
+        Family::V6 => ANY_V6,
+    };
+    tables.publish(&key)
+}
+
+/// The endpoint's port behind a host port of a publish.
+#[inline(always)]
+pub fn published_port(publish: &Publish, host_port: u16) -> u16 {
+    host_port
+        .wrapping_sub(publish.host_port)
+        .wrapping_add(publish.port)
+}
+
+/// Whether masquerade may use an external port: neither a publish nor a socket of the host
+/// has it.
+#[inline(always)]
+fn is_free<E: Env>(env: &E, key: &OutsideKey) -> bool {
+    find_publish(env, key.protocol as u8, &key.external, key.external_port).is_none()
+        && !env.has_socket(key)
+}
+
+/// Removes a dead flow that holds an external view. False: it is alive.
+#[inline(never)]
+fn evict_dead<E: Env>(
+    env: &E,
+    outside: &OutsideKey,
+    found: &mut FlowKey,
+    dead: &mut Dead,
+    now: u64,
+) -> bool {
+    if !env.outside(outside, found) {
+        return true;
+    }
+    match env.flow(found) {
+        Some(flow) if !is_dead(&flow, now) => return false,
+        Some(_) => retire_flow(env, found, dead),
+        None => env.remove_outside(outside),
+    }
+    true
+}
+
+/// Makes the flow `scratch.flow` with the key `scratch.key`. It lacks its place only.
+///
+/// # Errors
+/// [`Reason::PortsExhausted`] if a live flow has that external view; [`Reason::FlowQuota`],
+/// [`Reason::FlowTableFull`].
+#[inline(never)]
+pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let Scratch {
+        key,
+        outside,
+        found,
+        flow,
+        dead,
+        ..
+    } = scratch;
+    let mut place = Place::default();
+    find_place(env, key.endpoint, now, dead, &mut place)?;
+    flow.slot = place.index;
+    flow.slot_version = place.version.wrapping_add(1);
+    *outside = outside_key(key.protocol, flow);
+    let reserved = env.insert_outside(outside, key)
+        || evict_dead(env, outside, found, dead, now) && env.insert_outside(outside, key);
+    if !reserved {
+        return Err(Reason::PortsExhausted);
+    }
+    if !env.insert_flow(key, flow) {
+        env.remove_outside(outside);
+        return Err(Reason::FlowTableFull);
+    }
+    env.count(key.endpoint, SlotUse::Flow, true);
+    if !take_place(env, &place, SlotUse::Flow, key, dead) {
+        if env.remove_flow(key) {
+            env.count(key.endpoint, SlotUse::Flow, false);
+        }
+        env.remove_outside(outside);
+        return Err(Reason::FlowTableFull);
+    }
+    Ok(())
+}
+
+/// Makes a flow that masquerades: chooses its external port and opens it.
+///
+/// TCP ports are chosen for each flow and may serve several peers (RFC 7857 section 3). UDP
+/// ports and ICMP identifiers come from a binding that all flows of the same inside port share
+/// (RFC 4787 REQ-1).
+///
+/// # Errors
+/// [`Reason::PortsExhausted`] and those of [`open`].
+#[inline(always)]
+pub fn open_masquerade<E: Env>(
+    env: &E,
+    settings: &Settings,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Result<(), Reason> {
+    if scratch.key.protocol != u32::from(TCP) {
+        bind(env, scratch, now)?;
+        scratch.flow.external_port = scratch.binding.external_port;
+        scratch.flow.flags |= flow_flag::BOUND;
+        return open(env, scratch, now);
+    }
+    let mut ports = PortDraw::new(settings, scratch.key.inside_port);
+    while let Some(port) = ports.next(env.random()) {
+        scratch.flow.external_port = port;
+        scratch.outside = outside_key(scratch.key.protocol, &scratch.flow);
+        if env.outside(&scratch.outside, &mut scratch.found) || !is_free(env, &scratch.outside) {
+            continue;
+        }
+        match open(env, scratch, now) {
+            Err(Reason::PortsExhausted) => {}
+            done => return done,
+        }
+    }
+    Err(Reason::PortsExhausted)
+}
+
+/// External ports to try: the inside port where it cannot clash with the host's own, then
+/// unpredictable ones (RFC 6056) of the dynamic range.
+struct PortDraw {
+    first: u16,
+    mask: u16,
+    kept: Option<u16>,
+    left: u32,
+}
+
+impl PortDraw {
+    #[inline(always)]
+    fn new(settings: &Settings, inside_port: u16) -> Self {
+        let clashes =
+            inside_port >= settings.host_port_first && inside_port <= settings.host_port_last;
+        Self {
+            first: settings.dynamic_port_first,
+            mask: settings.dynamic_port_mask,
+            // Privileged ports are the host's own, whatever it serves now.
+            kept: (inside_port >= 1024 && !clashes).then_some(inside_port),
+            left: PORT_DRAWS,
+        }
+    }
+
+    #[inline(always)]
+    fn next(&mut self, random: u32) -> Option<u16> {
+        if let Some(port) = self.kept.take() {
+            return Some(port);
+        }
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        Some(self.first.wrapping_add(random as u16 & self.mask))
+    }
+}
+
+/// Finds or makes the endpoint-independent binding for the flow that is being made:
+/// `scratch.binding`.
+#[inline(never)]
+fn bind<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let Scratch {
+        key,
+        flow,
+        binding,
+        inside,
+        bound,
+        dead,
+        ..
+    } = scratch;
+    *inside = binding_key(key);
+    if let Some(mut found) = env.binding(inside) {
+        // A binding to an address that the uplink no longer has serves nobody.
+        if !is_unbound(&found, now) && same(&found.external, &flow.external) {
+            found.last_seen = now;
+            if flow.timeout_s > found.timeout_s {
+                found.timeout_s = flow.timeout_s;
+            }
+            *binding = *found;
+            return Ok(());
+        }
+        retire_binding(env, inside, dead);
+    }
+    let mut place = Place::default();
+    find_place(env, key.endpoint, now, dead, &mut place)?;
+    *binding = Binding {
+        last_seen: now,
+        external: flow.external,
+        external_port: 0,
+        pad: 0,
+        timeout_s: flow.timeout_s,
+        slot: place.index,
+        slot_version: place.version.wrapping_add(1),
+        reserved: [0; 8],
+    };
+    let mut ports = PortDraw::new(settings, key.inside_port);
+    while let Some(port) = ports.next(env.random()) {
+        *bound = bound_key(key.protocol, &flow.external, port);
+        if !is_free(env, bound) || !env.insert_outside(bound, inside) {
+            continue;
+        }
+        binding.external_port = port;
+        if !env.insert_binding(inside, binding) {
+            env.remove_outside(bound);
+            return Err(Reason::FlowTableFull);
+        }
+        env.count(key.endpoint, SlotUse::Binding, true);
+        if !take_place(env, &place, SlotUse::Binding, inside, dead) {
+            if env.remove_binding(inside) {
+                env.count(key.endpoint, SlotUse::Binding, false);
+            }
+            env.remove_outside(bound);
+            return Err(Reason::FlowTableFull);
+        }
+        return Ok(());
+    }
+    Err(Reason::PortsExhausted)
+}
+
+/// Begins the flow of `scratch.key` in `scratch.flow`: untranslated; its way is still to be
+/// filled in.
+#[inline(always)]
+pub fn begin(scratch: &mut Scratch, settings: &Settings, flags: u32, now: u64) {
+    let key = &scratch.key;
+    let state = FlowState::Opening as u32;
+    scratch.flow = Flow {
+        created: now,
+        last_seen: now,
+        checked: now,
+        external: key.inside,
+        peer: key.peer,
+        external_port: key.inside_port,
+        peer_port: key.peer_port,
+        state,
+        flags,
+        timeout_s: timeout(settings, key.protocol, state, key.peer_port),
+        ..Flow::default()
+    };
+}

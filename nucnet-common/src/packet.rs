@@ -1,0 +1,635 @@
+//! Headers: read once into a [`Packet`], judged, then rewritten in place.
+//!
+//! A [`Frame`] is a packet buffer: a socket buffer in the kernel, a byte slice in tests.
+//! Nothing is written before everything is decided, so a dropped frame is never half changed.
+
+use core::mem::offset_of;
+
+use network_types::{
+    eth::EthHdr,
+    icmp::Icmpv4Hdr,
+    ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+use crate::abi::{Address, FlowKey, OutsideKey, Reason, V4_MAPPED};
+
+/// EtherType of ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = IpProto::Icmp as u8;
+/// IP protocol number of TCP.
+pub const TCP: u8 = IpProto::Tcp as u8;
+/// IP protocol number of UDP.
+pub const UDP: u8 = IpProto::Udp as u8;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
+
+/// TCP flag bits, as in the 14th byte of the header (RFC 9293 section 3.1).
+pub mod tcp_flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+}
+
+/// Which part of a packet changed, for its layer 4 checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Covered {
+    /// The addresses, which the checksum covers by way of the pseudo header only.
+    pub pseudo_header: bool,
+    /// UDP over IPv4: zero means "no checksum" (RFC 768) and stays zero.
+    pub may_be_absent: bool,
+}
+
+/// Whether a checksum inside the packet is changed along with the bytes written, so that the sum
+/// over the whole packet, which a network card may have supplied (`CHECKSUM_COMPLETE`), stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// By the IPv4 header checksum, or by the layer 4 checksum for its own bytes.
+    Balanced,
+    /// Not at all, or not in the kernel's books: IPv6 addresses and hop limit.
+    Unbalanced,
+}
+
+/// A packet buffer. Offsets are in bytes from its start. The kernel's is a handle to memory that
+/// others may hold too, so writing takes no unique reference.
+pub trait Frame {
+    /// Length of the frame in bytes.
+    fn length(&self) -> u32;
+
+    /// Copies `N` bytes out, or nothing if the frame ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// Writes `N` bytes. They have been loaded before, so only the kernel itself can refuse.
+    fn store<const N: usize>(
+        &self,
+        offset: u32,
+        bytes: &[u8; N],
+        balance: Balance,
+    ) -> Result<(), Reason>;
+
+    /// Adds a [`Delta`] to the IPv4 header checksum at `offset`.
+    fn fix_header_checksum(&self, offset: u32, delta: Delta) -> Result<(), Reason>;
+
+    /// Adds a [`Delta`] to the layer 4 checksum at `offset`.
+    fn fix_checksum(&self, offset: u32, delta: Delta, covered: Covered) -> Result<(), Reason>;
+}
+
+/// The change of an Internet checksum (RFC 1624): a one's complement sum over native-endian
+/// words, which is what the kernel's checksum helpers take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delta(u64);
+
+impl Delta {
+    /// No change.
+    pub const NONE: Self = Self(0);
+
+    /// A 32-bit word at an even offset changed.
+    #[inline(always)]
+    pub fn word(self, old: [u8; 4], new: [u8; 4]) -> Self {
+        Self(self.0 + u64::from(!u32::from_ne_bytes(old)) + u64::from(u32::from_ne_bytes(new)))
+    }
+
+    /// An address changed: for IPv4 its last four bytes.
+    #[inline(always)]
+    pub fn address(mut self, family: Family, old: &Address, new: &Address) -> Self {
+        if family == Family::V6 {
+            self = self.word(quarter(old, 0), quarter(new, 0));
+            self = self.word(quarter(old, 4), quarter(new, 4));
+            self = self.word(quarter(old, 8), quarter(new, 8));
+        }
+        self.word(quarter(old, 12), quarter(new, 12))
+    }
+
+    /// Adds a word that was not there before.
+    #[inline(always)]
+    pub fn plus(self, word: [u8; 4]) -> Self {
+        Self(self.0 + u64::from(u32::from_ne_bytes(word)))
+    }
+
+    /// Adds an IPv6 address that was not there before.
+    #[inline(always)]
+    pub fn plus_address(self, address: &Address) -> Self {
+        self.plus(quarter(address, 0))
+            .plus(quarter(address, 4))
+            .plus(quarter(address, 8))
+            .plus(quarter(address, 12))
+    }
+
+    /// Folded to 32 bits.
+    #[inline(always)]
+    pub fn folded(self) -> u32 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    }
+
+    /// Folded to 16 bits.
+    #[inline(always)]
+    pub fn folded16(self) -> u16 {
+        let sum = self.folded();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        ((sum & 0xffff) + (sum >> 16)) as u16
+    }
+}
+
+#[inline(always)]
+fn quarter(address: &Address, at: usize) -> [u8; 4] {
+    [
+        address[at],
+        address[at + 1],
+        address[at + 2],
+        address[at + 3],
+    ]
+}
+
+/// Whether two addresses are equal, compared by words: the kernel's target has no `memcmp`.
+#[inline(always)]
+pub fn same(one: &Address, other: &Address) -> bool {
+    quarter(one, 12) == quarter(other, 12)
+        && quarter(one, 8) == quarter(other, 8)
+        && quarter(one, 4) == quarter(other, 4)
+        && quarter(one, 0) == quarter(other, 0)
+}
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    #[inline(always)]
+    pub fn of(address: &Address) -> Self {
+        if is_v4(address) { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// Whether an address is a mapped IPv4 address.
+#[inline(always)]
+pub fn is_v4(address: &Address) -> bool {
+    quarter(address, 0) == [0; 4]
+        && quarter(address, 4) == [0; 4]
+        && quarter(address, 8) == [0, 0, 0xff, 0xff]
+}
+
+/// An IPv4 address in the form that the maps hold.
+#[inline(always)]
+pub fn mapped(v4: [u8; 4]) -> Address {
+    let mut address = [0; 16];
+    address[..12].copy_from_slice(&V4_MAPPED);
+    address[12..].copy_from_slice(&v4);
+    address
+}
+
+/// What a packet is, as far as translation is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP or ICMPv6 echo request.
+    EchoRequest,
+    /// ICMP or ICMPv6 echo reply.
+    EchoReply,
+    /// Any other ICMP or ICMPv6 message.
+    Icmp,
+    /// A fragment: its ports are elsewhere, or its payload is.
+    Fragment,
+    /// IPv6 with an extension header before what it carries.
+    Extended,
+    /// Any other protocol.
+    Other,
+}
+
+/// The headers of an IP packet, as far as decisions need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port; of an echo message, its identifier.
+    pub source_port: u16,
+    /// Destination port; of an echo message, its identifier.
+    pub destination_port: u16,
+    /// Offset of the IP header.
+    pub l3: u32,
+    /// Offset of what IP carries.
+    pub l4: u32,
+    /// Length of the IP packet in bytes.
+    pub length: u32,
+    /// IP version.
+    pub family: Family,
+    /// What it is.
+    pub kind: Kind,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// TCP flags; of ICMP and ICMPv6, the type.
+    pub flags: u8,
+}
+
+impl Packet {
+    /// Reads the headers of the IP packet at `l3` into `packet`.
+    ///
+    /// # Errors
+    /// [`Reason::Malformed`] where a header is cut short or contradicts itself;
+    /// [`Reason::NotIp`] for another EtherType.
+    #[inline(never)]
+    pub fn parse<F: Frame>(
+        frame: &F,
+        l3: u32,
+        ethertype: u16,
+        packet: &mut Self,
+    ) -> Result<(), Reason> {
+        *packet = match ethertype {
+            ETHERTYPE_IPV4 => Self::parse_v4(frame, l3)?,
+            ETHERTYPE_IPV6 => Self::parse_v6(frame, l3)?,
+            _ => return Err(Reason::NotIp),
+        };
+        packet.parse_l4(frame)
+    }
+
+    #[inline(always)]
+    fn parse_v4<F: Frame>(frame: &F, l3: u32) -> Result<Self, Reason> {
+        let header: [u8; Ipv4Hdr::LEN] = frame.load(l3).ok_or(Reason::Malformed)?;
+        let header_length = u32::from(header[0] & 0x0f) * 4;
+        if header[0] >> 4 != 4 || header_length < Ipv4Hdr::LEN as u32 {
+            return Err(Reason::Malformed);
+        }
+        const TOTAL: usize = offset_of!(Ipv4Hdr, tot_len);
+        const FRAGMENT: usize = offset_of!(Ipv4Hdr, frags);
+        let available = frame.length().saturating_sub(l3);
+        let mut length = u32::from(u16::from_be_bytes([header[TOTAL], header[TOTAL + 1]]));
+        if length == 0 {
+            // A segmentation offload larger than the field can say (BIG TCP).
+            length = available;
+        }
+        if length < header_length || length > available {
+            return Err(Reason::Malformed);
+        }
+        // The offset, and the flag "more fragments"; "do not fragment" is none of ours.
+        let fragment = u16::from_be_bytes([header[FRAGMENT], header[FRAGMENT + 1]]) & 0x3fff != 0;
+        const SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
+        const DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
+        Ok(Self {
+            source: mapped([
+                header[SOURCE],
+                header[SOURCE + 1],
+                header[SOURCE + 2],
+                header[SOURCE + 3],
+            ]),
+            destination: mapped([
+                header[DESTINATION],
+                header[DESTINATION + 1],
+                header[DESTINATION + 2],
+                header[DESTINATION + 3],
+            ]),
+            source_port: 0,
+            destination_port: 0,
+            l3,
+            l4: l3 + header_length,
+            length,
+            family: Family::V4,
+            kind: if fragment {
+                Kind::Fragment
+            } else {
+                Kind::Other
+            },
+            protocol: header[offset_of!(Ipv4Hdr, proto)],
+            ttl: header[offset_of!(Ipv4Hdr, ttl)],
+            flags: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn parse_v6<F: Frame>(frame: &F, l3: u32) -> Result<Self, Reason> {
+        let header: [u8; Ipv6Hdr::LEN] = frame.load(l3).ok_or(Reason::Malformed)?;
+        if header[0] >> 4 != 6 {
+            return Err(Reason::Malformed);
+        }
+        const PAYLOAD: usize = offset_of!(Ipv6Hdr, payload_len);
+        let available = frame.length().saturating_sub(l3);
+        let length = Ipv6Hdr::LEN as u32
+            + u32::from(u16::from_be_bytes([header[PAYLOAD], header[PAYLOAD + 1]]));
+        if length > available {
+            return Err(Reason::Malformed);
+        }
+        let protocol = header[offset_of!(Ipv6Hdr, next_hdr)];
+        let mut source = [0; 16];
+        let mut destination = [0; 16];
+        source.copy_from_slice(&header[8..24]);
+        destination.copy_from_slice(&header[24..40]);
+        if is_v4(&source) || is_v4(&destination) {
+            // Mapped addresses never appear on a wire (RFC 4291 section 2.5.5.2); here they
+            // would pass for IPv4.
+            return Err(Reason::Malformed);
+        }
+        Ok(Self {
+            source,
+            destination,
+            source_port: 0,
+            destination_port: 0,
+            l3,
+            l4: l3 + Ipv6Hdr::LEN as u32,
+            length,
+            family: Family::V6,
+            kind: match protocol {
+                44 => Kind::Fragment,
+                // Hop-by-hop, routing, encapsulating security, authentication, no next header,
+                // destination options, mobility, host identity, shim6 (RFC 7045).
+                0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 => Kind::Extended,
+                _ => Kind::Other,
+            },
+            protocol,
+            ttl: header[offset_of!(Ipv6Hdr, hop_limit)],
+            flags: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn parse_l4<F: Frame>(&mut self, frame: &F) -> Result<(), Reason> {
+        if self.kind != Kind::Other {
+            return Ok(());
+        }
+        let least = match (self.protocol, self.family) {
+            (TCP, _) => TcpHdr::LEN,
+            (UDP, _) => UdpHdr::LEN,
+            (ICMP, Family::V4) | (ICMPV6, Family::V6) => Icmpv4Hdr::LEN,
+            _ => return Ok(()),
+        } as u32;
+        if self.l4 + least > self.l3 + self.length {
+            return Err(Reason::Malformed);
+        }
+        // TCP's flags are in its 14th byte; the shortest other header has 8.
+        let start: [u8; 8] = frame.load(self.l4).ok_or(Reason::Malformed)?;
+        match self.protocol {
+            TCP | UDP => {
+                self.source_port = u16::from_be_bytes([start[0], start[1]]);
+                self.destination_port = u16::from_be_bytes([start[2], start[3]]);
+                if self.protocol == UDP {
+                    self.kind = Kind::Udp;
+                    return Ok(());
+                }
+                let offset_and_flags: [u8; 2] =
+                    frame.load(self.l4 + 12).ok_or(Reason::Malformed)?;
+                let header_length = u32::from(offset_and_flags[0] >> 4) * 4;
+                if header_length < TcpHdr::LEN as u32
+                    || self.l4 + header_length > self.l3 + self.length
+                {
+                    return Err(Reason::Malformed);
+                }
+                self.flags = offset_and_flags[1];
+                self.kind = Kind::Tcp;
+            }
+            _ => {
+                self.flags = start[0];
+                self.kind = match (self.family, start[0]) {
+                    (Family::V4, 8) | (Family::V6, 128) => Kind::EchoRequest,
+                    (Family::V4, 0) | (Family::V6, 129) => Kind::EchoReply,
+                    _ => Kind::Icmp,
+                };
+                if self.is_echo() {
+                    self.source_port = u16::from_be_bytes([start[4], start[5]]);
+                    self.destination_port = self.source_port;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is an echo request or reply.
+    #[inline(always)]
+    pub fn is_echo(&self) -> bool {
+        matches!(self.kind, Kind::EchoRequest | Kind::EchoReply)
+    }
+
+    /// Whether it can belong to a flow.
+    #[inline(always)]
+    pub fn is_trackable(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Tcp | Kind::Udp | Kind::EchoRequest | Kind::EchoReply
+        )
+    }
+
+    /// The flow of an endpoint that sends this.
+    #[inline(always)]
+    pub fn sent_key(&self, endpoint: u32) -> FlowKey {
+        FlowKey {
+            endpoint,
+            protocol: u32::from(self.protocol),
+            inside: self.source,
+            peer: self.destination,
+            inside_port: self.source_port,
+            peer_port: if self.is_echo() {
+                0
+            } else {
+                self.destination_port
+            },
+        }
+    }
+
+    /// The flow of an endpoint to which this is addressed under its external address.
+    #[inline(always)]
+    pub fn received_key(&self) -> OutsideKey {
+        OutsideKey {
+            protocol: u32::from(self.protocol),
+            external: self.destination,
+            peer: self.source,
+            external_port: self.destination_port,
+            peer_port: if self.is_echo() { 0 } else { self.source_port },
+        }
+    }
+
+    /// Offset of the layer 4 checksum.
+    #[inline(always)]
+    fn checksum(&self) -> u32 {
+        self.l4
+            + match self.kind {
+                Kind::Tcp => offset_of!(TcpHdr, check) as u32,
+                Kind::Udp => offset_of!(UdpHdr, check) as u32,
+                _ => offset_of!(Icmpv4Hdr, check) as u32,
+            }
+    }
+}
+
+/// New addresses and ports for a packet. For an echo message both ports are its identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// New source address.
+    pub source: Address,
+    /// New destination address.
+    pub destination: Address,
+    /// New source port.
+    pub source_port: u16,
+    /// New destination port.
+    pub destination_port: u16,
+    /// Whether it crosses a router: time to live or hop limit less one.
+    pub hop: bool,
+}
+
+impl Rewrite {
+    /// Leaves everything as it is.
+    #[inline(always)]
+    pub fn none(packet: &Packet) -> Self {
+        Self {
+            source: packet.source,
+            destination: packet.destination,
+            source_port: packet.source_port,
+            destination_port: packet.destination_port,
+            hop: false,
+        }
+    }
+
+    /// Writes the changes into the frame and mends its checksums.
+    ///
+    /// # Errors
+    /// [`Reason::Helper`] if the kernel refuses a write to bytes that it gave out before. The
+    /// packet is then dropped, never sent on.
+    #[inline(never)]
+    pub fn apply<F: Frame>(&self, frame: &F, packet: &Packet) -> Result<(), Reason> {
+        let family = packet.family;
+        let addresses = Delta::NONE
+            .address(family, &packet.source, &self.source)
+            .address(family, &packet.destination, &self.destination);
+        let moved =
+            !same(&packet.source, &self.source) || !same(&packet.destination, &self.destination);
+
+        if packet.is_trackable() {
+            let covers_addresses = packet.kind != Kind::EchoRequest
+                && packet.kind != Kind::EchoReply
+                || family == Family::V6;
+            let covered = Covered {
+                pseudo_header: true,
+                may_be_absent: packet.kind == Kind::Udp && family == Family::V4,
+            };
+            if moved && covers_addresses {
+                frame.fix_checksum(packet.checksum(), addresses, covered)?;
+            }
+            self.apply_ports(frame, packet, covered)?;
+        }
+
+        match family {
+            Family::V4 => self.apply_v4(frame, packet, moved, addresses),
+            Family::V6 => self.apply_v6(frame, packet, moved),
+        }
+    }
+
+    #[inline(always)]
+    fn apply_ports<F: Frame>(
+        &self,
+        frame: &F,
+        packet: &Packet,
+        covered: Covered,
+    ) -> Result<(), Reason> {
+        if packet.source_port == self.source_port
+            && packet.destination_port == self.destination_port
+        {
+            return Ok(());
+        }
+        let covered = Covered {
+            pseudo_header: false,
+            ..covered
+        };
+        if packet.is_echo() {
+            let old = packet.source_port.to_be_bytes();
+            let new = self.source_port.to_be_bytes();
+            let delta = Delta::NONE.word([old[0], old[1], 0, 0], [new[0], new[1], 0, 0]);
+            frame.fix_checksum(packet.checksum(), delta, covered)?;
+            return frame.store(packet.l4 + 4, &new, Balance::Balanced);
+        }
+        let old = ports(packet.source_port, packet.destination_port);
+        let new = ports(self.source_port, self.destination_port);
+        frame.fix_checksum(packet.checksum(), Delta::NONE.word(old, new), covered)?;
+        frame.store(packet.l4, &new, Balance::Balanced)
+    }
+
+    #[inline(always)]
+    fn apply_v4<F: Frame>(
+        &self,
+        frame: &F,
+        packet: &Packet,
+        moved: bool,
+        addresses: Delta,
+    ) -> Result<(), Reason> {
+        let mut delta = addresses;
+        const TTL: u32 = offset_of!(Ipv4Hdr, ttl) as u32;
+        if self.hop {
+            let ttl = packet.ttl.wrapping_sub(1);
+            delta = delta.word(
+                [packet.ttl, packet.protocol, 0, 0],
+                [ttl, packet.protocol, 0, 0],
+            );
+            frame.store(packet.l3 + TTL, &[ttl], Balance::Balanced)?;
+        }
+        if moved {
+            let source = quarter(&self.source, 12);
+            let destination = quarter(&self.destination, 12);
+            frame.store(
+                packet.l3 + offset_of!(Ipv4Hdr, src_addr) as u32,
+                &[
+                    source[0],
+                    source[1],
+                    source[2],
+                    source[3],
+                    destination[0],
+                    destination[1],
+                    destination[2],
+                    destination[3],
+                ],
+                Balance::Balanced,
+            )?;
+        }
+        if moved || self.hop {
+            const CHECK: u32 = offset_of!(Ipv4Hdr, check) as u32;
+            frame.fix_header_checksum(packet.l3 + CHECK, delta)?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn apply_v6<F: Frame>(&self, frame: &F, packet: &Packet, moved: bool) -> Result<(), Reason> {
+        if self.hop {
+            const HOP_LIMIT: u32 = offset_of!(Ipv6Hdr, hop_limit) as u32;
+            let hop_limit = [packet.ttl.wrapping_sub(1)];
+            frame.store(packet.l3 + HOP_LIMIT, &hop_limit, Balance::Unbalanced)?;
+        }
+        if moved {
+            const SOURCE: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
+            frame.store(packet.l3 + SOURCE, &self.source, Balance::Unbalanced)?;
+            frame.store(
+                packet.l3 + SOURCE + 16,
+                &self.destination,
+                Balance::Unbalanced,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn ports(source: u16, destination: u16) -> [u8; 4] {
+    let (source, destination) = (source.to_be_bytes(), destination.to_be_bytes());
+    [source[0], source[1], destination[0], destination[1]]
+}
+
+/// Length of an Ethernet header in bytes.
+pub const ETHERNET: u32 = EthHdr::LEN as u32;

@@ -1,0 +1,636 @@
+//! The journeys of a packet, in reading order: from an endpoint, from an uplink, from the host.
+//!
+//! Each decides first and writes last. Its result says where the packet goes next; whoever
+//! called moves it there.
+
+use crate::{
+    abi::{Address, Delivery, Endpoint, Flow, FlowKey, PeerKind, Reason, flow_flag},
+    env::{Env, RouteKind, Scratch},
+    flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
+    guard,
+    nat::{begin, find_publish, open, open_masquerade, published_port},
+    neighbour,
+    packet::{
+        Balance, ETHERNET, ETHERTYPE_ARP, Family, Frame, Kind, Packet, Rewrite, same, tcp_flag,
+    },
+    policy,
+};
+
+/// How many other client ports are tried where two ways to a published port collide.
+const PEER_PORT_DRAWS: u32 = 4;
+
+/// Where a packet goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// On its way: it is none of nucnet's business.
+    Pass,
+    /// Into the peer of a veth pair.
+    Peer {
+        /// The host side interface.
+        link: u32,
+    },
+    /// Out of an interface, as it is.
+    Link {
+        /// The interface.
+        link: u32,
+    },
+    /// To the host, as if received by a bridge.
+    Host {
+        /// The bridge.
+        link: u32,
+    },
+    /// Out of an uplink, to a neighbour.
+    Uplink {
+        /// The uplink.
+        link: u32,
+        /// The neighbour; zero bytes: let the kernel find it.
+        next_hop: Address,
+    },
+}
+
+/// A packet that is dropped, and on whose account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drop {
+    /// The endpoint's number; 0: none is known.
+    pub endpoint: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The end of a journey.
+pub type Verdict = Result<Way, Drop>;
+
+/// From an endpoint: `link` is its host side interface.
+///
+/// # Errors
+/// The packet is to be dropped.
+#[inline(always)]
+pub fn from_endpoint<E: Env>(env: &E, link: u32) -> Verdict {
+    let Some(endpoint) = env.endpoint(link) else {
+        return Err(Drop {
+            endpoint: 0,
+            reason: Reason::NoEndpoint,
+        });
+    };
+    sent(env, link, endpoint).map_err(|reason| Drop {
+        endpoint: endpoint.number,
+        reason,
+    })
+}
+
+#[inline(always)]
+fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> {
+    let ethertype = guard::source_mac(env, endpoint)?;
+    if ethertype == ETHERTYPE_ARP {
+        neighbour::answer_arp(env, endpoint)?;
+        return Ok(Way::Link { link });
+    }
+    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
+    let scratch = &mut *scratch;
+    Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
+    if neighbour::is_solicitation(&scratch.packet) {
+        neighbour::answer_solicitation(env, endpoint, &scratch.packet)?;
+        return Ok(Way::Link { link });
+    }
+    guard::sent_by_endpoint(&scratch.packet, endpoint)?;
+    trackable(&scratch.packet)?;
+
+    let now = env.now();
+    scratch.key = scratch.packet.sent_key(endpoint.number);
+    if let Some(mut flow) = env.flow(&scratch.key) {
+        if !is_dead(&flow, now) {
+            allowed_still(env, endpoint, scratch, &mut flow)?;
+            return send(env, scratch, &mut flow, now);
+        }
+        retire_flow(env, &scratch.key, &mut scratch.dead);
+    }
+    // An echo request is never a reply, even if its identifier is one that a sibling uses.
+    if scratch.packet.kind != Kind::EchoRequest {
+        scratch.outside = scratch.packet.received_key();
+        if env.outside(&scratch.outside, &mut scratch.found)
+            && let Some(mut flow) = env.flow(&scratch.found)
+            && !is_dead(&flow, now)
+            && flow.peer_kind == PeerKind::Endpoint as u32
+        {
+            scratch.key = scratch.found;
+            return receive(env, scratch, &mut flow, now);
+        }
+    }
+    open_sent(env, link, scratch, now)?;
+    let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
+    send(env, scratch, &mut flow, now)
+}
+
+/// What nucnet translates; anything else is dropped with its reason.
+#[inline(always)]
+fn trackable(packet: &Packet) -> Result<(), Reason> {
+    match packet.kind {
+        Kind::Tcp | Kind::Udp | Kind::EchoRequest | Kind::EchoReply => Ok(()),
+        Kind::Fragment => Err(Reason::Fragment),
+        Kind::Extended => Err(Reason::ExtensionHeader),
+        Kind::Icmp | Kind::Other => Err(Reason::Protocol),
+    }
+}
+
+/// A flow that the endpoint opened is judged again when its policy has changed.
+#[inline(never)]
+fn allowed_still<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    scratch: &mut Scratch,
+    flow: &mut Flow,
+) -> Result<(), Reason> {
+    if flow.policy == endpoint.policy || flow.flags & flow_flag::INBOUND != 0 {
+        return Ok(());
+    }
+    let key = &scratch.key;
+    let protocol = key.protocol as u8;
+    if !policy::judge(env, endpoint, &key.peer, protocol, key.peer_port).allowed
+        || policy::is_denied(env, endpoint, &flow.peer, protocol, flow.peer_port)
+    {
+        retire_flow(env, key, &mut scratch.dead);
+        return Err(Reason::Policy);
+    }
+    flow.policy = endpoint.policy;
+    Ok(())
+}
+
+/// Whether a packet may open a flow: the first one of a TCP connection, a datagram, an echo
+/// request.
+#[inline(always)]
+fn opens(packet: &Packet) -> bool {
+    match packet.kind {
+        Kind::Tcp => {
+            packet.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN
+        }
+        Kind::Udp | Kind::EchoRequest => true,
+        _ => false,
+    }
+}
+
+/// Opens the flow of a packet that an endpoint sends: to the host, a sibling, or beyond.
+#[inline(never)]
+fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
+    if !opens(&scratch.packet) {
+        return Err(Reason::NoFlow);
+    }
+    let protocol = scratch.packet.protocol;
+    let family = scratch.packet.family;
+    let key = &scratch.key;
+    if !policy::judge(env, endpoint, &key.peer, protocol, key.peer_port).allowed {
+        return Err(Reason::Policy);
+    }
+    begin(scratch, settings, 0, now);
+    scratch.flow.policy = endpoint.policy;
+    scratch.flow.link = link;
+
+    let key = &scratch.key;
+    if let Some(owner) = env.owner(&key.peer) {
+        return open_to_sibling(env, endpoint, owner.link, scratch, now);
+    }
+    let route = env.route(settings.fib_link, &key.inside, &key.peer);
+    match route.kind {
+        RouteKind::None => Err(Reason::NoRoute),
+        RouteKind::Local => {
+            if matches!(scratch.packet.kind, Kind::Tcp | Kind::Udp)
+                && let Some(publish) = find_publish(env, protocol, &key.peer, key.peer_port)
+            {
+                let target = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
+                scratch.flow.peer = *guard::own_address(target, family);
+                scratch.flow.peer_port = published_port(publish, key.peer_port);
+                return open_to_sibling(env, endpoint, publish.link, scratch, now);
+            }
+            scratch.flow.peer_kind = PeerKind::Host as u32;
+            scratch.flow.peer_link = endpoint.bridge;
+            open(env, scratch, now)
+        }
+        RouteKind::Link if route.link == endpoint.bridge => Err(Reason::NoSuchAddress),
+        RouteKind::Link => {
+            let uplink = env.uplink(route.link).ok_or(Reason::UplinkUnmanaged)?;
+            let none = [0; 16];
+            let flow = &mut scratch.flow;
+            flow.external = if !same(&route.source, &none) {
+                route.source
+            } else if family == Family::V4 {
+                uplink.address4
+            } else {
+                uplink.address6
+            };
+            if same(&flow.external, &none) {
+                return Err(Reason::NoRoute);
+            }
+            flow.peer_kind = PeerKind::Uplink as u32;
+            flow.peer_link = route.link;
+            flow.next_hop = route.next_hop;
+            open_masquerade(env, settings, scratch, now)
+        }
+    }
+}
+
+/// Opens a flow to an endpoint of this host, the one behind `link`; `scratch.flow.peer` is its
+/// address, by way of a publish or not.
+#[inline(always)]
+fn open_to_sibling<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    link: u32,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Result<(), Reason> {
+    let sibling = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
+    let (key, flow) = (&scratch.key, &mut scratch.flow);
+    if is_translated(key, flow) {
+        let protocol = key.protocol as u8;
+        if policy::is_denied(env, endpoint, &flow.peer, protocol, flow.peer_port) {
+            return Err(Reason::Policy);
+        }
+    } else if sibling.network != endpoint.network
+        && (sibling.isolated != 0 || endpoint.isolated != 0)
+    {
+        return Err(Reason::Isolated);
+    }
+    if sibling.number == endpoint.number {
+        // It talks to itself: it would not take its own address as a source (RFC 1122
+        // section 3.2.1.3), so it is seen as the gateway.
+        flow.external = *guard::gateway(endpoint, Family::of(&key.inside));
+    }
+    flow.peer_kind = PeerKind::Endpoint as u32;
+    flow.peer_link = link;
+    open(env, scratch, now)
+}
+
+/// Whether the peer is another than the one that the endpoint addresses.
+#[inline(always)]
+fn is_translated(key: &FlowKey, flow: &Flow) -> bool {
+    !same(&flow.peer, &key.peer)
+}
+
+/// Whether packets of a flow cross a router, which takes one off their time to live. The
+/// bridge between siblings, and the host itself, do not.
+#[inline(always)]
+fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
+    flow.peer_kind == PeerKind::Uplink as u32
+        || flow.peer_kind == PeerKind::Endpoint as u32 && is_translated(key, flow)
+}
+
+/// Sends a packet of a flow's endpoint on to the peer.
+#[inline(never)]
+fn send<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
+    let Scratch { packet, key, .. } = scratch;
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let hop = is_routed(key, flow);
+    if hop && packet.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    let link = flow.peer_link;
+    let way = if flow.peer_kind == PeerKind::Uplink as u32 {
+        if now.saturating_sub(flow.checked) >= SECOND {
+            revalidate(env, key, flow, now);
+        }
+        Way::Uplink {
+            link: flow.peer_link,
+            next_hop: flow.next_hop,
+        }
+    } else if flow.peer_kind == PeerKind::Endpoint as u32 {
+        let sibling = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
+        // The interface index may have come to another endpoint since.
+        if !same(guard::own_address(sibling, packet.family), &flow.peer) {
+            return Err(Reason::NoEndpoint);
+        }
+        address_frame(env, sibling)?;
+        delivery(sibling, link)
+    } else {
+        Way::Host { link }
+    };
+    let rewrite = Rewrite {
+        source: flow.external,
+        destination: flow.peer,
+        source_port: flow.external_port,
+        destination_port: if packet.is_echo() {
+            flow.external_port
+        } else {
+            flow.peer_port
+        },
+        hop,
+    };
+    advance(flow, packet, Side::Inside, settings, now);
+    rewrite.apply(env, packet)?;
+    Ok(way)
+}
+
+/// Looks once a second whether the way of a flow is still what the kernel would choose, and
+/// keeps its binding alive.
+///
+/// Replies leave by the uplink that the flow came in on, and a masqueraded flow cannot change
+/// its address, so another uplink is taken only when the old one is gone.
+#[inline(never)]
+fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, now: u64) {
+    flow.checked = now;
+    if flow.flags & flow_flag::BOUND != 0
+        && let Some(mut binding) = env.binding(&binding_key(key))
+    {
+        binding.last_seen = now;
+    }
+    let Some(settings) = env.settings() else {
+        return;
+    };
+    let route = env.route(settings.fib_link, &key.inside, &flow.peer);
+    let is_uplink = route.kind == RouteKind::Link && env.uplink(route.link).is_some();
+    if is_uplink && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none()) {
+        flow.peer_link = route.link;
+        flow.next_hop = route.next_hop;
+    } else {
+        flow.next_hop = [0; 16];
+    }
+}
+
+/// From an uplink: `header` bytes of link-layer header come before the IP packet.
+///
+/// # Errors
+/// The packet is to be dropped.
+#[inline(always)]
+pub fn from_uplink<E: Env>(env: &E, link: u32, header: u32, ethertype: u16) -> Verdict {
+    let mut account = 0;
+    arrived(env, link, header, ethertype, &mut account).map_err(|reason| Drop {
+        endpoint: account,
+        reason,
+    })
+}
+
+#[inline(always)]
+fn arrived<E: Env>(
+    env: &E,
+    link: u32,
+    header: u32,
+    ethertype: u16,
+    account: &mut u32,
+) -> Result<Way, Reason> {
+    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
+    let scratch = &mut *scratch;
+    // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
+    if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err()
+        || !scratch.packet.is_trackable()
+        || scratch.packet.kind == Kind::EchoRequest
+    {
+        return Ok(Way::Pass);
+    }
+    let now = env.now();
+    scratch.outside = scratch.packet.received_key();
+    if env.outside(&scratch.outside, &mut scratch.key) {
+        *account = scratch.key.endpoint;
+        if let Some(mut flow) = env.flow(&scratch.key) {
+            if is_dead(&flow, now) {
+                retire_flow(env, &scratch.key, &mut scratch.dead);
+            } else if flow.peer_kind == PeerKind::Uplink as u32 {
+                return receive(env, scratch, &mut flow, now);
+            }
+        }
+    }
+    if opens(&scratch.packet) && open_published(env, link, scratch, now)? {
+        *account = scratch.key.endpoint;
+        let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
+        return receive(env, scratch, &mut flow, now);
+    }
+    let packet = &scratch.packet;
+    if packet.kind != Kind::Tcp {
+        scratch.bound = bound_key(
+            u32::from(packet.protocol),
+            &packet.destination,
+            packet.destination_port,
+        );
+        if env.outside(&scratch.bound, &mut scratch.key) {
+            *account = scratch.key.endpoint;
+            return Err(Reason::Filtered);
+        }
+    }
+    Ok(Way::Pass)
+}
+
+/// Opens the flow of a packet that arrives for a published port; false if it is for no such
+/// port, or for a socket of the host.
+#[inline(never)]
+fn open_published<E: Env>(
+    env: &E,
+    link: u32,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Result<bool, Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let packet = &scratch.packet;
+    let (family, port) = (packet.family, packet.destination_port);
+    // A loopback address from outside is no business of ours, and a martian of the kernel's.
+    if guard::is_martian(&packet.destination, family)
+        || guard::is_multicast(&packet.destination, family)
+        || guard::is_link_local(&packet.destination, family)
+    {
+        return Ok(false);
+    }
+    let Some(publish) = find_publish(env, packet.protocol, &packet.destination, port) else {
+        return Ok(false);
+    };
+    if env.uplink(link).is_none_or(|uplink| uplink.serves == 0) {
+        return Ok(false);
+    }
+    // Only the host's own addresses are published, and a range may cover ports on which the
+    // host itself has asked somebody.
+    let route = env.route(settings.fib_link, &packet.source, &packet.destination);
+    if route.kind != RouteKind::Local || env.has_socket(&scratch.outside) {
+        return Ok(false);
+    }
+    let endpoint = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
+    if endpoint.number != publish.endpoint {
+        return Err(Reason::NoEndpoint);
+    }
+    guard::peer_outside(env, settings.fib_link, packet)?;
+
+    scratch.key = FlowKey {
+        endpoint: endpoint.number,
+        protocol: u32::from(packet.protocol),
+        inside: *guard::own_address(endpoint, family),
+        peer: packet.source,
+        inside_port: published_port(publish, port),
+        peer_port: packet.source_port,
+    };
+    // The same client port may come by two published ports that lead to one port inside: the
+    // endpoint then sees another client port.
+    let mut draw = 0;
+    while let Some(flow) = env.flow(&scratch.key) {
+        if is_dead(&flow, now) {
+            retire_flow(env, &scratch.key, &mut scratch.dead);
+            break;
+        }
+        draw += 1;
+        if draw > PEER_PORT_DRAWS {
+            return Err(Reason::PortsExhausted);
+        }
+        scratch.key.peer_port = env.random() as u16 | 0x8000;
+    }
+    begin(scratch, settings, flow_flag::INBOUND, now);
+    let (packet, flow) = (&scratch.packet, &mut scratch.flow);
+    flow.external = packet.destination;
+    flow.external_port = packet.destination_port;
+    flow.peer_port = packet.source_port;
+    flow.policy = endpoint.policy;
+    flow.peer_kind = PeerKind::Uplink as u32;
+    flow.peer_link = link;
+    flow.link = publish.link;
+    open(env, scratch, now)?;
+    Ok(true)
+}
+
+/// Delivers a packet of a flow's peer to the endpoint.
+#[inline(never)]
+fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
+    let Scratch { packet, key, .. } = scratch;
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let hop = is_routed(key, flow);
+    if hop && packet.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    let link = flow.link;
+    let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
+    if endpoint.number != key.endpoint {
+        return Err(Reason::NoEndpoint);
+    }
+    let rewrite = Rewrite {
+        source: key.peer,
+        destination: key.inside,
+        source_port: if packet.is_echo() {
+            key.inside_port
+        } else {
+            key.peer_port
+        },
+        destination_port: key.inside_port,
+        hop,
+    };
+    advance(flow, packet, Side::Peer, settings, now);
+    rewrite.apply(env, packet)?;
+    if packet.l3 != 0 {
+        address_frame(env, endpoint)?;
+    }
+    Ok(delivery(endpoint, link))
+}
+
+/// From the host, by way of a network's bridge.
+///
+/// # Errors
+/// The packet is to be dropped.
+#[inline(always)]
+pub fn from_host<E: Env>(env: &E, ethertype: u16) -> Verdict {
+    let mut account = 0;
+    from_host_for(env, ethertype, &mut account).map_err(|reason| Drop {
+        endpoint: account,
+        reason,
+    })
+}
+
+#[inline(always)]
+fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<Way, Reason> {
+    if ethertype == ETHERTYPE_ARP {
+        // The host has a permanent neighbour for every endpoint; it asks for nobody.
+        return Err(Reason::NoNeighbour);
+    }
+    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
+    let scratch = &mut *scratch;
+    Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
+    let packet = &scratch.packet;
+    if guard::is_multicast(&packet.destination, packet.family) {
+        return Err(Reason::Multicast);
+    }
+    let owner = env
+        .owner(&packet.destination)
+        .ok_or(Reason::NoSuchAddress)?;
+    *account = owner.endpoint;
+    if env.is_forwarded() {
+        return Err(Reason::NotPublished);
+    }
+    let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
+    if packet.kind != Kind::Icmp {
+        trackable(packet)?;
+        track_from_host(env, endpoint, owner.link, scratch)?;
+    }
+    address_frame(env, endpoint)?;
+    Ok(Way::Link { link: owner.link })
+}
+
+/// Notes what the host sends, so that the endpoint's replies pass any policy. The host itself
+/// is trusted: what belongs to no flow goes through all the same.
+#[inline(always)]
+fn track_from_host<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    link: u32,
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let now = env.now();
+    scratch.outside = scratch.packet.received_key();
+    if env.outside(&scratch.outside, &mut scratch.key)
+        && let Some(mut flow) = env.flow(&scratch.key)
+    {
+        if !is_dead(&flow, now) {
+            advance(&mut flow, &scratch.packet, Side::Peer, settings, now);
+            return Ok(());
+        }
+        retire_flow(env, &scratch.key, &mut scratch.dead);
+    }
+    if !opens(&scratch.packet) {
+        return Ok(());
+    }
+    let outside = &scratch.outside;
+    scratch.key = FlowKey {
+        endpoint: endpoint.number,
+        protocol: outside.protocol,
+        inside: outside.external,
+        peer: outside.peer,
+        inside_port: outside.external_port,
+        peer_port: outside.peer_port,
+    };
+    begin(scratch, settings, flow_flag::INBOUND, now);
+    scratch.flow.policy = endpoint.policy;
+    scratch.flow.peer_kind = PeerKind::Host as u32;
+    scratch.flow.peer_link = endpoint.bridge;
+    scratch.flow.link = link;
+    open(env, scratch, now)?;
+    if let Some(mut flow) = env.flow(&scratch.key) {
+        advance(&mut flow, &scratch.packet, Side::Peer, settings, now);
+    }
+    Ok(())
+}
+
+/// Addresses a frame to an endpoint, from its gateway.
+#[inline(always)]
+fn address_frame<F: Frame>(frame: &F, endpoint: &Endpoint) -> Result<(), Reason> {
+    let (to, from) = (&endpoint.mac, &endpoint.gateway_mac);
+    let macs = [
+        to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4],
+        from[5],
+    ];
+    frame.store(0, &macs, Balance::Balanced)
+}
+
+/// Writes the Ethernet header of a packet that came without one and now has room for it.
+///
+/// # Errors
+/// [`Reason::NoEndpoint`] if the way leads to no endpoint.
+#[inline(always)]
+pub fn add_header<E: Env>(env: &E, verdict: Verdict, ethertype: u16) -> Result<(), Reason> {
+    let Ok(Way::Peer { link } | Way::Link { link }) = verdict else {
+        return Err(Reason::NoEndpoint);
+    };
+    let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
+    address_frame(env, endpoint)?;
+    env.store(12, &ethertype.to_be_bytes(), Balance::Balanced)
+}
+
+/// How an endpoint takes packets.
+#[inline(always)]
+fn delivery(endpoint: &Endpoint, link: u32) -> Way {
+    if endpoint.delivery == Delivery::Peer as u32 {
+        Way::Peer { link }
+    } else {
+        Way::Link { link }
+    }
+}

@@ -1,0 +1,488 @@
+//! The kernel's side of `nucnet_common::env`: socket buffer, maps, clock, routes, sockets.
+
+use core::{
+    mem::{MaybeUninit, size_of},
+    ops::{Deref, DerefMut},
+};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
+    },
+    btf_maps::lpm_trie::Key,
+    helpers::{
+        bpf_get_prandom_u32, bpf_ktime_get_ns,
+        generated::{
+            bpf_fib_lookup as fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace,
+            bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
+            bpf_skb_store_bytes, bpf_spin_lock, bpf_spin_unlock,
+        },
+    },
+    programs::TcContext,
+};
+use nucnet_common::{
+    abi::{
+        Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
+        PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, Slot, SlotUse, Uplink,
+        Usage,
+    },
+    env::{Host, Route, RouteKind, Scratch, Tables},
+    packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
+};
+
+use crate::maps::*;
+
+/// Linux address family numbers (`AF_INET`, `AF_INET6`).
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
+
+const EINVAL: i64 = -22;
+
+/// One packet in the kernel.
+pub struct Skb {
+    pub ctx: TcContext,
+}
+
+/// An entry of a hash map.
+///
+/// The kernel frees an entry only after a grace period, and a program runs inside one, so the
+/// memory outlives the program. Another processor may write the same entry: fields are plain
+/// integers, and no decision relies on two of them agreeing.
+pub struct Entry<T>(*mut T);
+
+impl<T> Deref for Entry<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: the pointer came from a lookup that succeeded in this run of the program; see
+        // the type for its lifetime.
+        unsafe { &*self.0 }
+    }
+}
+
+impl<T> DerefMut for Entry<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { &mut *self.0 }
+    }
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the context is the program's own, and the buffer has N bytes.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.ctx.as_ptr(),
+                offset,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the helper returned 0: it filled the buffer.
+        Some(unsafe { bytes.assume_init() })
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(
+        &self,
+        offset: u32,
+        bytes: &[u8; N],
+        balance: Balance,
+    ) -> Result<(), Reason> {
+        let flags = match balance {
+            Balance::Balanced => 0,
+            Balance::Unbalanced => BPF_F_RECOMPUTE_CSUM,
+        };
+        // SAFETY: the context is the program's own, and the buffer has N bytes.
+        let result = unsafe {
+            bpf_skb_store_bytes(
+                self.ctx.skb.skb,
+                offset,
+                bytes.as_ptr().cast(),
+                N as u32,
+                flags.into(),
+            )
+        };
+        done(result)
+    }
+
+    #[inline(always)]
+    fn fix_header_checksum(&self, offset: u32, delta: Delta) -> Result<(), Reason> {
+        // SAFETY: the context is the program's own. Size 0 means that `to` is a difference.
+        done(unsafe { bpf_l3_csum_replace(self.ctx.skb.skb, offset, 0, delta.folded().into(), 0) })
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&self, offset: u32, delta: Delta, covered: Covered) -> Result<(), Reason> {
+        let mut flags = 0;
+        if covered.pseudo_header {
+            flags |= BPF_F_PSEUDO_HDR;
+        }
+        if covered.may_be_absent {
+            flags |= BPF_F_MARK_MANGLED_0;
+        }
+        // SAFETY: as above.
+        done(unsafe {
+            bpf_l4_csum_replace(
+                self.ctx.skb.skb,
+                offset,
+                0,
+                delta.folded().into(),
+                flags.into(),
+            )
+        })
+    }
+}
+
+#[inline(always)]
+fn done(result: i64) -> Result<(), Reason> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Reason::Helper)
+    }
+}
+
+impl Tables for Skb {
+    type Scratch = Entry<Scratch>;
+    type Flow = Entry<Flow>;
+    type Binding = Entry<Binding>;
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, link: u32) -> Option<&Endpoint> {
+        // SAFETY: the control plane replaces entries whole; see `Entry` for the lifetime.
+        unsafe { ENDPOINTS.get(link) }
+    }
+
+    #[inline(always)]
+    fn owner(&self, address: &Address) -> Option<&Owner> {
+        // SAFETY: as above.
+        unsafe { ADDRESSES.get(address) }
+    }
+
+    #[inline(always)]
+    fn uplink(&self, link: u32) -> Option<&Uplink> {
+        // SAFETY: as above.
+        unsafe { UPLINKS.get(link) }
+    }
+
+    #[inline(always)]
+    fn publish(&self, key: &PublishKey) -> Option<&Publish> {
+        PUBLISHES.get(&Key::new(PublishKey::BITS, *key))
+    }
+
+    #[inline(always)]
+    fn policy_class(&self, key: &PolicyCidrKey) -> Option<&PolicyClass> {
+        POLICY_CIDRS.get(&Key::new(8 * size_of::<PolicyCidrKey>() as u32, *key))
+    }
+
+    #[inline(always)]
+    fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule> {
+        POLICY_PORTS.get(&Key::new(8 * size_of::<PolicyPortKey>() as u32, *key))
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<Self::Scratch> {
+        SCRATCH.get_ptr_mut(0).map(Entry)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<Self::Flow> {
+        FLOWS.get_ptr_mut(key).map(Entry)
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        FLOWS.insert(key, flow, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        FLOWS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn outside(&self, key: &OutsideKey, flow: &mut FlowKey) -> bool {
+        // SAFETY: entries are inserted whole and never changed.
+        match unsafe { OUTSIDE.get(key) } {
+            Some(found) => {
+                *flow = *found;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn insert_outside(&self, key: &OutsideKey, flow: &FlowKey) -> bool {
+        OUTSIDE.insert(key, flow, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_outside(&self, key: &OutsideKey) {
+        // Gone already is what was wanted.
+        let _ = OUTSIDE.remove(key);
+    }
+
+    #[inline(always)]
+    fn binding(&self, key: &FlowKey) -> Option<Self::Binding> {
+        BINDINGS.get_ptr_mut(key).map(Entry)
+    }
+
+    #[inline(always)]
+    fn insert_binding(&self, key: &FlowKey, binding: &Binding) -> bool {
+        BINDINGS.insert(key, binding, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_binding(&self, key: &FlowKey) -> bool {
+        BINDINGS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32, copy: &mut Slot) -> bool {
+        let Some(slot) = SLOTS.get_ptr_mut(index) else {
+            return false;
+        };
+        // SAFETY: the pointer is to an array entry, which lives as long as the map; the lock
+        // is the one that every writer takes, and nothing is called while it is held.
+        unsafe {
+            bpf_spin_lock((&raw mut (*slot).lock).cast());
+            copy.version = (*slot).version;
+            copy.holds = (*slot).holds;
+            copy.key = (*slot).key;
+            bpf_spin_unlock((&raw mut (*slot).lock).cast());
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool {
+        let Some(slot) = SLOTS.get_ptr_mut(index) else {
+            return false;
+        };
+        // SAFETY: as above.
+        unsafe {
+            bpf_spin_lock((&raw mut (*slot).lock).cast());
+            let is_same = (*slot).version == version;
+            if is_same {
+                (*slot).version = version.wrapping_add(1);
+                (*slot).holds = holds as u32;
+                (*slot).key = *key;
+            }
+            bpf_spin_unlock((&raw mut (*slot).lock).cast());
+            is_same
+        }
+    }
+
+    #[inline(always)]
+    fn usage(&self, endpoint: u32) -> Option<Usage> {
+        // SAFETY: two counters, each read once.
+        unsafe { USAGE.get(endpoint) }.copied()
+    }
+
+    #[inline(always)]
+    fn count(&self, endpoint: u32, what: SlotUse, more: bool) {
+        let Some(usage) = USAGE.get_ptr_mut(endpoint) else {
+            return;
+        };
+        let change: i64 = if more { 1 } else { -1 };
+        // SAFETY: the pointer came from a lookup that succeeded; the field is 8-byte aligned.
+        // The instruction is the kernel's atomic add without a result, which is as old as BPF;
+        // this target offers `core`'s atomics no such thing.
+        unsafe {
+            let counter = match what {
+                SlotUse::Binding => &raw mut (*usage).bindings,
+                _ => &raw mut (*usage).flows,
+            };
+            core::arch::asm!(
+                "lock *(u64 *)({counter} + 0) += {change}",
+                counter = in(reg) counter,
+                change = in(reg) change,
+            );
+        }
+    }
+}
+
+impl Host for Skb {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn route(&self, from: u32, source: &Address, destination: &Address) -> Route {
+        let family = Family::of(destination);
+        // SAFETY: an all-zero `bpf_fib_lookup` is a valid one.
+        let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        params.ifindex = from;
+        match family {
+            Family::V4 => {
+                params.family = AF_INET;
+                params.__bindgen_anon_3.ipv4_src = word(source, 12);
+                params.__bindgen_anon_4.ipv4_dst = word(destination, 12);
+            }
+            Family::V6 => {
+                params.family = AF_INET6;
+                params.__bindgen_anon_3.ipv6_src = words(source);
+                params.__bindgen_anon_4.ipv6_dst = words(destination);
+            }
+        }
+        let flags = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+        // SAFETY: context and parameters are the program's own; the size is theirs.
+        let mut result = unsafe {
+            fib_lookup(
+                self.ctx.as_ptr(),
+                &mut params,
+                size_of::<bpf_fib_lookup>() as i32,
+                flags,
+            )
+        };
+        let mut knows_source = true;
+        if result == EINVAL {
+            // Before Linux 6.7 neither flag is known.
+            knows_source = false;
+            // SAFETY: as above.
+            result = unsafe {
+                fib_lookup(
+                    self.ctx.as_ptr(),
+                    &mut params,
+                    size_of::<bpf_fib_lookup>() as i32,
+                    0,
+                )
+            };
+        }
+        let mut route = Route {
+            kind: RouteKind::None,
+            link: params.ifindex,
+            next_hop: [0; 16],
+            source: [0; 16],
+        };
+        if result == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) {
+            route.kind = RouteKind::Local;
+        } else if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+            || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+        {
+            route.kind = RouteKind::Link;
+            // SAFETY: all fields of these unions are integers, written by the kernel.
+            unsafe {
+                route.next_hop = address(params.family, &params.__bindgen_anon_4.ipv6_dst);
+                if knows_source {
+                    route.source = address(params.family, &params.__bindgen_anon_3.ipv6_src);
+                }
+            }
+        }
+        route
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, key: &OutsideKey) -> bool {
+        // SAFETY: an all-zero `bpf_sock_tuple` is a valid one.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let (sport, dport) = (key.peer_port.to_be(), key.external_port.to_be());
+        // SAFETY: writing `Copy` fields of unions of integers.
+        let size = unsafe {
+            match Family::of(&key.external) {
+                Family::V4 => {
+                    let v4 = &mut tuple.__bindgen_anon_1.ipv4;
+                    v4.saddr = word(&key.peer, 12);
+                    v4.daddr = word(&key.external, 12);
+                    (v4.sport, v4.dport) = (sport, dport);
+                    size_of_val(v4)
+                }
+                Family::V6 => {
+                    let v6 = &mut tuple.__bindgen_anon_1.ipv6;
+                    v6.saddr = words(&key.peer);
+                    v6.daddr = words(&key.external);
+                    (v6.sport, v6.dport) = (sport, dport);
+                    size_of_val(v6)
+                }
+            }
+        } as u32;
+        let netns = BPF_F_CURRENT_NETNS as u64;
+        // SAFETY: context and tuple are the program's own; every socket found is released.
+        unsafe {
+            let socket = if key.protocol == u32::from(TCP) {
+                bpf_sk_lookup_tcp(self.ctx.as_ptr(), &mut tuple, size, netns, 0)
+            } else if key.protocol == u32::from(nucnet_common::packet::UDP) {
+                bpf_sk_lookup_udp(self.ctx.as_ptr(), &mut tuple, size, netns, 0)
+            } else {
+                return false;
+            };
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket.cast());
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn is_forwarded(&self) -> bool {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).ingress_ifindex != 0 }
+    }
+}
+
+/// Four bytes of an address in the order in which they are on the wire.
+#[inline(always)]
+pub fn word(address: &Address, at: usize) -> u32 {
+    u32::from_ne_bytes([
+        address[at],
+        address[at + 1],
+        address[at + 2],
+        address[at + 3],
+    ])
+}
+
+/// An address as the kernel's structures have it.
+#[inline(always)]
+pub fn words(address: &Address) -> [u32; 4] {
+    [
+        word(address, 0),
+        word(address, 4),
+        word(address, 8),
+        word(address, 12),
+    ]
+}
+
+/// An address from the kernel's structures; IPv4 is in the first word.
+#[inline(always)]
+pub fn address(family: u8, words: &[u32; 4]) -> Address {
+    if family == AF_INET {
+        return mapped(words[0].to_ne_bytes());
+    }
+    let mut address = [0; 16];
+    address[0..4].copy_from_slice(&words[0].to_ne_bytes());
+    address[4..8].copy_from_slice(&words[1].to_ne_bytes());
+    address[8..12].copy_from_slice(&words[2].to_ne_bytes());
+    address[12..16].copy_from_slice(&words[3].to_ne_bytes());
+    address
+}
