@@ -1,0 +1,563 @@
+//! Where the programs sit. Every function here can be repeated: what is there already stays,
+//! what is wrong is put right.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, CgroupSockAddrAttachType, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkOrder},
+    tc::TcAttachOptions,
+};
+use nix::{
+    libc,
+    net::if_::{if_indextoname, if_nametoindex},
+};
+use nucnet_common::abi::{self, map, program};
+
+use super::{
+    Datapath, Table,
+    clsact::{self, Qdisc},
+    error::{AttachCause, BpfError, errno},
+    object::program_error,
+    pins::{Pins, aside, file_error, names, remove, replace_text},
+    sys::{self, LinkTarget},
+};
+
+/// How a program sits on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachKind {
+    /// A pinned TCX link (Linux 6.6).
+    Tcx,
+    /// A filter on the clsact queueing discipline.
+    Clsact,
+}
+
+/// What is noted under `links/` for an interface.
+enum Record {
+    /// A link that somebody can exchange, with the index of its interface (0: gone).
+    Tcx {
+        link: OwnedFd,
+        index: u32,
+        program: u32,
+    },
+    Clsact {
+        index: u32,
+        qdisc: Qdisc,
+    },
+}
+
+/// One program on one interface: the name of its record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hook {
+    pub(super) program: &'static str,
+    pub(super) interface: String,
+}
+
+impl Hook {
+    pub(super) fn new(program: &'static str, interface: &str) -> Self {
+        Self {
+            program,
+            interface: interface.into(),
+        }
+    }
+
+    /// `PROGRAM@INTERFACE`. A name on a BPF filesystem has no dot, and `+` marks what is not
+    /// finished ([`aside`]); no interface's name has a per cent sign.
+    fn file_name(&self) -> String {
+        let interface = self.interface.replace('.', "%2E").replace('+', "%2B");
+        format!("{}@{interface}", self.program)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let (found, interface) = name.split_once('@')?;
+        let program = [
+            program::FROM_UPLINK,
+            program::FROM_UPLINK_L3,
+            program::FROM_HOST,
+        ]
+        .into_iter()
+        .find(|program| *program == found)?;
+        Some(Self::new(
+            program,
+            &interface.replace("%2E", ".").replace("%2B", "+"),
+        ))
+    }
+
+    fn direction(&self) -> TcAttachType {
+        match self.program {
+            program::FROM_HOST => TcAttachType::Egress,
+            _ => TcAttachType::Ingress,
+        }
+    }
+
+    fn error<C: Into<AttachCause>>(&self, action: &'static str) -> impl FnOnce(C) -> BpfError {
+        let Self { program, interface } = self.clone();
+        move |source| BpfError::Attach {
+            program,
+            target: interface,
+            action,
+            source: Box::new(source.into()),
+        }
+    }
+}
+
+impl Datapath {
+    /// Puts `from_endpoint` on an endpoint's host side interface.
+    pub fn attach_endpoint(&self, interface: &str) -> Result<(), BpfError> {
+        let hook = Hook::new(program::FROM_ENDPOINT, interface);
+        clsact::ensure_qdisc(interface).map_err(hook.error("attach"))?;
+        let mut program = open_classifier(&self.pins, hook.program)?;
+        clsact::attach(&mut program, interface, hook.direction()).map_err(hook.error("attach"))
+    }
+
+    /// Takes `from_endpoint` off an interface: nothing that its endpoint sends passes any more.
+    /// `false`: it was not there, or there is no such interface.
+    pub fn detach_endpoint(&self, interface: &str) -> Result<bool, BpfError> {
+        let hook = Hook::new(program::FROM_ENDPOINT, interface);
+        clsact::detach(interface, hook.direction()).map_err(hook.error("detach"))
+    }
+
+    /// Puts `from_host` on the egress of a network's bridge.
+    pub fn attach_bridge(&self, bridge: &str) -> Result<AttachKind, BpfError> {
+        let hook = Hook::new(program::FROM_HOST, bridge);
+        let index = if_nametoindex(bridge).map_err(|e| hook.error("attach")(io::Error::from(e)))?;
+        self.attach(&hook, index)
+    }
+
+    /// Takes `from_host` off a bridge; one that is gone is fine.
+    pub fn detach_bridge(&self, bridge: &str) -> Result<(), BpfError> {
+        detach(&self.pins, &Hook::new(program::FROM_HOST, bridge))
+    }
+
+    /// Puts the connect hooks on a cgroup, the root of the cgroup2 hierarchy as a rule
+    /// ([`cgroup_root`]), in place of any cgroup that they were on.
+    pub fn attach_connect(&self, cgroup: &Path) -> Result<(), BpfError> {
+        let directory = File::open(cgroup).map_err(file_error(cgroup, "open"))?;
+        // The id of a cgroup is the inode number of its directory.
+        let id = directory
+            .metadata()
+            .map_err(file_error(cgroup, "read"))?
+            .ino();
+        for (name, kind) in CONNECT_HOOKS {
+            let pin = self.pins.links().join(name);
+            let error = |source: AttachCause| BpfError::Attach {
+                program: name,
+                target: cgroup.display().to_string(),
+                action: "attach",
+                source: Box::new(source),
+            };
+            let mut program = open_connect(&self.pins, name, kind)?;
+            if let Some(link) = open_link(&pin)? {
+                let info = sys::link_info(link.as_fd()).map_err(|e| error(e.into()))?;
+                if info.target == LinkTarget::Cgroup(id) {
+                    let ours = program.info().map_err(|e| error(e.into()))?.id();
+                    if info.program != ours {
+                        let fd = program.fd().map_err(|e| error(e.into()))?.as_fd();
+                        sys::link_update(link.as_fd(), fd).map_err(|e| error(e.into()))?;
+                    }
+                    continue;
+                }
+            }
+            let attached = program
+                .attach(&directory, CgroupAttachMode::default())
+                .and_then(|id| program.take_link(id))
+                .map_err(|e| error(e.into()))?;
+            let link = FdLink::try_from(attached)
+                .map_err(|e| error(io::Error::new(io::ErrorKind::Unsupported, e).into()))?;
+            let new = aside(&pin);
+            remove(&new)?;
+            link.pin(&new).map_err(|e| error(e.into()))?;
+            unlink(&pin)?;
+            fs::rename(&new, &pin).map_err(file_error(&pin, "create"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the connect hooks off.
+    pub fn detach_connect(&self) -> Result<(), BpfError> {
+        CONNECT_HOOKS
+            .iter()
+            .try_for_each(|(name, _)| unlink(&self.pins.links().join(name)))
+    }
+
+    /// Puts a program on an interface, whose index is known, and notes it under `links/`.
+    pub(super) fn attach(&self, hook: &Hook, index: u32) -> Result<AttachKind, BpfError> {
+        let pin = self.pins.links().join(hook.file_name());
+        let mut program = open_classifier(&self.pins, hook.program)?;
+        match read_record(&pin)? {
+            Some(Record::Tcx {
+                link,
+                index: on,
+                program: has,
+            }) if on == index => {
+                if has != program.info().map_err(hook.error("attach"))?.id() {
+                    let fd = program.fd().map_err(hook.error("replace"))?.as_fd();
+                    sys::link_update(link.as_fd(), fd).map_err(hook.error("replace"))?;
+                }
+                return Ok(AttachKind::Tcx);
+            }
+            Some(Record::Clsact { index: on, qdisc }) if on == index => {
+                // Anybody can have deleted it.
+                let now = clsact::ensure_qdisc(&hook.interface).map_err(hook.error("attach"))?;
+                if (now, qdisc) == (Qdisc::Added, Qdisc::Found) {
+                    replace_text(&pin, &clsact_text(index, now))?;
+                }
+                clsact::attach(&mut program, &hook.interface, hook.direction())
+                    .map_err(hook.error("attach"))?;
+                return Ok(AttachKind::Clsact);
+            }
+            // The interface of that name was another one.
+            Some(Record::Tcx { .. }) => unlink(&pin)?,
+            Some(Record::Clsact { .. }) => remove(&pin)?,
+            None => {}
+        }
+        match attach_tcx(&mut program, hook, &pin) {
+            // What a kernel before 6.6 says. Trying tells more than a version number.
+            Err(error) if matches!(errno(&error), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
+            attached => {
+                return attached
+                    .map(|()| AttachKind::Tcx)
+                    .map_err(hook.error("attach"));
+            }
+        }
+        let qdisc = clsact::ensure_qdisc(&hook.interface).map_err(hook.error("attach"))?;
+        replace_text(&pin, &clsact_text(index, qdisc))?;
+        clsact::attach(&mut program, &hook.interface, hook.direction())
+            .map_err(hook.error("attach"))?;
+        Ok(AttachKind::Clsact)
+    }
+
+    /// Puts the pinned programs in the place of whatever version of them is attached.
+    pub(super) fn reattach(&self) -> Result<(), BpfError> {
+        for name in names(&self.pins.links())? {
+            let pin = self.pins.links().join(&name);
+            if let Some(hook) = Hook::parse(&name) {
+                let index = match read_record(&pin)? {
+                    Some(Record::Tcx { index, .. } | Record::Clsact { index, .. }) => index,
+                    None => continue,
+                };
+                // Who is gone needs no program; its record goes with the next look at uplinks.
+                if if_indextoname(index).is_ok() {
+                    self.attach(&hook, index)?;
+                }
+            } else if let Some((name, kind)) =
+                CONNECT_HOOKS.into_iter().find(|(found, _)| *found == name)
+            {
+                let error = |source: AttachCause| BpfError::Attach {
+                    program: name,
+                    target: "its cgroup".into(),
+                    action: "replace",
+                    source: Box::new(source),
+                };
+                let program = open_connect(&self.pins, name, kind)?;
+                let fd = program.fd().map_err(|e| error(e.into()))?.as_fd();
+                if let Some(link) = open_link(&pin)? {
+                    sys::link_update(link.as_fd(), fd).map_err(|e| error(e.into()))?;
+                }
+            }
+        }
+        let mut links = Vec::new();
+        self.endpoints.for_each(|link, _| links.push(*link))?;
+        for link in links {
+            if let Ok(interface) = interface_name(link) {
+                self.attach_endpoint(&interface)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is attached to host interfaces, with the index of each interface (0: gone).
+    pub(super) fn attached(&self) -> Result<Vec<(Hook, u32)>, BpfError> {
+        let mut attached = Vec::new();
+        for name in names(&self.pins.links())? {
+            let Some(hook) = Hook::parse(&name) else {
+                continue;
+            };
+            match read_record(&self.pins.links().join(&name))? {
+                Some(Record::Tcx { index, .. } | Record::Clsact { index, .. }) => {
+                    attached.push((hook, index));
+                }
+                None => {}
+            }
+        }
+        Ok(attached)
+    }
+
+    /// Notes that the interface of a hook has another name now.
+    pub(super) fn rename(&self, from: &Hook, to: &Hook) -> Result<(), BpfError> {
+        let (from, to) = (
+            self.pins.links().join(from.file_name()),
+            self.pins.links().join(to.file_name()),
+        );
+        fs::rename(&from, &to).map_err(file_error(&from, "rename"))
+    }
+
+    /// Takes a program off a host interface; one that is gone is fine.
+    pub(super) fn detach(&self, hook: &Hook) -> Result<(), BpfError> {
+        detach(&self.pins, hook)
+    }
+
+    /// Takes away everything: programs from wherever they sit, all pins, and the directory.
+    /// Repeating it is fine, and so is a directory that was made by another version, or that
+    /// does not exist. Returns what could not be taken away; the rest went nevertheless.
+    pub fn remove(bpffs: &Path) -> Vec<BpfError> {
+        let pins = Pins::at(bpffs);
+        if !bpffs.exists() {
+            return Vec::new();
+        }
+        let lock = match pins.lock() {
+            Ok(lock) => lock,
+            Err(error) => return vec![error],
+        };
+        let mut problems: Vec<BpfError> = pins.clear_version().err().into_iter().collect();
+        problems.extend(remove_all(&pins));
+        drop(lock);
+        if problems.is_empty() {
+            match fs::remove_dir(bpffs) {
+                // A mount point stays, empty.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) => problems.push(file_error(bpffs, "remove")(error)),
+                Ok(()) => {}
+            }
+        }
+        problems
+    }
+}
+
+const CONNECT_HOOKS: [(&str, CgroupSockAddrAttachType); 2] = [
+    (program::CONNECT4, CgroupSockAddrAttachType::Connect4),
+    (program::CONNECT6, CgroupSockAddrAttachType::Connect6),
+];
+
+/// Detaches everything, and removes the three directories of pins.
+pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
+    let mut problems = Vec::new();
+    let mut attempt = |result: Result<(), BpfError>| problems.extend(result.err());
+    match names(&pins.links()) {
+        Ok(names) => {
+            for name in names {
+                attempt(match Hook::parse(&name) {
+                    Some(hook) => detach(pins, &hook),
+                    None => unlink(&pins.links().join(name)),
+                });
+            }
+        }
+        Err(error) => attempt(Err(error)),
+    }
+    // Another version's table is left alone: its filters go with their interfaces.
+    let endpoints = Table::<u32, abi::Endpoint>::open(
+        (pins.map(map::ENDPOINTS), map::ENDPOINTS),
+        abi::size::ENDPOINTS,
+    );
+    for (link, _) in endpoints
+        .and_then(|endpoints| endpoints.entries())
+        .unwrap_or_default()
+    {
+        if let Ok(interface) = interface_name(link) {
+            let hook = Hook::new(program::FROM_ENDPOINT, &interface);
+            attempt(
+                clsact::detach(&interface, hook.direction())
+                    .map(drop)
+                    .map_err(hook.error("detach")),
+            );
+        }
+    }
+    for directory in [pins.programs(), pins.maps(), pins.links()] {
+        match names(&directory) {
+            Ok(names) => names
+                .iter()
+                .for_each(|name| attempt(remove(&directory.join(name)))),
+            Err(error) => attempt(Err(error)),
+        }
+        match fs::remove_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                attempt(Err(file_error(&directory, "remove")(error)));
+            }
+            _ => {}
+        }
+    }
+    problems
+}
+
+fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, pin: &Path) -> Result<(), AttachCause> {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(&hook.interface, hook.direction(), options)?;
+    let link = FdLink::try_from(program.take_link(id)?).map_err(io::Error::other)?;
+    // Until it is pinned, the link goes with this process.
+    link.pin(pin)?;
+    Ok(())
+}
+
+fn detach(pins: &Pins, hook: &Hook) -> Result<(), BpfError> {
+    let pin = pins.links().join(hook.file_name());
+    match read_record(&pin)? {
+        Some(Record::Tcx { .. }) => unlink(&pin),
+        Some(Record::Clsact { index, qdisc }) => {
+            // A new interface may have got the name, an old one another.
+            if let Ok(interface) = interface_name(index) {
+                clsact::detach(&interface, hook.direction()).map_err(hook.error("detach"))?;
+                if qdisc == Qdisc::Added {
+                    clsact::remove_qdisc(index).map_err(hook.error("detach"))?;
+                }
+            }
+            remove(&pin)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Detaches a pinned link, now, and removes its pin; one that is not there is fine.
+fn unlink(pin: &Path) -> Result<(), BpfError> {
+    if let Some(link) = open_link(pin)? {
+        // One whose interface or cgroup is gone is detached already.
+        match sys::link_detach(link.as_fd()) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
+                return Err(file_error(pin, "detach")(error));
+            }
+            _ => {}
+        }
+    }
+    remove(pin)
+}
+
+fn open_link(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
+    match sys::open_pin(pin) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file_error(pin, "open")(error)),
+    }
+}
+
+fn read_record(pin: &Path) -> Result<Option<Record>, BpfError> {
+    match fs::read_link(pin) {
+        Ok(text) => return Ok(parse_clsact(&text.to_string_lossy())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Not a symbolic link: a pin.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        Err(error) => return Err(file_error(pin, "read")(error)),
+    }
+    let Some(link) = open_link(pin)? else {
+        return Ok(None);
+    };
+    let info = sys::link_info(link.as_fd()).map_err(file_error(pin, "read"))?;
+    let index = match info.target {
+        LinkTarget::Interface(index) => index,
+        LinkTarget::Cgroup(_) | LinkTarget::Other => 0,
+    };
+    Ok(Some(Record::Tcx {
+        link,
+        index,
+        program: info.program,
+    }))
+}
+
+fn clsact_text(index: u32, qdisc: Qdisc) -> String {
+    let qdisc = match qdisc {
+        Qdisc::Added => "added",
+        Qdisc::Found => "found",
+    };
+    format!("clsact:interface-{index}:qdisc-{qdisc}")
+}
+
+fn parse_clsact(text: &str) -> Option<Record> {
+    let (index, qdisc) = text
+        .strip_prefix("clsact:interface-")?
+        .split_once(":qdisc-")?;
+    let qdisc = match qdisc {
+        "added" => Qdisc::Added,
+        "found" => Qdisc::Found,
+        _ => return None,
+    };
+    Some(Record::Clsact {
+        index: index.parse().ok()?,
+        qdisc,
+    })
+}
+
+fn open_classifier(pins: &Pins, name: &'static str) -> Result<SchedClassifier, BpfError> {
+    SchedClassifier::from_pin(pins.program(name))
+        .map_err(|source| program_error(name, "opened", source))
+}
+
+fn open_connect(
+    pins: &Pins,
+    name: &'static str,
+    kind: CgroupSockAddrAttachType,
+) -> Result<CgroupSockAddr, BpfError> {
+    CgroupSockAddr::from_pin(pins.program(name), kind)
+        .map_err(|source| program_error(name, "opened", source))
+}
+
+fn interface_name(index: u32) -> io::Result<String> {
+    Ok(if_indextoname(index)?.to_string_lossy().into_owned())
+}
+
+/// Where the root of the cgroup2 hierarchy is mounted, alone or beside version 1.
+///
+/// # Errors
+/// [`BpfError::NoCgroup2`], and those of reading `/proc`.
+pub fn cgroup_root() -> Result<PathBuf, BpfError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(path).map_err(file_error(path, "read"))?;
+    cgroup_mount(&mounts).ok_or(BpfError::NoCgroup2)
+}
+
+/// proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAGS] - TYPE ...`.
+fn cgroup_mount(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        let whole = filesystem.starts_with("cgroup2 ") && root == "/";
+        whole.then(|| PathBuf::from(point.replace("\\040", " ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hook_names_survive_dots_and_have_none() {
+        for interface in ["eth0", "eth0.100", "a+b", "x@y", "..."] {
+            let hook = Hook::new(program::FROM_UPLINK_L3, interface);
+            assert!(
+                !hook.file_name().contains(['.', '+']),
+                "{}",
+                hook.file_name()
+            );
+            assert_eq!(Hook::parse(&hook.file_name()), Some(hook));
+        }
+        assert_eq!(Hook::parse("host_connect4"), None);
+        assert_eq!(Hook::parse("somebody@eth0"), None);
+    }
+
+    #[test]
+    fn clsact_record_is_read_back() {
+        let Some(Record::Clsact { index, qdisc }) = parse_clsact(&clsact_text(7, Qdisc::Added))
+        else {
+            panic!("not read back");
+        };
+        assert_eq!((index, qdisc), (7, Qdisc::Added));
+        assert!(parse_clsact("clsact:interface-x:qdisc-added").is_none());
+    }
+
+    #[test]
+    fn cgroup2_is_found_beside_version_1() {
+        let mounts = "\
+            25 1 0:23 / /sys rw - sysfs sysfs rw\n\
+            30 25 0:26 / /sys/fs/cgroup/cpu rw,relatime shared:4 - cgroup cgroup rw,cpu\n\
+            40 25 0:27 /below /mnt rw - cgroup2 none rw\n\
+            41 25 0:27 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup_mount(mounts), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(cgroup_mount("25 1 0:23 / /sys rw - sysfs sysfs rw\n"), None);
+    }
+}

@@ -1,0 +1,103 @@
+//! The BPF object inside this program, and how it gets into the kernel.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
+    programs::{Program, ProgramError},
+    util::KernelVersion,
+};
+use nix::{
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
+use nucnet_common::abi::map;
+
+use super::error::{BpfError, Reasons, errno};
+
+/// The compiled programs, an ELF file.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NUCNET_BPF_OBJECT"));
+
+/// SHA-256 of [`OBJECT`], hexadecimal.
+pub const OBJECT_HASH: &str = env!("NUCNET_BPF_SHA256");
+
+/// Loads the object with maps of its own and no pins: what is loaded goes with the value.
+/// For test runs of the programs.
+///
+/// # Errors
+/// Those of the kernel and its verifier.
+pub fn load_unpinned() -> Result<Ebpf, BpfError> {
+    load(None)
+}
+
+/// Loads the object. With `maps`, a directory on a BPF filesystem, every map that is pinned
+/// there is taken as it is, and every other one is made and pinned there.
+pub(super) fn load(maps: Option<&Path>) -> Result<Ebpf, BpfError> {
+    raise_memory_limit();
+    let mut loader = EbpfLoader::new();
+    if let Some(directory) = maps {
+        for name in map::ALL {
+            loader.map_pin_path(name, directory.join(name));
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(object_error)?;
+    for (name, program) in object.programs_mut() {
+        match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => return Err(BpfError::NoProgram { name: name.into() }),
+        }
+        .map_err(|source| program_error(name, "loaded", source))?;
+    }
+    Ok(object)
+}
+
+/// Before Linux 5.11 the memory of maps counts as locked memory of the process.
+fn raise_memory_limit() {
+    if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 11, 0)) {
+        // When it is refused, and the limit is too low, making a map says so.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    }
+}
+
+fn object_error(source: EbpfError) -> BpfError {
+    let object = match &source {
+        EbpfError::MapError(MapError::CreateError { name, .. }) => format!("map {name}"),
+        _ => "BPF object".into(),
+    };
+    if is_refusal(&source) {
+        BpfError::NotPermitted {
+            object,
+            reasons: Reasons::gather(),
+            source: source.into(),
+        }
+    } else {
+        BpfError::Object {
+            hash: OBJECT_HASH,
+            source: Box::new(source),
+        }
+    }
+}
+
+pub(super) fn program_error(name: &str, action: &'static str, source: ProgramError) -> BpfError {
+    if is_refusal(&source) {
+        let object = format!("program {name}");
+        BpfError::NotPermitted {
+            object,
+            reasons: Reasons::gather(),
+            source: source.into(),
+        }
+    } else {
+        BpfError::Program {
+            name: name.into(),
+            action,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Not `EACCES`: that is what the verifier says of a program that it rejects.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    errno(error) == Some(libc::EPERM)
+}

@@ -1,0 +1,4 @@
+//! All that talks to the kernel. Nothing here knows a verb, and nothing outside of here makes a
+//! system call for the network.
+
+pub mod bpf;
