@@ -2,3 +2,7 @@
 //! system call for the network.
 
 pub mod bpf;
+pub mod netlink;
+pub mod netns;
+pub mod process;
+pub mod sysctl;
