@@ -1,8 +1,14 @@
 //! All that talks to the kernel. Nothing here knows a verb, and nothing outside of here makes a
 //! system call for the network.
 
+mod directory;
+
 pub mod bpf;
+pub mod claims;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+pub mod store;
 pub mod sysctl;
+
+pub use directory::FileError;
