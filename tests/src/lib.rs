@@ -1,1 +1,3 @@
+//! nucnet's lab and what its tests share.
 
+pub mod lab;
