@@ -7,7 +7,7 @@ use core::ops::DerefMut;
 use crate::{
     abi::{
         Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
-        PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot, SlotUse, Uplink, Usage,
+        PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Uplink, Usage,
     },
     packet::{Frame, Packet},
 };
@@ -33,15 +33,28 @@ pub struct Scratch {
     pub inside: FlowKey,
     /// Its external side.
     pub bound: OutsideKey,
+    /// The way to the peer.
+    pub route: Route,
     /// Of dead entries.
     pub dead: Dead,
+}
+
+/// A copy of what a [`crate::abi::Slot`] says, without its lock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// Version of the place.
+    pub version: u32,
+    /// What holds it: [`SlotUse`].
+    pub holds: u32,
+    /// The holder.
+    pub key: FlowKey,
 }
 
 /// Notes on an entry that may be dead.
 #[derive(Clone, Copy, Debug)]
 pub struct Dead {
     /// The place that it holds.
-    pub slot: Slot,
+    pub held: Held,
     /// Its external view.
     pub outside: OutsideKey,
 }
@@ -94,8 +107,8 @@ pub trait Tables {
     /// Removes a binding; false if it was gone.
     fn remove_binding(&self, key: &FlowKey) -> bool;
 
-    /// Writes a consistent copy of a place to `slot`; false: there is no such place.
-    fn slot(&self, index: u32, slot: &mut Slot) -> bool;
+    /// Writes a consistent copy of a place to `held`; false: there is no such place.
+    fn slot(&self, index: u32, held: &mut Held) -> bool;
     /// Gives a place to a holder, if it has not changed hands since `version`.
     fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool;
 
@@ -135,8 +148,8 @@ pub trait Host {
     fn now(&self) -> u64;
     /// 32 random bits.
     fn random(&self) -> u32;
-    /// Looks a route up from the point of view of the interface `from`.
-    fn route(&self, from: u32, source: &Address, destination: &Address) -> Route;
+    /// Looks a route up from the point of view of the interface `from`, into `route`.
+    fn route(&self, from: u32, source: &Address, destination: &Address, route: &mut Route);
     /// Whether a socket of the host takes packets of this external view.
     fn has_socket(&self, key: &OutsideKey) -> bool;
     /// Whether the frame came in by an interface: it is forwarded, not the host's own.

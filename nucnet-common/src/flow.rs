@@ -2,10 +2,10 @@
 
 use crate::{
     abi::{
-        Address, Binding, Flow, FlowKey, FlowState, OutsideKey, Reason, Settings, Slot, SlotUse,
+        Address, Binding, Flow, FlowKey, FlowState, OutsideKey, Reason, Settings, SlotUse,
         flow_flag, size,
     },
-    env::{Dead, Env},
+    env::{Dead, Env, Held},
     packet::{Kind, Packet, TCP, UDP, tcp_flag},
 };
 
@@ -222,19 +222,19 @@ pub fn find_place<E: Env>(
         draw += 1;
         let offset = env.random() & (size::SLOT_WINDOW as u32 - 1);
         let index = window.wrapping_add(offset) & (size::SLOTS as u32 - 1);
-        let slot = &mut dead.slot;
-        if !env.slot(index, slot) {
+        let held = &mut dead.held;
+        if !env.slot(index, held) {
             continue;
         }
-        let may_take = match holder(env, slot, index, now) {
+        let may_take = match holder(env, held, index, now) {
             Holder::None => !own_only,
-            _ if own_only && slot.key.endpoint != endpoint => false,
+            _ if own_only && held.key.endpoint != endpoint => false,
             Holder::Dead => true,
             Holder::Closed if !has_closed => {
                 has_closed = true;
                 *place = Place {
                     index,
-                    version: slot.version,
+                    version: held.version,
                 };
                 false
             }
@@ -243,7 +243,7 @@ pub fn find_place<E: Env>(
         if may_take {
             *place = Place {
                 index,
-                version: slot.version,
+                version: held.version,
             };
             return Ok(());
         }
@@ -268,17 +268,17 @@ enum Holder {
 }
 
 #[inline(always)]
-fn holder<E: Env>(env: &E, slot: &Slot, index: u32, now: u64) -> Holder {
-    if slot.holds == SlotUse::Free as u32 {
+fn holder<E: Env>(env: &E, held: &Held, index: u32, now: u64) -> Holder {
+    if held.holds == SlotUse::Free as u32 {
         return Holder::None;
     }
-    if slot.holds == SlotUse::Binding as u32 {
-        return match env.binding(&slot.key) {
+    if held.holds == SlotUse::Binding as u32 {
+        return match env.binding(&held.key) {
             Some(binding) if binding.slot == index && !is_unbound(&binding, now) => Holder::Live,
             _ => Holder::Dead,
         };
     }
-    match env.flow(&slot.key) {
+    match env.flow(&held.key) {
         Some(flow) if flow.slot == index && !is_dead(&flow, now) => {
             if flow.state == FlowState::Closed as u32 {
                 Holder::Closed
@@ -300,17 +300,17 @@ pub fn take_place<E: Env>(
     key: &FlowKey,
     dead: &mut Dead,
 ) -> bool {
-    let Dead { slot, outside, .. } = dead;
-    if !env.slot(place.index, slot)
-        || slot.version != place.version
+    let Dead { held, outside } = dead;
+    if !env.slot(place.index, held)
+        || held.version != place.version
         || !env.take_slot(place.index, place.version, holds, key)
     {
         return false;
     }
-    if slot.holds == SlotUse::Flow as u32 {
-        remove_flow_at(env, &slot.key, place, outside);
-    } else if slot.holds == SlotUse::Binding as u32 {
-        remove_binding_at(env, &slot.key, place, outside);
+    if held.holds == SlotUse::Flow as u32 {
+        remove_flow_at(env, &held.key, place, outside);
+    } else if held.holds == SlotUse::Binding as u32 {
+        remove_binding_at(env, &held.key, place, outside);
     }
     true
 }
@@ -372,6 +372,6 @@ pub fn retire_binding<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
 
 #[inline(always)]
 fn release<E: Env>(env: &E, place: &Place, dead: &mut Dead) {
-    dead.slot.key = FlowKey::default();
-    env.take_slot(place.index, place.version, SlotUse::Free, &dead.slot.key);
+    dead.held.key = FlowKey::default();
+    env.take_slot(place.index, place.version, SlotUse::Free, &dead.held.key);
 }

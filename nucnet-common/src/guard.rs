@@ -4,7 +4,7 @@
 
 use crate::{
     abi::{Address, Endpoint, Reason},
-    env::{Host, RouteKind, Tables},
+    env::{Host, Route, RouteKind, Tables},
     packet::{Family, Frame, Kind, Packet, same},
 };
 
@@ -137,6 +137,7 @@ pub fn peer_outside<E: Tables + Host>(
     env: &E,
     point_of_view: u32,
     packet: &Packet,
+    route: &mut Route,
 ) -> Result<(), Reason> {
     let source = &packet.source;
     if is_martian(source, packet.family)
@@ -145,7 +146,7 @@ pub fn peer_outside<E: Tables + Host>(
     {
         return Err(Reason::MartianSource);
     }
-    let route = env.route(point_of_view, &packet.destination, source);
+    env.route(point_of_view, &packet.destination, source, route);
     match route.kind {
         RouteKind::Local | RouteKind::None => Err(Reason::MartianSource),
         // A route to a managed network: an address there that nobody has.

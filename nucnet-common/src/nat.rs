@@ -21,7 +21,7 @@ use crate::{
 const PORT_DRAWS: u32 = 16;
 
 /// The publish that takes packets for a local address and port of the host.
-#[inline(always)]
+#[inline(never)]
 pub fn find_publish<'t, T: Tables>(
     tables: &'t T,
     protocol: u8,
@@ -145,12 +145,10 @@ pub fn open_masquerade<E: Env>(
     while let Some(port) = ports.next(env.random()) {
         scratch.flow.external_port = port;
         scratch.outside = outside_key(scratch.key.protocol, &scratch.flow);
-        if env.outside(&scratch.outside, &mut scratch.found) || !is_free(env, &scratch.outside) {
-            continue;
-        }
-        match open(env, scratch, now) {
-            Err(Reason::PortsExhausted) => {}
-            done => return done,
+        if !env.outside(&scratch.outside, &mut scratch.found) && is_free(env, &scratch.outside) {
+            // Another processor may take it first, once in a great while: the packet is then
+            // dropped, and its sender tries again.
+            return open(env, scratch, now);
         }
     }
     Err(Reason::PortsExhausted)

@@ -5,7 +5,7 @@
 
 use crate::{
     abi::{Address, Delivery, Endpoint, Flow, FlowKey, PeerKind, Reason, flow_flag},
-    env::{Env, RouteKind, Scratch},
+    env::{Env, Route, RouteKind, Scratch},
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
     guard,
     nat::{begin, find_publish, open, open_masquerade, published_port},
@@ -190,7 +190,8 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     if let Some(owner) = env.owner(&key.peer) {
         return open_to_sibling(env, endpoint, owner.link, scratch, now);
     }
-    let route = env.route(settings.fib_link, &key.inside, &key.peer);
+    let Scratch { key, route, .. } = scratch;
+    env.route(settings.fib_link, &key.inside, &key.peer, route);
     match route.kind {
         RouteKind::None => Err(Reason::NoRoute),
         RouteKind::Local => {
@@ -210,7 +211,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         RouteKind::Link => {
             let uplink = env.uplink(route.link).ok_or(Reason::UplinkUnmanaged)?;
             let none = [0; 16];
-            let flow = &mut scratch.flow;
+            let Scratch { flow, route, .. } = scratch;
             flow.external = if !same(&route.source, &none) {
                 route.source
             } else if family == Family::V4 {
@@ -277,8 +278,10 @@ fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
 
 /// Sends a packet of a flow's endpoint on to the peer.
 #[inline(never)]
-fn send<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
-    let Scratch { packet, key, .. } = scratch;
+fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
+    let Scratch {
+        packet, key, route, ..
+    } = scratch;
     let settings = env.settings().ok_or(Reason::Helper)?;
     let hop = is_routed(key, flow);
     if hop && packet.ttl <= 1 {
@@ -287,7 +290,7 @@ fn send<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result
     let link = flow.peer_link;
     let way = if flow.peer_kind == PeerKind::Uplink as u32 {
         if now.saturating_sub(flow.checked) >= SECOND {
-            revalidate(env, key, flow, now);
+            revalidate(env, key, flow, route, now);
         }
         Way::Uplink {
             link: flow.peer_link,
@@ -326,7 +329,7 @@ fn send<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result
 /// Replies leave by the uplink that the flow came in on, and a masqueraded flow cannot change
 /// its address, so another uplink is taken only when the old one is gone.
 #[inline(never)]
-fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, now: u64) {
+fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route, now: u64) {
     flow.checked = now;
     if flow.flags & flow_flag::BOUND != 0
         && let Some(mut binding) = env.binding(&binding_key(key))
@@ -336,7 +339,7 @@ fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, now: u64) {
     let Some(settings) = env.settings() else {
         return;
     };
-    let route = env.route(settings.fib_link, &key.inside, &flow.peer);
+    env.route(settings.fib_link, &key.inside, &flow.peer, route);
     let is_uplink = route.kind == RouteKind::Link && env.uplink(route.link).is_some();
     if is_uplink && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none()) {
         flow.peer_link = route.link;
@@ -435,7 +438,13 @@ fn open_published<E: Env>(
     }
     // Only the host's own addresses are published, and a range may cover ports on which the
     // host itself has asked somebody.
-    let route = env.route(settings.fib_link, &packet.source, &packet.destination);
+    let (packet, route) = (&scratch.packet, &mut scratch.route);
+    env.route(
+        settings.fib_link,
+        &packet.source,
+        &packet.destination,
+        route,
+    );
     if route.kind != RouteKind::Local || env.has_socket(&scratch.outside) {
         return Ok(false);
     }
@@ -443,7 +452,7 @@ fn open_published<E: Env>(
     if endpoint.number != publish.endpoint {
         return Err(Reason::NoEndpoint);
     }
-    guard::peer_outside(env, settings.fib_link, packet)?;
+    guard::peer_outside(env, settings.fib_link, packet, route)?;
 
     scratch.key = FlowKey {
         endpoint: endpoint.number,

@@ -20,7 +20,7 @@ pub struct Judgement {
 }
 
 /// Judges the destination that an endpoint asked for.
-#[inline(always)]
+#[inline(never)]
 pub fn judge<T: Tables>(
     tables: &T,
     endpoint: &Endpoint,
@@ -47,7 +47,7 @@ pub fn judge<T: Tables>(
 }
 
 /// Judges where a packet really goes, once translated: only a deny counts there.
-#[inline(always)]
+#[inline(never)]
 pub fn is_denied<T: Tables>(
     tables: &T,
     endpoint: &Endpoint,

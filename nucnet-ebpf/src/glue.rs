@@ -26,10 +26,9 @@ use aya_ebpf::{
 use nucnet_common::{
     abi::{
         Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
-        PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, Slot, SlotUse, Uplink,
-        Usage,
+        PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse, Uplink, Usage,
     },
-    env::{Host, Route, RouteKind, Scratch, Tables},
+    env::{Held, Host, Route, RouteKind, Scratch, Tables},
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
 };
 
@@ -260,7 +259,7 @@ impl Tables for Skb {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32, copy: &mut Slot) -> bool {
+    fn slot(&self, index: u32, held: &mut Held) -> bool {
         let Some(slot) = SLOTS.get_ptr_mut(index) else {
             return false;
         };
@@ -268,9 +267,9 @@ impl Tables for Skb {
         // is the one that every writer takes, and nothing is called while it is held.
         unsafe {
             bpf_spin_lock((&raw mut (*slot).lock).cast());
-            copy.version = (*slot).version;
-            copy.holds = (*slot).holds;
-            copy.key = (*slot).key;
+            held.version = (*slot).version;
+            held.holds = (*slot).holds;
+            held.key = (*slot).key;
             bpf_spin_unlock((&raw mut (*slot).lock).cast());
         }
         true
@@ -337,8 +336,8 @@ impl Host for Skb {
         unsafe { bpf_get_prandom_u32() }
     }
 
-    #[inline(always)]
-    fn route(&self, from: u32, source: &Address, destination: &Address) -> Route {
+    #[inline(never)]
+    fn route(&self, from: u32, source: &Address, destination: &Address, route: &mut Route) {
         let family = Family::of(destination);
         // SAFETY: an all-zero `bpf_fib_lookup` is a valid one.
         let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
@@ -379,12 +378,9 @@ impl Host for Skb {
                 )
             };
         }
-        let mut route = Route {
-            kind: RouteKind::None,
-            link: params.ifindex,
-            next_hop: [0; 16],
-            source: [0; 16],
-        };
+        route.kind = RouteKind::None;
+        route.link = params.ifindex;
+        route.source = [0; 16];
         if result == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) {
             route.kind = RouteKind::Local;
         } else if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
@@ -399,10 +395,9 @@ impl Host for Skb {
                 }
             }
         }
-        route
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn has_socket(&self, key: &OutsideKey) -> bool {
         // SAFETY: an all-zero `bpf_sock_tuple` is a valid one.
         let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
