@@ -301,6 +301,134 @@ fn remains_of_a_crash_are_replaced() {
 }
 
 #[test]
+fn many_first_uses_at_once_make_one_datapath() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        // Threads have the namespaces of the thread that makes them.
+        let all: Vec<_> = (0..16)
+            .map(|_| {
+                let bpffs = bpffs.clone();
+                thread::spawn(move || load(&bpffs).programs().expect("programs"))
+            })
+            .collect();
+        let mut programs = all.into_iter().map(|thread| thread.join().expect("thread"));
+        let first = programs.next().expect("one at least");
+        assert!(programs.all(|programs| programs == first));
+    });
+}
+
+/// Runs one of this file's ignored tests in a process of its own.
+fn child(test: &str, bpffs: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("own path"));
+    command
+        .args(["--ignored", "--exact", "--nocapture", test])
+        .env("NUCNET_TEST_BPFFS", bpffs);
+    command
+}
+
+#[test]
+#[ignore = "the child of load_that_is_killed_at_any_moment_leaves_nothing_half"]
+fn child_that_loads_and_removes() {
+    let bpffs = PathBuf::from(std::env::var_os("NUCNET_TEST_BPFFS").expect("variable"));
+    loop {
+        let mut datapath = load(&bpffs);
+        let index = if_nametoindex("up0").expect("index");
+        datapath
+            .sync_uplinks(&[uplink("up0", index)])
+            .expect("sync");
+        assert!(Datapath::remove(&bpffs).is_empty());
+    }
+}
+
+#[test]
+fn load_that_is_killed_at_any_moment_leaves_nothing_half() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        let index = add_veth("up0");
+        for round in 0..20u64 {
+            let mut loading = child("child_that_loads_and_removes", &bpffs)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .expect("child");
+            // Spread over a load, an attach and a removal.
+            thread::sleep(Duration::from_millis(5 + 13 * round));
+            assert!(
+                loading.try_wait().expect("wait").is_none(),
+                "it failed by itself"
+            );
+            loading.kill().expect("kill");
+            loading.wait().expect("wait");
+
+            let mut datapath = load(&bpffs);
+            datapath
+                .sync_uplinks(&[uplink("up0", index)])
+                .expect("sync");
+            let ours = program_id(&bpffs, program::FROM_UPLINK);
+            assert_eq!(tcx_programs("up0", TcAttachType::Ingress), [ours]);
+            let problems = Datapath::remove(&bpffs);
+            assert!(problems.is_empty(), "{problems:?}");
+            assert_eq!(names(root), Vec::<String>::new());
+            assert!(tcx_programs("up0", TcAttachType::Ingress).is_empty());
+        }
+    });
+}
+
+#[test]
+#[ignore = "the child of user_without_privilege_is_told_what_is_missing"]
+fn child_without_privilege() {
+    let bpffs = PathBuf::from(std::env::var_os("NUCNET_TEST_BPFFS").expect("variable"));
+    let Err(error) = load_unpinned() else {
+        panic!("loaded")
+    };
+    assert!(matches!(error, BpfError::NotPermitted { .. }), "{error:?}");
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("CAP_BPF"), "{error}");
+    println!("{error}");
+    let error =
+        Datapath::open_or_load(&bpffs, &Host::current().expect("host")).expect_err("no privilege");
+    assert_eq!(error.kind(), Kind::Unsupported, "{error:?}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("run as root")),
+        "{error:?}"
+    );
+    println!("{error}");
+}
+
+#[test]
+fn user_without_privilege_is_told_what_is_missing() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        load(&bpffs);
+        // Where somebody without privilege can run it.
+        let directory = Path::new("/run").join(format!("nucnet-test-{}", std::process::id()));
+        fs::create_dir(&directory).expect("mkdir");
+        let program = directory.join("test");
+        fs::copy(std::env::current_exe().expect("own path"), &program).expect("copy");
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+            .arg(&program)
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "child_without_privilege",
+            ])
+            .env("NUCNET_TEST_BPFFS", &bpffs)
+            .output();
+        fs::remove_dir_all(&directory).expect("remove");
+        let output = output.expect("setpriv");
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    });
+}
+
+#[test]
 fn pins_of_another_abi_are_refused_and_can_be_removed() {
     in_private_namespaces(|root| {
         let bpffs = root.join("nucnet");
