@@ -270,7 +270,7 @@ fn ports_of_a_bridge_that_cannot_be_asked_are_unknown_not_none() {
     host.ip("link add nuc0 type veth peer name nuc1");
     assert!(matches!(
         host.netlink.port_count("nuc0"),
-        Err(Error::Taken { .. })
+        Err(Error::NotABridge { .. })
     ));
 }
 
@@ -330,6 +330,66 @@ fn endpoint_port_neither_learns_nor_floods() {
 }
 
 #[test]
+fn bridge_takes_1023_ports_and_then_says_that_it_is_full() {
+    need_root!();
+    let host = host();
+    let container = namespace();
+    let bridge = host.bridge();
+    for number in 0..1023 {
+        let (name, peer_name) = (&format!("port{number}"), &format!("eth{number}"));
+        let spec = VethSpec {
+            name,
+            peer_name,
+            ..veth(bridge, &container)
+        };
+        host.netlink.create_veth(&spec).unwrap();
+    }
+    assert_eq!(host.netlink.port_count(bridge).unwrap(), 1023);
+    let spec = VethSpec {
+        peer_name: "last",
+        ..veth(bridge, &container)
+    };
+    let error = host.netlink.create_veth(&spec).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "bridge nuc0 is full: a bridge takes at most 1023 ports"
+    );
+    assert!(host.netlink.find_link("nuc-a").unwrap().is_none());
+}
+
+#[test]
+fn many_who_want_the_same_bridge_get_the_same_one() {
+    need_root!();
+    let host = host();
+    let made = thread::scope(|scope| {
+        let racers: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let netlink = Netlink::open_in(&host.netns).unwrap();
+                    netlink.ensure_bridge(&BRIDGE).unwrap()
+                })
+            })
+            .collect();
+        racers
+            .into_iter()
+            .map(|racer| racer.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    assert!(
+        made.iter().all(|&(index, _)| index == made[0].0),
+        "{made:?}"
+    );
+    assert_eq!(
+        made.iter()
+            .filter(|&&(_, change)| change == Change::Made)
+            .count(),
+        1
+    );
+    let bridge = host.netlink.link("nuc0").unwrap();
+    assert_eq!((bridge.owner(), bridge.mtu), (Some("network:test"), 1500));
+}
+
+#[test]
 fn link_becomes_a_port_with_its_settings() {
     need_root!();
     let host = host();
@@ -347,7 +407,7 @@ fn link_becomes_a_port_with_its_settings() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "interface tap0 exists already and is a veth without alias"
+        "interface tap0 is not a bridge but a veth without alias"
     );
 }
 
@@ -603,6 +663,27 @@ fn changed_prefix_replaces_the_old_one_and_keeps_link_local() {
             .iter()
             .any(|route| route.destination == net("10.9.0.0/28"))
     );
+}
+
+#[test]
+fn addresses_of_others_on_our_bridge_stay() {
+    need_root!();
+    let host = host();
+    let link = host.bridge();
+    host.ip("address add 192.0.2.9/32 dev nuc0");
+    host.ip("address add 10.9.0.1/24 dev nuc0");
+    // Even ours cannot be told from its mark here.
+    host.netlink
+        .converge_addresses(link, &[net("10.9.0.1/24")])
+        .unwrap();
+    assert_eq!(host.nets(link), [net("10.9.0.1/24"), net("192.0.2.9/32")]);
+    host.netlink.converge_addresses(link, &[]).unwrap();
+    assert_eq!(host.nets(link), [net("10.9.0.1/24"), net("192.0.2.9/32")]);
+    host.netlink
+        .converge_addresses(link, &[net("fd09::1/64")])
+        .unwrap();
+    host.netlink.converge_addresses(link, &[]).unwrap();
+    assert_eq!(host.nets(link), [net("10.9.0.1/24"), net("192.0.2.9/32")]);
 }
 
 #[test]

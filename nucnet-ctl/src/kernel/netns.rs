@@ -185,6 +185,20 @@ impl NetnsFd {
         Ok(self)
     }
 
+    /// Another descriptor of the same namespace.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let fd = self.fd.try_clone().map_err(|source| Error::File {
+            operation: "hold on to",
+            path: PathBuf::from(&self.origin),
+            source,
+        })?;
+        Ok(Self {
+            fd,
+            id: self.id,
+            origin: self.origin.clone(),
+        })
+    }
+
     /// Its identity.
     pub fn id(&self) -> NetnsId {
         self.id

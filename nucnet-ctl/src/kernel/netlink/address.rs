@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
+use nix::sys::utsname::uname;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
@@ -136,13 +137,12 @@ impl Netlink {
             }
         }
         let present = self.addresses_of(link)?;
-        // An address that was just ensured shows whether this kernel notes who made it.
-        let noted = present.iter().any(|present| present.protocol.is_some());
+        let marked = kernel_marks_addresses();
         let mut removed = false;
         for stale in present.iter().filter(|present| {
             !wanted.contains(&present.address)
                 && present.scope == AddressScope::Global
-                && (!noted || present.protocol == Some(PROTOCOL))
+                && (!marked || present.protocol == Some(PROTOCOL))
         }) {
             self.remove_address(link, stale.address)?;
             removed = true;
@@ -155,6 +155,21 @@ impl Netlink {
             change = Change::Made;
         }
         Ok(change)
+    }
+}
+
+/// Whether this kernel notes who made an address (`IFA_PROTO`, Linux 5.18). It cannot be asked:
+/// older ones ignore the attribute.
+fn kernel_marks_addresses() -> bool {
+    // A call that always succeeds; if it did not, removing too little is the safe side.
+    let Ok(system) = uname() else { return true };
+    let release = system.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (5, 18),
+        _ => true,
     }
 }
 

@@ -205,7 +205,7 @@ impl Netlink {
     pub fn enslave(&self, link: u32, bridge: u32, port: Port) -> Result<Port, Error> {
         let master = self.link(bridge)?;
         if master.bridge.is_none() {
-            return Err(master.taken());
+            return Err(master.not_a_bridge());
         }
         self.set_link(
             link,
@@ -229,7 +229,7 @@ impl Netlink {
     pub fn port_count<'a>(&self, bridge: impl Into<LinkId<'a>>) -> Result<usize, Error> {
         let bridge = self.link(bridge)?;
         if bridge.bridge.is_none() {
-            return Err(bridge.taken());
+            return Err(bridge.not_a_bridge());
         }
         let links = self
             .dump_links(vec![LinkAttribute::Controller(bridge.index)])

@@ -37,6 +37,14 @@ pub enum Error {
         /// What it is.
         found: Holder,
     },
+    /// What was to be used as a bridge is something else.
+    #[error("interface {name} is not a bridge but {found}")]
+    NotABridge {
+        /// The interface's name.
+        name: String,
+        /// What it is.
+        found: Holder,
+    },
     /// The container has an interface of that name.
     #[error("the container has an interface {name} already")]
     PeerTaken {

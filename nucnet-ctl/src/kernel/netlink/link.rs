@@ -61,13 +61,24 @@ impl Link {
         self.alias.is_none() && self.group == LINK_GROUP
     }
 
+    pub(super) fn holder(&self) -> Holder {
+        Holder {
+            kind: self.kind.clone(),
+            alias: self.alias.clone(),
+        }
+    }
+
     pub(super) fn taken(&self) -> Error {
         Error::Taken {
             name: self.name.clone(),
-            found: Holder {
-                kind: self.kind.clone(),
-                alias: self.alias.clone(),
-            },
+            found: self.holder(),
+        }
+    }
+
+    pub(super) fn not_a_bridge(&self) -> Error {
+        Error::NotABridge {
+            name: self.name.clone(),
+            found: self.holder(),
         }
     }
 }

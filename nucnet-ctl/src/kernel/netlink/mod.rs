@@ -127,18 +127,24 @@ impl Failure {
 impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        let netns = NetnsFd::current()?;
-        let (runtime, handle) = connect().map_err(|source| Error::Open { source })?;
+        Self::with(connect(), NetnsFd::current()?)
+    }
+
+    /// Opens a socket in another network namespace.
+    pub fn open_in(netns: &NetnsFd) -> Result<Self, Error> {
+        Self::with(netns::run_in(netns, connect)?, netns.try_clone()?)
+    }
+
+    fn with(
+        connection: io::Result<(Runtime, rtnetlink::Handle)>,
+        netns: NetnsFd,
+    ) -> Result<Self, Error> {
+        let (runtime, handle) = connection.map_err(|source| Error::Open { source })?;
         Ok(Self {
             runtime: Some(runtime),
             handle,
             netns,
         })
-    }
-
-    /// Opens a socket in another network namespace.
-    pub fn open_in(netns: &NetnsFd) -> Result<Self, Error> {
-        netns::run_in(netns, Self::open)?
     }
 
     /// The namespace that it works in.
