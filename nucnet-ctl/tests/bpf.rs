@@ -23,7 +23,7 @@ use nix::{
 };
 use nucnet_common::abi::{
     Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey,
-    PolicyClass, Publish, PublishKey, Slot, SlotUse, Usage, map, program, size,
+    PolicyClass, Publish, PublishKey, Usage, map, program, size,
 };
 use nucnet_ctl::{
     kernel::bpf::{
@@ -895,7 +895,6 @@ fn flow(endpoint: u32, n: u32) -> (FlowKey, Flow, OutsideKey) {
         external_port,
         peer,
         peer_port: 443,
-        slot: n,
         ..Flow::default()
     };
     let outside = OutsideKey {
@@ -923,21 +922,6 @@ fn purge_removes_one_endpoint_among_a_full_table_and_nobody_else() {
             .map(|(key, _, outside)| (*outside, *key))
             .collect();
         datapath.outside.insert_all(&entries).expect("insert");
-        for (key, flow, _) in &all {
-            let slot = Slot {
-                version: 5,
-                holds: SlotUse::Flow as u32,
-                key: *key,
-                ..Slot::default()
-            };
-            datapath.slots.set(flow.slot, &slot).expect("set");
-        }
-        let taken_over = Slot {
-            version: 6,
-            holds: SlotUse::Flow as u32,
-            ..Slot::default()
-        };
-        datapath.slots.set(8, &taken_over).expect("set");
         let bound = FlowKey {
             endpoint: victim,
             protocol: 17,
@@ -946,7 +930,6 @@ fn purge_removes_one_endpoint_among_a_full_table_and_nobody_else() {
         let binding = Binding {
             external: [9; 16],
             external_port: 20_000,
-            slot: 300_000,
             ..Binding::default()
         };
         datapath.bindings.insert(&bound, &binding).expect("insert");
@@ -961,16 +944,11 @@ fn purge_removes_one_endpoint_among_a_full_table_and_nobody_else() {
             .insert(&bound_outside, &bound)
             .expect("insert");
         let count = size::FLOWS as u64 / 4;
-        datapath
-            .usage
-            .insert(
-                &victim,
-                &Usage {
-                    flows: count,
-                    bindings: 1,
-                },
-            )
-            .expect("insert");
+        let usage = Usage {
+            flows: count,
+            bindings: 1,
+        };
+        datapath.usage.insert(&victim, &usage).expect("insert");
 
         let start = Instant::now();
         let purged = datapath.purge_endpoint(victim).expect("purge");
@@ -984,17 +962,57 @@ fn purge_removes_one_endpoint_among_a_full_table_and_nobody_else() {
         assert_eq!(datapath.outside.count().expect("count"), rest);
         assert_eq!(datapath.bindings.count().expect("count"), 0);
         assert!(datapath.usage.get(&victim).expect("get").is_none());
-        let freed = datapath.slots.get(4).expect("get");
-        assert_eq!(
-            (freed.version, freed.holds, freed.key),
-            (6, 0, FlowKey::default())
-        );
-        assert_eq!(datapath.slots.get(5).expect("get").key.endpoint, other);
-        assert_eq!(datapath.slots.get(8).expect("get"), taken_over);
-        assert_eq!(
-            datapath.purge_endpoint(victim).expect("again"),
-            Default::default()
-        );
+        let again = datapath.purge_endpoint(victim).expect("again");
+        assert_eq!(again, Default::default());
+    });
+}
+
+#[test]
+fn purge_without_a_count_looks_for_itself() {
+    in_private_namespaces(|root| {
+        let mut datapath = load(&root.join("nucnet"));
+        let (key, flow, outside) = flow(7, 1);
+        datapath.flows.insert(&key, &flow).expect("insert");
+        datapath.outside.insert(&outside, &key).expect("insert");
+        assert_eq!(datapath.purge_endpoint(7).expect("purge").flows, 1);
+        assert_eq!(datapath.outside.count().expect("count"), 0);
+    });
+}
+
+#[test]
+fn removed_endpoint_leaves_nothing_but_what_others_have_now() {
+    in_private_namespaces(|root| {
+        let mut datapath = load(&root.join("nucnet"));
+        let endpoint = |number, last| Endpoint {
+            number,
+            address4: [last; 16],
+            address6: [last + 1; 16],
+            ..Endpoint::default()
+        };
+        datapath.put_endpoint(3, &endpoint(7, 40)).expect("put");
+        let usage = Usage {
+            flows: 1,
+            bindings: 0,
+        };
+        datapath.usage.insert(&7, &usage).expect("insert");
+        let (key, flow, outside) = flow(7, 1);
+        datapath.flows.insert(&key, &flow).expect("insert");
+        datapath.outside.insert(&outside, &key).expect("insert");
+        // A change keeps the count.
+        datapath.put_endpoint(3, &endpoint(7, 40)).expect("put");
+        assert_eq!(datapath.usage.get(&7).expect("get"), Some(usage));
+        // Its second address goes to somebody else.
+        datapath.put_endpoint(4, &endpoint(8, 41)).expect("put");
+
+        let purged = datapath.remove_endpoint(3).expect("remove");
+        assert_eq!(purged.expect("was there").flows, 1);
+        assert_eq!(datapath.remove_endpoint(3).expect("again"), None);
+        assert_eq!(datapath.endpoints.count().expect("count"), 1);
+        assert_eq!(datapath.usage.count().expect("count"), 1);
+        assert_eq!(datapath.flows.count().expect("count"), 0);
+        let owner = |address| datapath.addresses.get(&[address; 16]).expect("get");
+        assert_eq!(owner(40), None);
+        assert_eq!(owner(41).map(|owner| owner.endpoint), Some(8));
     });
 }
 

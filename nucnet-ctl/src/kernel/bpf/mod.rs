@@ -6,10 +6,10 @@
 
 mod attach;
 mod clsact;
+mod endpoint;
 mod error;
 mod object;
 mod pins;
-mod purge;
 mod settings;
 mod status;
 mod sys;
@@ -28,9 +28,9 @@ use nucnet_common::abi::{self, map, size};
 use self::pins::{Pins, Version, aside, file_error, names, remove};
 pub use self::{
     attach::{AttachKind, cgroup_root},
+    endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
     object::{OBJECT, OBJECT_HASH, load_unpinned},
-    purge::Purged,
     settings::{Host, HostPorts},
     status::{ProgramStatus, RunTimeStatistics},
     table::{Cells, Drops, Prefix, Table},
