@@ -138,6 +138,9 @@ impl Toolchain {
         let flags = [
             "-Cdebuginfo=2".to_owned(),
             "-Clink-arg=--btf".to_owned(),
+            // Else every copy of a struct becomes a call to a global `memmove`, which kernels
+            // refuse under a spin lock and libbpf refuses altogether.
+            "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
             format!("-Clinker={}", self.linker.display()),
             format!(
                 "--remap-path-prefix={}=/rust",
