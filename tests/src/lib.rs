@@ -1,3 +1,4 @@
 //! nucnet's lab and what its tests share.
 
 pub mod lab;
+pub mod measure;

@@ -2,6 +2,7 @@
 
 mod apt;
 mod archive;
+mod bench;
 mod build;
 mod object;
 mod progress;
@@ -34,6 +35,7 @@ struct Arguments {
 enum Verb {
     Build(build::Arguments),
     Test(test::Arguments),
+    Bench(bench::Arguments),
     Vm(vm::Arguments),
     /// Check a BPF object: no panic left in it, every map and program there, licence
     VerifyObject {
@@ -66,6 +68,7 @@ impl Arguments {
         match &self.verb {
             Verb::Build(build) => build::main(&workspace, consent, build),
             Verb::Test(test) => test::main(&workspace, consent, test),
+            Verb::Bench(bench) => bench::main(&workspace, consent, bench),
             Verb::Vm(vm) => vm::main(&workspace, consent, vm),
             Verb::VerifyObject { object } => {
                 let object = object

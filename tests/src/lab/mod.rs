@@ -19,6 +19,7 @@ pub mod agent;
 mod drops;
 mod node;
 mod nucnet;
+mod programs;
 pub mod seeds;
 mod snapshot;
 pub mod sniffer;
@@ -32,8 +33,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Result;
 
 pub use addresses::{FAR, Family, HOST, HOST2, OUTSIDE, OUTSIDE2, Pair};
-pub use node::{Node, peer_program};
-pub use nucnet::{Endpoint, Outcome, program as nucnet_program};
+pub use node::Node;
+pub use nucnet::{Endpoint, Outcome};
+pub use programs::{Programs, nucnet_program, peer_program, use_programs};
 pub use snapshot::Snapshot;
 
 /// A host, a remote machine, and the wire between them.

@@ -10,12 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::agent;
+use super::programs::peer_program;
 
 /// A machine: a process (the agent) in a network namespace of its own. A host has mounts and a
 /// cgroup of its own as well. It is gone when this value is.
@@ -307,30 +308,6 @@ impl Drop for Node {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .take();
         let _ = self.agent.wait();
-    }
-}
-
-/// Where the lab's helper program is: beside the running program, or in `NUCNET_PEER`.
-///
-/// # Errors
-/// It is not there.
-pub fn peer_program() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("NUCNET_PEER") {
-        return Ok(path.into());
-    }
-    let program = std::env::current_exe()?;
-    let path = program
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join("nucnet-peer"))
-        .find(|path| path.is_file());
-    match path {
-        Some(path) => Ok(path),
-        None => bail!(
-            "no nucnet-peer near {}: build it with `cargo build -p nucnet-tests`",
-            program.display()
-        ),
     }
 }
 

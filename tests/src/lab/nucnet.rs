@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Family, Lab, Node, node};
+use super::{Family, Lab, Node, node, nucnet_program};
 
 /// No verb takes this long.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -18,23 +18,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 const STATE_DIR: &str = "/run/nucnet";
 /// Where nucnet keeps its pins.
 const BPFFS: &str = "/sys/fs/bpf/nucnet";
-
-/// Finds `nucnet-ctl`: `NUCNET_CTL`, or the newest one built in this target directory.
-pub fn program() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("NUCNET_CTL") {
-        return Some(path.into());
-    }
-    let program = std::env::current_exe().ok()?;
-    program
-        .ancestors()
-        .skip(1)
-        .take(4)
-        .flat_map(|directory| ["", "release", "debug"].map(|profile| directory.join(profile)))
-        .map(|directory| directory.join("nucnet-ctl"))
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-        .max()
-        .map(|(_, path)| path)
-}
 
 /// How one run of `nucnet-ctl` ended.
 #[derive(Clone, Debug)]
@@ -182,7 +165,7 @@ impl Lab {
     /// # Errors
     /// It cannot be run, or does not end.
     pub fn nucnet(&self, arguments: &[&str]) -> Result<Outcome> {
-        let program = program().context("nucnet-ctl is not built")?;
+        let program = nucnet_program().context("nucnet-ctl is not built")?;
         let start = Instant::now();
         let child = self
             .host

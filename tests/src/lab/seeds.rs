@@ -1,13 +1,12 @@
 //! What nucnet is measured against: plain routing, and the way of the tools before it (`ip` and
 //! `iptables`, one process a rule, as they do it).
 
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{Endpoint, Lab, Node, OUTSIDE};
+use super::{Endpoint, Family, Lab, Node};
 
 /// The bridge, as the tools before nucnet call theirs.
 const BRIDGE: &str = "seed0";
@@ -84,7 +83,7 @@ impl Seeds {
         ))
     }
 
-    /// Attaches a container.
+    /// Attaches a container, with rules for some families.
     ///
     /// # Errors
     /// A command fails.
@@ -93,6 +92,7 @@ impl Seeds {
         lab: &Lab,
         container: &Node,
         rules: Rules,
+        families: &[Family],
         forwards: &[Forward],
     ) -> Result<Endpoint> {
         let number = self.attached.fetch_add(1, Ordering::Relaxed) + 2;
@@ -121,7 +121,7 @@ impl Seeds {
             gateways: vec!["10.0.43.1".parse()?, "fd00:43::1".parse()?],
             json: Value::Null,
         };
-        change(lab, "-A", &endpoint, rules, forwards)?;
+        change(lab, "-A", &endpoint, rules, families, forwards)?;
         Ok(endpoint)
     }
 
@@ -134,9 +134,10 @@ impl Seeds {
         lab: &Lab,
         endpoint: &Endpoint,
         rules: Rules,
+        families: &[Family],
         forwards: &[Forward],
     ) -> Result<()> {
-        change(lab, "-D", endpoint, rules, forwards)?;
+        change(lab, "-D", endpoint, rules, families, forwards)?;
         lab.host.ip(&format!("link del v{}", endpoint.id))
     }
 }
@@ -146,10 +147,12 @@ fn change(
     action: &str,
     endpoint: &Endpoint,
     rules: Rules,
+    families: &[Family],
     forwards: &[Forward],
 ) -> Result<()> {
-    for address in &endpoint.addresses {
-        let v6 = address.is_ipv6();
+    for &family in families {
+        let address = endpoint.address(family)?;
+        let v6 = family == Family::V6;
         let Some(program) = rules.program(v6) else {
             continue;
         };
@@ -164,7 +167,7 @@ fn change(
             &["-s", network, "!", "-o", BRIDGE, "-j", "MASQUERADE"],
         )?;
         for forward in forwards {
-            let target = std::net::SocketAddr::new(*address, forward.port).to_string();
+            let target = std::net::SocketAddr::new(address, forward.port).to_string();
             let port = forward.host_port.to_string();
             let matched = ["-p", forward.protocol, "--dport", &port];
             let jump = ["-j", "DNAT", "--to-destination", &target];
@@ -174,29 +177,4 @@ fn change(
         }
     }
     Ok(())
-}
-
-impl Seeds {
-    /// Where a remote client finds a container's port: the host's, or without NAT its own.
-    pub fn entrance(rules: Rules, endpoint: &Endpoint, host: IpAddr) -> IpAddr {
-        let same = |address: &&IpAddr| address.is_ipv4() == host.is_ipv4();
-        match rules {
-            Rules::Routed => endpoint
-                .addresses
-                .iter()
-                .find(same)
-                .copied()
-                .unwrap_or(host),
-            Rules::IptablesLegacy | Rules::IptablesNft => host,
-        }
-    }
-
-    /// An address beyond the uplink, for clients in containers.
-    pub fn remote(v6: bool) -> IpAddr {
-        if v6 {
-            OUTSIDE.v6.into()
-        } else {
-            OUTSIDE.v4.into()
-        }
-    }
 }

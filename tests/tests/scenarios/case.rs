@@ -101,7 +101,7 @@ impl Case {
                 }
                 self.lab
                     .seeds()
-                    .attach(&self.lab, container, rules, &forwards)
+                    .attach(&self.lab, container, rules, &Family::ALL, &forwards)
             }
         }
     }

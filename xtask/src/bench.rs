@@ -1,0 +1,190 @@
+//! `cargo xtask bench`: what a transaction costs by nucnet, beside no NAT at all, plain routing
+//! and iptables, in one interleaved run; and what attach and detach cost.
+//!
+//! Figures of different minutes do not compare (the same path moves by a third on a shared
+//! machine), so every ratio is taken inside a round, and the median of those counts.
+
+mod figures;
+mod report;
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use nucnet_tests::lab::{Family, Programs, seeds::Rules, use_programs};
+use nucnet_tests::measure::{Direction, Gate, Kind, Sample, Track, Way};
+
+use crate::{
+    apt::{self, Consent, tool},
+    bench::figures::{Figures, Pass, Round},
+    progress::Step,
+    run,
+    workspace::{Profile, Workspace},
+};
+
+/// What is measured, in the order of the tables.
+pub(crate) const TESTS: [(&str, Direction, Kind); 4] = [
+    ("rr", Direction::In, Kind::Rr),
+    ("crr", Direction::In, Kind::Crr),
+    ("out-rr", Direction::Out, Kind::Rr),
+    ("out-crr", Direction::Out, Kind::Crr),
+];
+
+/// Measure nucnet against no NAT, plain routing and iptables
+///
+/// Everything happens in network namespaces of its own. Needs root.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How often everything is measured; at least 5 for figures to quote
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Milliseconds of one measurement
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..))]
+    time: u64,
+    /// Measure IPv6
+    #[arg(long)]
+    ipv6: bool,
+    /// Use iptables with its legacy backend instead of nftables
+    #[arg(long)]
+    legacy: bool,
+    /// Leave nucnet out: the machine and the yardsticks alone
+    #[arg(long)]
+    without_nucnet: bool,
+    /// The CPU that clients and servers share
+    #[arg(long, default_value_t = 0)]
+    cpu: usize,
+}
+
+/// Runs the verb.
+pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Arguments) -> Result<()> {
+    ensure!(apt::is_root(), "network namespaces need root");
+    apt::ensure_tools(&[tool::IP, tool::IPTABLES], "the benchmark", consent)?;
+    let nucnet = workspace.build_ctl(Profile::Release, None)?;
+    let mut peer = workspace.cargo("build");
+    peer.args([
+        "--locked",
+        "--release",
+        "--package",
+        "nucnet-tests",
+        "--bin",
+        "nucnet-peer",
+    ]);
+    run::step("building the clients and servers", &mut peer)?;
+    use_programs(Programs {
+        peer: nucnet.with_file_name("nucnet-peer"),
+        nucnet,
+    });
+
+    let machine = figures::Machine::look()?;
+    leave(arguments.cpu)?;
+    let iptables = match arguments.legacy {
+        true => Way::Seeds(Rules::IptablesLegacy),
+        false => Way::Seeds(Rules::IptablesNft),
+    };
+    let mut ways = vec![Way::Limit, Way::Seeds(Rules::Routed), iptables];
+    if !arguments.without_nucnet {
+        ways.push(Way::Nucnet);
+    }
+    let figures = Figures {
+        machine,
+        rounds: transactions(arguments, &ways)?,
+        passes: gates(arguments, &ways)?,
+    };
+    report::print(&figures, &ways, iptables);
+    let path = workspace.target.join("bench.json");
+    fs::write(&path, figures.json(&ways, iptables)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("\n{}", path.display());
+    Ok(())
+}
+
+/// Keeps this process and what it starts off the CPU on which is measured, if there is another.
+fn leave(cpu: usize) -> Result<()> {
+    let this = Pid::from_raw(0);
+    let mut set = sched_getaffinity(this)?;
+    ensure!(
+        set.is_set(cpu).unwrap_or(false),
+        "there is no CPU {cpu} for this process"
+    );
+    set.unset(cpu)?;
+    if (0..CpuSet::count()).any(|cpu| set.is_set(cpu).unwrap_or(false)) {
+        sched_setaffinity(this, &set)?;
+    }
+    Ok(())
+}
+
+/// Every test by every way, round by round.
+fn transactions(arguments: &Arguments, ways: &[Way]) -> Result<Vec<Round>> {
+    let family = if arguments.ipv6 {
+        Family::V6
+    } else {
+        Family::V4
+    };
+    let step = Step::start("measuring transactions");
+    let mut tracks = Vec::new();
+    for &way in ways {
+        step.note(&format!("building the lab for {way}"));
+        let track = Track::new(way, family, arguments.cpu);
+        tracks.push(track.with_context(|| format!("the lab for {way}"))?);
+    }
+    let mut rounds = Vec::new();
+    // Round 0 warms caches and neighbours up and does not count.
+    for number in 0..=arguments.rounds {
+        let time = Duration::from_millis(if number == 0 { 20 } else { arguments.time });
+        let mut round = Round::default();
+        for (test, direction, kind) in TESTS {
+            step.note(&format!("round {number} of {}: {test}", arguments.rounds));
+            let mut samples: Vec<Option<Sample>> = vec![None; ways.len()];
+            for turn in 0..ways.len() {
+                // Each way comes first, second ... equally often.
+                let which = (turn + number as usize) % ways.len();
+                let sample = tracks[which].sample(direction, kind, time);
+                samples[which] =
+                    Some(sample.with_context(|| format!("{test} by {}", ways[which]))?);
+            }
+            round.tests.push(samples.into_iter().flatten().collect());
+        }
+        if number > 0 {
+            rounds.push(round);
+        }
+    }
+    step.done();
+    Ok(rounds)
+}
+
+/// Attach and detach by every way that has them.
+fn gates(arguments: &Arguments, ways: &[Way]) -> Result<Vec<Pass>> {
+    let step = Step::start("measuring attach and detach");
+    let mut passes = Vec::new();
+    let compared = |way: &Way| {
+        matches!(
+            way,
+            Way::Nucnet | Way::Seeds(Rules::IptablesLegacy | Rules::IptablesNft)
+        )
+    };
+    let mut gates = Vec::new();
+    for &way in ways.iter().filter(|way| compared(way)) {
+        step.note(&format!("the first container by {way}"));
+        let (gate, first) = Gate::new(way).with_context(|| format!("the first attach by {way}"))?;
+        gates.push(gate);
+        passes.push(Pass {
+            way,
+            first,
+            attach: Vec::new(),
+            detach: Vec::new(),
+        });
+    }
+    for number in 1..=arguments.rounds {
+        step.note(&format!("round {number} of {}", arguments.rounds));
+        for (gate, pass) in gates.iter_mut().zip(&mut passes) {
+            let [attach, detach] = gate
+                .pass()
+                .with_context(|| format!("attach and detach by {}", pass.way))?;
+            pass.attach.push(attach);
+            pass.detach.push(detach);
+        }
+    }
+    step.done();
+    Ok(passes)
+}
