@@ -1,3 +1,9 @@
-//! The command line of nucnet.
+//! The command line of nucnet: parse, call, print, exit.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

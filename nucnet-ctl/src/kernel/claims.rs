@@ -188,6 +188,22 @@ impl Locked {
         Ok(leases)
     }
 
+    /// An endpoint of a network, if there is one.
+    pub fn endpoint_of(&self, network: u32) -> Result<Option<Holder>, Error> {
+        let directory = self
+            .claims()?
+            .enter(&Claim::Namespace(0).directory(network))?;
+        let Some(directory) = directory else {
+            return Ok(None);
+        };
+        for name in directory.names()? {
+            if let Some(holder) = self.live_holder(&directory, &name)? {
+                return Ok(Some(holder));
+            }
+        }
+        Ok(None)
+    }
+
     /// Removes all claims on what belongs to a network.
     pub fn forget_network(&self, network: u32) -> Result<(), Error> {
         let claims = self.claims()?;

@@ -3,11 +3,13 @@
 
 mod directory;
 
+pub mod boot;
 pub mod bpf;
 pub mod claims;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+pub mod sockets;
 pub mod store;
 pub mod sysctl;
 

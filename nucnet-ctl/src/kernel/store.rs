@@ -479,6 +479,26 @@ impl Locked {
         Ok(parent.join(aside))
     }
 
+    /// Whether there is no record but that of the host, damaged ones included.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        for inner in [NetworkRecord::DIRECTORY, EndpointRecord::DIRECTORY]
+            .into_iter()
+            .flatten()
+        {
+            if let Some(directory) = self.root.enter(inner)?
+                && !directory.names()?.is_empty()
+            {
+                return Ok(false);
+            }
+        }
+        let host = file_name(None);
+        Ok(!self
+            .root
+            .names()?
+            .iter()
+            .any(|name| name.starts_with(&host) && *name != host))
+    }
+
     /// Clears all state, but for the lock.
     pub fn clear(&self) -> Result<(), Error> {
         for name in self.root.names()? {

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Parses an address; the mapped form of an IPv4 address is the IPv4 address.
-pub(crate) fn parse_ip(field: &'static str, text: &str) -> Result<IpAddr, Invalid> {
+pub fn parse_ip(field: &'static str, text: &str) -> Result<IpAddr, Invalid> {
     let address: IpAddr = text
         .parse()
         .map_err(|_| Invalid::new(field, text, Problem::Address))?;
@@ -167,9 +167,15 @@ impl Subnet {
         self.gateway
     }
 
-    /// Length of the prefix in bits.
-    pub fn prefix_len(self) -> u8 {
-        self.cidr.0.prefix_len()
+    /// An address of the subnet with the subnet's prefix length, as a link has it.
+    pub fn with_prefix(self, address: IpAddr) -> IpNet {
+        let whole = IpNet::from(address);
+        IpNet::new(address, self.cidr.0.prefix_len()).unwrap_or(whole)
+    }
+
+    /// The gateway with the prefix length.
+    pub fn gateway_net(self) -> IpNet {
+        self.with_prefix(self.gateway)
     }
 
     /// Whether an endpoint may have the address. IPv6 has no broadcast address, but the first

@@ -16,6 +16,6 @@ pub mod publish;
 pub mod record;
 pub mod rule;
 
-pub use address::{Cidr, Mac, Mtu, Subnet, to_abi};
+pub use address::{Cidr, Mac, Mtu, Subnet, parse_ip, to_abi};
 pub use error::{Invalid, Kind, Problem};
 pub use name::{EndpointId, IfName, NetworkName};

@@ -87,6 +87,11 @@ impl EndpointId {
 }
 
 impl IfName {
+    /// What most containers call their interface.
+    pub fn eth0() -> Self {
+        Self("eth0".to_owned())
+    }
+
     /// The host side of an endpoint's link: a name that no other endpoint of this host gets,
     /// since its number is never given twice.
     pub fn host_side(number: u32) -> Self {

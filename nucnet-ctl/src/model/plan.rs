@@ -76,6 +76,8 @@ pub trait Executor<S> {
 /// A set-up that failed.
 #[derive(Debug)]
 pub struct Failure<E> {
+    /// Index of the step that failed.
+    pub step: usize,
     /// Why.
     pub error: E,
     /// What could not be undone: the step as shown, and why.
@@ -93,6 +95,7 @@ pub fn run<S: fmt::Display, X: Executor<S>>(
         let start = Instant::now();
         if let Err(error) = executor.before(index).and_then(|()| executor.apply(step)) {
             return Err(Failure {
+                step: index,
                 error,
                 not_undone: unwind(&plan.steps[..index], executor),
             });
@@ -102,6 +105,7 @@ pub fn run<S: fmt::Display, X: Executor<S>>(
     match executor.before(plan.steps.len()) {
         Ok(()) => Ok(times),
         Err(error) => Err(Failure {
+            step: plan.steps.len(),
             error,
             not_undone: unwind(&plan.steps, executor),
         }),

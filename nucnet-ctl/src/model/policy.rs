@@ -145,6 +145,21 @@ impl Policy {
         self.default
     }
 
+    /// What may leave.
+    pub fn allow(&self) -> &[Rule] {
+        &self.allow
+    }
+
+    /// What may not.
+    pub fn deny(&self) -> &[Rule] {
+        &self.deny
+    }
+
+    /// The resolvers.
+    pub fn dns(&self) -> &[Resolver] {
+        &self.dns
+    }
+
     /// Whether there is anything to enforce.
     pub fn is_in_force(&self) -> bool {
         self.has_rules() || self.default == Action::Deny

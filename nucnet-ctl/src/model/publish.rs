@@ -154,6 +154,18 @@ impl PublishSpec {
         })
     }
 
+    /// The same with "any address" narrowed to the families that an endpoint has: two endpoints
+    /// of different families may publish the same port.
+    #[must_use]
+    pub fn narrowed(self, v4: bool, v6: bool) -> Self {
+        let host = match (self.host, v4, v6) {
+            (HostAddress::Any, true, false) => HostAddress::AnyV4,
+            (HostAddress::Any, false, true) => HostAddress::AnyV6,
+            (host, ..) => host,
+        };
+        Self { host, ..self }
+    }
+
     /// Whether a packet could be meant for both. A publish whose port is yet to be chosen
     /// overlaps nothing.
     pub fn overlaps(&self, other: &Self) -> bool {

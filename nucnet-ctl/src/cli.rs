@@ -1,0 +1,807 @@
+//! Arguments, output and exit codes.
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use nucnet_ctl::{
+    AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
+    model::{
+        Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, parse_ip,
+        plan::Plan,
+        policy::{Action, Policy},
+        publish::PublishSpec,
+        record::NetworkWish,
+        rule::Rule,
+    },
+    verbs::{DatapathChoice, Dropped, EndpointDetails, EndpointView, NetworkView, Step, chain},
+};
+use serde::Serialize;
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    net::IpAddr,
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+    sync::LazyLock,
+    time::Duration,
+};
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let version = env!("CARGO_PKG_VERSION");
+    let abi = nucnet_common::abi::VERSION;
+    format!("{version}\nmaps: ABI version {abi}\nBPF object: sha256 {OBJECT_HASH}")
+});
+
+/// NAT, port forwarding and egress control for containers and microVMs, by eBPF.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nucnet-ctl",
+    version = VERSION.as_str(),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 3 not found, 4 conflict, \
+        5 this host cannot do it.",
+    after_long_help = AFTER
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const AFTER: &str = "\
+Exit codes:
+  0  done
+  1  the operation failed: of a set-up nothing stayed, of a teardown everything else went
+  2  bad command line or bad input: nothing was touched
+  3  not found: endpoint, network, network namespace, process
+  4  conflict: address, port, id, name or interface is taken; the message names the owner
+  5  this host cannot do it: the message says what is missing and how to mend it
+
+Example:
+  # A container with one published port, and out of it again
+  podman run -d --name web --network none docker.io/library/nginx
+  nucnet-ctl attach --pid $(podman inspect -f '{{.State.Pid}}' web) --id web -p 8080:80
+  curl http://localhost:8080/
+  nucnet-ctl detach web";
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Where the state of this host is kept
+    #[arg(
+        long,
+        global = true,
+        env = "NUCNET_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/run/nucnet"
+    )]
+    state_dir: PathBuf,
+    /// Where programs and maps are pinned, on a BPF filesystem
+    #[arg(
+        long,
+        global = true,
+        env = "NUCNET_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/nucnet"
+    )]
+    bpffs: PathBuf,
+    /// Whose processes reach publishes by localhost [default: the root of the cgroup2 hierarchy]
+    #[arg(long, global = true, env = "NUCNET_CGROUP", value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// What carries the packets
+    #[arg(
+        long,
+        global = true,
+        env = "NUCNET_DATAPATH",
+        value_name = "DATAPATH",
+        default_value = "auto"
+    )]
+    datapath: Datapath,
+    /// How results and errors are printed
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "NUCNET_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    output: Output,
+    /// How the log is written to standard error
+    #[arg(
+        long,
+        global = true,
+        env = "NUCNET_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    log_format: Output,
+    /// Say more: once for the milliseconds of each step, more often for the log
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Show what would be done, and do nothing
+    #[arg(long, global = true)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Datapath {
+    Auto,
+    Ebpf,
+    Iptables,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Give a container its network
+    ///
+    /// With only --pid it works: the default network, an address of nucnet's choice, an id that
+    /// is derived and printed. The same id, namespace and settings again change nothing.
+    Attach(Box<AttachArgs>),
+    /// Remove everything that endpoints own
+    ///
+    /// Detaching what is gone succeeds.
+    #[command(after_help = "Example:\n  nucnet-ctl detach web db")]
+    Detach {
+        /// The endpoints
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+    },
+    /// Show all endpoints
+    #[command(after_help = "Example:\n  nucnet-ctl list -o json | jq -r '.[].addresses[]'")]
+    List,
+    /// Show one endpoint with its counters
+    #[command(after_help = "Example:\n  nucnet-ctl inspect web")]
+    Inspect {
+        /// The endpoint
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Create, show and remove networks
+    ///
+    /// The network "default" (bridge nucnet0, 10.0.42.0/24 and a local IPv6 /64) is made on
+    /// first use and goes with its last endpoint.
+    #[command(subcommand)]
+    Network(NetworkVerb),
+    /// Remove every trace of nucnet from this host
+    #[command(after_help = "Example:\n  nucnet-ctl down")]
+    Down,
+}
+
+const ATTACH_EXAMPLES: &str = "\
+Publishes: [HOST_IP:]HOST_PORT[-END]:PORT[-END][/tcp|udp]
+  Without HOST_IP: every local address of the host. Host port 0: nucnet chooses one.
+Rules: CIDR|any[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
+  IPv6 with a port in brackets. Deny beats allow; any --allow makes the default deny.
+
+Examples:
+  nucnet-ctl attach --pid $(podman inspect -f '{{.State.Pid}}' web) --id web -p 8080:80
+  nucnet-ctl attach --netns /run/netns/job --id job --allow any:443/tcp --dns 9.9.9.9
+  nucnet-ctl attach --netns /run/netns/db --id db --network blue --ip 10.1.0.5 \\
+      -p 127.0.0.1:5432:5432 --egress-default deny";
+
+#[derive(Debug, Args)]
+#[command(after_help = ATTACH_EXAMPLES)]
+#[group(id = "container", required = true, multiple = false, args = ["pid", "netns"])]
+struct AttachArgs {
+    /// A process of the container
+    #[arg(long)]
+    pid: Option<u32>,
+    /// The container's network namespace
+    #[arg(long, value_name = "PATH")]
+    netns: Option<PathBuf>,
+    /// The endpoint's id [default: derived from the namespace]
+    #[arg(long)]
+    id: Option<String>,
+    /// The network
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    network: String,
+    /// An address of the network, one of each family at most [default: a free one]
+    #[arg(long = "ip", value_name = "ADDR")]
+    ips: Vec<String>,
+    /// The link-layer address [default: a random one]
+    #[arg(long)]
+    mac: Option<String>,
+    /// Name of the interface in the container
+    #[arg(long, value_name = "NAME", default_value = "eth0")]
+    ifname: String,
+    /// Largest IP packet in bytes [default: the network's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    mtu: Option<String>,
+    /// Forward a port of the host to the container
+    #[arg(short = 'p', long = "publish", value_name = "SPEC")]
+    publishes: Vec<String>,
+    #[command(flatten)]
+    egress: EgressArgs,
+    /// The container's root directory, for its resolv.conf
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct EgressArgs {
+    /// What the container may send to
+    #[arg(long = "allow", value_name = "RULE")]
+    allow: Vec<String>,
+    /// What it may not send to
+    #[arg(long = "deny", value_name = "RULE")]
+    deny: Vec<String>,
+    /// What holds where no rule does [default: deny if anything is allowed, else allow]
+    #[arg(long, value_name = "ACTION")]
+    egress_default: Option<EgressDefault>,
+    /// A resolver, allowed on port 53 where there is a rule
+    #[arg(long = "dns", value_name = "ADDR")]
+    dns: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EgressDefault {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Subcommand)]
+enum NetworkVerb {
+    /// Create a network
+    ///
+    /// Without a subnet it gets a free one of each family. The same again changes nothing.
+    #[command(
+        after_help = "Example:\n  nucnet-ctl network create blue --subnet 10.1.0.0/24 \
+        --subnet6 fd00:1::/64 --isolate"
+    )]
+    Create(Box<CreateArgs>),
+    /// Show all networks
+    #[command(after_help = "Example:\n  nucnet-ctl network list")]
+    List,
+    /// Remove a network that has no endpoints
+    #[command(after_help = "Example:\n  nucnet-ctl network remove blue")]
+    Remove {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Name of its bridge [default: derived from the network's name]
+    #[arg(long, value_name = "IF")]
+    bridge: Option<String>,
+    /// IPv4 subnet
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<String>,
+    /// IPv6 subnet
+    #[arg(long, value_name = "CIDR")]
+    subnet6: Option<String>,
+    /// The network's own address in a subnet [default: the first one]
+    #[arg(long = "gateway", value_name = "ADDR")]
+    gateways: Vec<String>,
+    /// Serve publishes at this host interface only
+    #[arg(long = "uplink", value_name = "IF")]
+    uplinks: Vec<String>,
+    /// Largest IP packet in bytes [default: the smallest of the uplinks']
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    mtu: Option<String>,
+    /// No direct traffic to or from other networks
+    #[arg(long)]
+    isolate: bool,
+}
+
+/// Parses, calls, prints.
+pub(crate) fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    log(&cli.global);
+    let output = cli.global.output;
+    match call(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(
+                output,
+                error.kind(),
+                &chain(&error),
+                error.hint().as_deref(),
+            );
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+/// What clap has to say: help and version to standard output, errors as everybody's.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads it any more.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if wants_json() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let text = error.render().to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let message = lines
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ")
+            .to_owned();
+        let rest: Vec<&str> = lines.filter(|line| !line.starts_with("Usage:")).collect();
+        complain(Output::Json, Kind::Usage, &message, Some(&rest.join(" ")));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(Kind::Usage.exit_code())
+}
+
+/// Whether JSON was asked for, told without clap, which has failed.
+fn wants_json() -> bool {
+    let arguments: Vec<String> = std::env::args().collect();
+    let by_flag = arguments
+        .iter()
+        .enumerate()
+        .any(|(index, argument)| match argument.as_str() {
+            "-o" | "--output" => arguments.get(index + 1).is_some_and(|next| next == "json"),
+            other => matches!(other, "-ojson" | "-o=json" | "--output=json"),
+        });
+    by_flag || std::env::var("NUCNET_OUTPUT").is_ok_and(|output| output == "json")
+}
+
+fn complain(output: Output, kind: Kind, message: &str, hint: Option<&str>) {
+    let hint = hint.filter(|hint| !hint.is_empty());
+    match output {
+        Output::Json => {
+            let error = serde_json::json!({
+                "error": { "kind": kind, "message": message, "hint": hint }
+            });
+            eprintln!("{error}");
+        }
+        Output::Text => {
+            eprintln!("error: {message}");
+            if let Some(hint) = hint {
+                eprintln!("hint: {hint}");
+            }
+        }
+    }
+}
+
+fn log(global: &Global) {
+    let level = match global.verbose {
+        0 | 1 => tracing::Level::WARN,
+        2 => tracing::Level::INFO,
+        3 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal());
+    match global.log_format {
+        Output::Text => log.without_time().init(),
+        Output::Json => log.json().init(),
+    }
+}
+
+fn call(cli: Cli) -> Result<(), Error> {
+    let global = cli.global;
+    let host = Host::new(Options {
+        state_dir: global.state_dir.clone(),
+        bpffs: global.bpffs.clone(),
+        cgroup: global.cgroup.clone(),
+        datapath: match global.datapath {
+            Datapath::Auto => DatapathChoice::Auto,
+            Datapath::Ebpf => DatapathChoice::Ebpf,
+            Datapath::Iptables => DatapathChoice::Iptables,
+        },
+        ..Options::default()
+    })?;
+    match cli.verb {
+        Verb::Attach(arguments) => attach(&host, &global, *arguments),
+        Verb::Detach { ids } => {
+            let ids = all(&ids, "ID")?;
+            if global.dry_run {
+                let mut lines = Vec::new();
+                for id in &ids {
+                    lines.extend(undone(&host.plan_detach(id)?));
+                }
+                return show_plan(&global, &lines);
+            }
+            let detached = host.detach(&ids)?;
+            show(
+                &global,
+                &serde_json::json!({
+                    "detached": detached.removed, "absent": detached.absent
+                }),
+                |out| {
+                    detached
+                        .removed
+                        .iter()
+                        .try_for_each(|id| writeln!(out, "{id}: detached"))?;
+                    detached
+                        .absent
+                        .iter()
+                        .try_for_each(|id| writeln!(out, "{id}: was not there"))
+                },
+            )
+        }
+        Verb::List => {
+            let endpoints = host.list()?;
+            show(&global, &endpoints, |out| list(out, &endpoints))
+        }
+        Verb::Inspect { id } => {
+            let details = host.inspect(&one(&id, "ID")?)?;
+            show(&global, &details, |out| inspected(out, &details))
+        }
+        Verb::Network(verb) => network(&host, &global, verb),
+        Verb::Down if global.dry_run => show_plan(&global, &host.plan_down()?),
+        Verb::Down => {
+            host.down()?;
+            show(&global, &serde_json::json!({}), |_| Ok(()))
+        }
+    }
+}
+
+fn one<T: FromStr<Err = Invalid>>(text: &str, field: &'static str) -> Result<T, Error> {
+    Ok(text.parse::<T>().map_err(|invalid| invalid.of(field))?)
+}
+
+fn all<T: FromStr<Err = Invalid>>(texts: &[String], field: &'static str) -> Result<Vec<T>, Error> {
+    texts.iter().map(|text| one(text, field)).collect()
+}
+
+fn addresses(texts: &[String], field: &'static str) -> Result<Vec<IpAddr>, Error> {
+    Ok(texts
+        .iter()
+        .map(|text| parse_ip(field, text))
+        .collect::<Result<_, _>>()?)
+}
+
+fn attach(host: &Host, global: &Global, arguments: AttachArgs) -> Result<(), Error> {
+    let container = match (arguments.pid, arguments.netns) {
+        (Some(pid), _) => Container::Process(pid),
+        // clap sees to it that there is one of the two.
+        (None, netns) => Container::Netns(netns.unwrap_or_default()),
+    };
+    let egress = arguments.egress;
+    let default = egress.egress_default.map(|default| match default {
+        EgressDefault::Allow => Action::Allow,
+        EgressDefault::Deny => Action::Deny,
+    });
+    let request = AttachRequest {
+        id: arguments
+            .id
+            .map(|id| one::<EndpointId>(&id, "--id"))
+            .transpose()?,
+        network: one::<NetworkName>(&arguments.network, "--network")?,
+        addresses: addresses(&arguments.ips, "--ip")?,
+        mac: arguments
+            .mac
+            .map(|mac| one::<Mac>(&mac, "--mac"))
+            .transpose()?,
+        ifname: one::<IfName>(&arguments.ifname, "--ifname")?,
+        mtu: arguments
+            .mtu
+            .map(|mtu| one::<Mtu>(&mtu, "--mtu"))
+            .transpose()?,
+        publishes: all::<PublishSpec>(&arguments.publishes, "-p")?,
+        egress: Policy::new(
+            default,
+            all::<Rule>(&egress.allow, "--allow")?,
+            all::<Rule>(&egress.deny, "--deny")?,
+            all(&egress.dns, "--dns")?,
+        ),
+        ..AttachRequest::new(container)
+    };
+    if arguments.rootfs.is_some() {
+        return Err(Error::NoRootfs);
+    }
+    if global.dry_run {
+        return show_plan(global, &done(&host.plan_attach(&request)?));
+    }
+    let mut attachment = host.attach(&request)?;
+    let (took, steps) = (attachment.took, std::mem::take(&mut attachment.steps));
+    let attached = Attached {
+        endpoint: attachment.keep(),
+        took_ms: milliseconds(took),
+        steps: (global.verbose > 0).then(|| {
+            let ms = |(step, took): &(Step, Duration)| Timed {
+                step: step.to_string(),
+                ms: milliseconds(*took),
+            };
+            steps.iter().map(ms).collect()
+        }),
+    };
+    show(global, &attached, |out| {
+        let what = if steps.is_empty() {
+            "is attached already"
+        } else {
+            "attached"
+        };
+        writeln!(
+            out,
+            "{}: {what} ({} ms)",
+            attached.endpoint.id, attached.took_ms
+        )?;
+        endpoint(out, &attached.endpoint)?;
+        for Timed { step, ms } in attached.steps.iter().flatten() {
+            writeln!(out, "{ms:>9.3} ms  {step}")?;
+        }
+        Ok(())
+    })
+}
+
+#[derive(Serialize)]
+struct Attached {
+    #[serde(flatten)]
+    endpoint: EndpointView,
+    took_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<Vec<Timed>>,
+}
+
+#[derive(Serialize)]
+struct Timed {
+    step: String,
+    ms: f64,
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn network(host: &Host, global: &Global, verb: NetworkVerb) -> Result<(), Error> {
+    match verb {
+        NetworkVerb::Create(arguments) => {
+            let name = one::<NetworkName>(&arguments.name, "NAME")?;
+            let optional = |text: &Option<String>, field| {
+                text.as_ref()
+                    .map(|text| one::<Cidr>(text, field))
+                    .transpose()
+            };
+            let interface = |name: &String, field| one::<IfName>(name, field);
+            let wish = NetworkWish {
+                bridge: arguments
+                    .bridge
+                    .map(|b| interface(&b, "--bridge"))
+                    .transpose()?,
+                subnet4: optional(&arguments.subnet, "--subnet")?,
+                subnet6: optional(&arguments.subnet6, "--subnet6")?,
+                gateways: addresses(&arguments.gateways, "--gateway")?,
+                uplinks: all(&arguments.uplinks, "--uplink")?,
+                mtu: arguments
+                    .mtu
+                    .map(|mtu| one::<Mtu>(&mtu, "--mtu"))
+                    .transpose()?,
+                isolate: arguments.isolate,
+            };
+            if global.dry_run {
+                return show_plan(global, &done(&host.plan_network(&name, wish)?));
+            }
+            let view = host.create_network(&name, wish)?;
+            show(global, &view, |out| {
+                networks(out, std::slice::from_ref(&view))
+            })
+        }
+        NetworkVerb::List => {
+            let views = host.networks()?;
+            show(global, &views, |out| networks(out, &views))
+        }
+        NetworkVerb::Remove { name } => {
+            let name = one::<NetworkName>(&name, "NAME")?;
+            if global.dry_run {
+                return show_plan(global, &[format!("remove network {name}")]);
+            }
+            host.remove_network(&name)?;
+            show(global, &serde_json::json!({ "id": name }), |_| Ok(()))
+        }
+    }
+}
+
+fn done(plan: &Plan<Step>) -> Vec<String> {
+    plan.steps().iter().map(ToString::to_string).collect()
+}
+
+fn undone(plan: &Plan<Step>) -> Vec<String> {
+    plan.steps()
+        .iter()
+        .rev()
+        .map(|step| format!("undo: {step}"))
+        .collect()
+}
+
+fn show_plan(global: &Global, lines: &[String]) -> Result<(), Error> {
+    show(global, &serde_json::json!({ "plan": lines }), |out| {
+        if lines.is_empty() {
+            return writeln!(out, "nothing to do");
+        }
+        lines
+            .iter()
+            .enumerate()
+            .try_for_each(|(n, line)| writeln!(out, "{:3}. {line}", n + 1))
+    })
+}
+
+/// Prints a result. Nobody listening is no error.
+fn show(
+    global: &Global,
+    value: &impl Serialize,
+    text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let _ = match global.output {
+        Output::Text => text(&mut out),
+        Output::Json => serde_json::to_writer_pretty(&mut out, value)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out)),
+    }
+    .and_then(|()| out.flush());
+    Ok(())
+}
+
+fn joined<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(", ")
+    }
+}
+
+fn published(view: &EndpointView) -> Vec<String> {
+    let ports = |first: u16, last: u16| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    let one = |p: &nucnet_ctl::model::record::Published| {
+        let host = match p.host_ip {
+            None => "*".to_owned(),
+            Some(IpAddr::V4(v4)) => v4.to_string(),
+            Some(IpAddr::V6(v6)) => format!("[{v6}]"),
+        };
+        let (outside, inside) = (
+            ports(p.host_port, p.host_port_end),
+            ports(p.port, p.port_end),
+        );
+        format!("{host}:{outside}->{inside}/{}", p.protocol)
+    };
+    view.published.iter().map(one).collect()
+}
+
+fn endpoint(out: &mut dyn Write, view: &EndpointView) -> io::Result<()> {
+    writeln!(out, "  state      {}", view.state)?;
+    writeln!(out, "  network    {}", view.network)?;
+    writeln!(out, "  namespace  {}", view.netns.display())?;
+    writeln!(
+        out,
+        "  interface  {}, host side {}, {}, MTU {}",
+        view.ifname, view.host_ifname, view.mac, view.mtu
+    )?;
+    writeln!(out, "  addresses  {}", joined(&view.addresses))?;
+    writeln!(out, "  gateways   {}", joined(&view.gateways))?;
+    writeln!(out, "  published  {}", joined(published(view)))?;
+    let egress = &view.egress;
+    writeln!(out, "  egress     {} by default", egress.default_action())?;
+    for (name, rules) in [("allow", egress.allow()), ("deny", egress.deny())] {
+        if !rules.is_empty() {
+            writeln!(out, "    {name:<8} {}", joined(rules))?;
+        }
+    }
+    if !egress.dns().is_empty() {
+        writeln!(out, "    dns      {}", joined(egress.dns()))?;
+    }
+    Ok(())
+}
+
+fn inspected(out: &mut dyn Write, details: &EndpointDetails) -> io::Result<()> {
+    writeln!(out, "{}", details.endpoint.id)?;
+    endpoint(out, &details.endpoint)?;
+    writeln!(out, "  flows      {}", details.flows)?;
+    writeln!(out, "  bindings   {}", details.bindings)?;
+    for (reason, Dropped { packets, bytes }) in &details.dropped {
+        writeln!(
+            out,
+            "  dropped    {packets} packets ({bytes} bytes): {reason}"
+        )?;
+    }
+    Ok(())
+}
+
+fn list(out: &mut dyn Write, views: &[EndpointView]) -> io::Result<()> {
+    let row = |view: &EndpointView| {
+        [
+            view.id.to_string(),
+            view.state.to_string(),
+            view.network.to_string(),
+            joined(&view.addresses),
+            joined(published(view)),
+        ]
+    };
+    table(
+        out,
+        ["ID", "STATE", "NETWORK", "ADDRESSES", "PUBLISHED"],
+        views.iter().map(row),
+    )
+}
+
+fn networks(out: &mut dyn Write, views: &[NetworkView]) -> io::Result<()> {
+    let row = |view: &NetworkView| {
+        [
+            view.id.to_string(),
+            view.state.to_string(),
+            view.bridge.to_string(),
+            joined(&view.subnets),
+            joined(&view.gateways),
+            view.mtu.to_string(),
+        ]
+    };
+    table(
+        out,
+        ["NAME", "STATE", "BRIDGE", "SUBNETS", "GATEWAYS", "MTU"],
+        views.iter().map(row),
+    )
+}
+
+fn table<const N: usize>(
+    out: &mut dyn Write,
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> io::Result<()> {
+    let mut lines = vec![head.map(str::to_owned)];
+    lines.extend(rows);
+    let width = |column: usize| {
+        lines
+            .iter()
+            .map(|line| line[column].len())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    for line in &lines {
+        let cells = line
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_verb() {
+        for line in ["nucnet-ctl -o json list", "nucnet-ctl list -o json"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.output, Output::Json);
+        }
+    }
+
+    #[test]
+    fn an_attach_needs_a_process_or_a_namespace_and_not_both() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        assert!(parse("nucnet-ctl attach --pid 1"));
+        assert!(parse(
+            "nucnet-ctl attach --netns /run/netns/a -p 80:80 -p 81:81 --allow any"
+        ));
+        assert!(!parse("nucnet-ctl attach"));
+        assert!(!parse("nucnet-ctl attach --pid 1 --netns /run/netns/a"));
+        assert!(!parse("nucnet-ctl attach --pid -1"));
+    }
+}

@@ -1,0 +1,572 @@
+//! `attach`: gives a container its network.
+
+use super::{
+    EndpointView, Error, Host,
+    error::Left,
+    host::{Session, namespace},
+    network::{self, Prepared},
+    step::{Step, World, endpoint_alias, endpoint_steps},
+};
+use crate::{
+    kernel::{
+        bpf::HostPorts,
+        claims::{Claim, Holder},
+        netns::NetnsFd,
+        process::Process,
+        sockets::{self, Listener},
+    },
+    model::{
+        EndpointId, IfName, Invalid, Kind, Mac, Mtu, NetworkName, Problem, ipam,
+        plan::{self, Plan},
+        policy::{Compiled, Policy},
+        publish::PublishSpec,
+        record::{AttachWish, EndpointRecord, NetworkRecord, PolicyNumbers, State},
+    },
+};
+use rand::{Rng, seq::SliceRandom};
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// Where a container is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// The namespace of a process.
+    Process(u32),
+    /// A namespace's file.
+    Netns(PathBuf),
+}
+
+/// What is wanted of an attach. [`AttachRequest::new`] asks for nucnet's choice in everything.
+#[derive(Clone, Debug)]
+pub struct AttachRequest {
+    /// The container.
+    pub container: Container,
+    /// The endpoint's id; none: derived from the namespace.
+    pub id: Option<EndpointId>,
+    /// The network.
+    pub network: NetworkName,
+    /// Addresses, one of each family at most; what is not given is drawn.
+    pub addresses: Vec<IpAddr>,
+    /// Link-layer address.
+    pub mac: Option<Mac>,
+    /// Name of the interface in the container.
+    pub ifname: IfName,
+    /// MTU; none: the network's.
+    pub mtu: Option<Mtu>,
+    /// Ports to publish.
+    pub publishes: Vec<PublishSpec>,
+    /// Egress policy.
+    pub egress: Policy,
+}
+
+impl AttachRequest {
+    /// The default network, an address of nucnet's choice, `eth0`, no publishes, no policy.
+    pub fn new(container: Container) -> Self {
+        Self {
+            container,
+            id: None,
+            network: NetworkName::default_network(),
+            addresses: Vec::new(),
+            mac: None,
+            ifname: IfName::eth0(),
+            mtu: None,
+            publishes: Vec::new(),
+            egress: Policy::default(),
+        }
+    }
+
+    /// Everything that can be said without looking at the host.
+    fn wish(&self) -> Result<AttachWish, Error> {
+        let second = |v6: bool| {
+            self.addresses
+                .iter()
+                .filter(|address| address.is_ipv6() == v6)
+                .nth(1)
+        };
+        if let Some(address) = second(false).or_else(|| second(true)) {
+            return Err(Invalid::new("--ip", address, Problem::SecondOfFamily).into());
+        }
+        let mut addresses = self.addresses.clone();
+        addresses.sort();
+        Ok(AttachWish {
+            network: self.network.clone(),
+            addresses,
+            mac: self.mac,
+            ifname: self.ifname.clone(),
+            mtu: self.mtu,
+            publishes: PublishSpec::check_all(&self.publishes)?,
+            egress: self.egress.clone(),
+        })
+    }
+}
+
+/// An endpoint that was attached. It is detached when this is dropped, unless
+/// [kept](Attachment::keep), or unless it was there before.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The endpoint.
+    pub endpoint: EndpointView,
+    /// How long each step took; none: everything was there already.
+    pub steps: Vec<(Step, Duration)>,
+    /// How long it took altogether.
+    pub took: Duration,
+    host: Host,
+    detach_on_drop: bool,
+}
+
+impl Attachment {
+    /// Leaves the endpoint attached.
+    pub fn keep(mut self) -> EndpointView {
+        self.detach_on_drop = false;
+        self.endpoint.clone()
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if !self.detach_on_drop {
+            return;
+        }
+        if let Err(error) = self.host.detach(std::slice::from_ref(&self.endpoint.id)) {
+            tracing::warn!(
+                endpoint = %self.endpoint.id,
+                error = &error as &dyn std::error::Error,
+                "cannot detach"
+            );
+        }
+    }
+}
+
+/// What an attach is going to do.
+struct Intent {
+    network: Prepared,
+    endpoint: EndpointRecord,
+    policy: Option<Compiled>,
+}
+
+/// What there is under the id.
+enum Found {
+    /// Nothing, or what was left of something.
+    Nothing,
+    /// Just what is wanted.
+    Same(Box<EndpointRecord>, Box<NetworkRecord>),
+}
+
+impl Host {
+    /// Attaches a container. The same again changes nothing; on failure nothing stays.
+    pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
+        let start = Instant::now();
+        let wish = request.wish()?;
+        let (netns, path) = open(&request.container)?;
+        let mut session = self.open()?;
+        let attached = attach(&mut session, request, wish, &netns, path);
+        if attached.is_err() {
+            session.abandon_if_fresh();
+        }
+        let (endpoint, network, steps) = attached?;
+        Ok(Attachment {
+            endpoint: EndpointView::new(&endpoint, &network),
+            took: start.elapsed(),
+            host: self.clone(),
+            detach_on_drop: !steps.is_empty(),
+            steps,
+        })
+    }
+
+    /// What an attach would do. Nothing is changed.
+    pub fn plan_attach(&self, request: &AttachRequest) -> Result<Plan<Step>, Error> {
+        let wish = request.wish()?;
+        let (netns, path) = open(&request.container)?;
+        let mut session = self.open()?;
+        let planned = planned(&mut session, request, wish, &netns, path);
+        session.abandon_if_fresh();
+        planned
+    }
+}
+
+fn planned(
+    session: &mut Session,
+    request: &AttachRequest,
+    wish: AttachWish,
+    netns: &NetnsFd,
+    path: PathBuf,
+) -> Result<Plan<Step>, Error> {
+    let id = request.id.clone();
+    let namespace = namespace(netns)?;
+    let id = id.unwrap_or_else(|| EndpointId::derived(namespace.number()));
+    if let Found::Same(..) = look_up(session, &id, &wish, netns)? {
+        return Ok(Plan::default());
+    }
+    let intent = intend(session, id, wish, netns, path)?;
+    Ok(steps(session, &intent).into_iter().collect())
+}
+
+/// The container's namespace, opened once, and an absolute path that says where it was.
+fn open(container: &Container) -> Result<(NetnsFd, PathBuf), Error> {
+    match container {
+        Container::Process(pid) => {
+            let netns = Process::open(*pid)?.netns()?.other_than_own()?;
+            Ok((netns, format!("/proc/{pid}/ns/net").into()))
+        }
+        Container::Netns(path) => {
+            let netns = NetnsFd::open(path)?.other_than_own()?;
+            // Resolved for show only: nobody opens it again.
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            Ok((netns, path))
+        }
+    }
+}
+
+type Attached = (EndpointRecord, NetworkRecord, Vec<(Step, Duration)>);
+
+fn attach(
+    session: &mut Session,
+    request: &AttachRequest,
+    wish: AttachWish,
+    netns: &NetnsFd,
+    path: PathBuf,
+) -> Result<Attached, Error> {
+    let number = namespace(netns)?.number();
+    let id = request
+        .id
+        .clone()
+        .unwrap_or_else(|| EndpointId::derived(number));
+    if let Found::Same(endpoint, network) = look_up(session, &id, &wish, netns)? {
+        return Ok((*endpoint, *network, Vec::new()));
+    }
+    if let Some(left) = session.state.sound_endpoint(&id)? {
+        tracing::info!(endpoint = %id, "removing what was left of an earlier attach");
+        super::detach::remove(session, left)?;
+    }
+    let intent = intend(session, id, wish, netns, path)?;
+    let plan: Plan<Step> = steps(session, &intent).into_iter().collect();
+    let repair = intent.network.repair();
+
+    session.state.put_host(&session.record)?;
+    let mut world = World::new(session);
+    world.network = Some(intent.network.record);
+    world.endpoint = Some(intent.endpoint);
+    world.policy = intent.policy;
+    world.netns = Some(netns);
+    let mut times = Vec::new();
+    if !repair.is_empty() {
+        times.extend(network::repair(&mut world, repair)?);
+    }
+    match plan::run(&plan, &mut world) {
+        Ok(durations) => times.extend(plan.steps().iter().cloned().zip(durations)),
+        Err(failure) => return Err(failed(&plan, failure)),
+    }
+    let (endpoint, network) = (world.endpoint, world.network);
+    let endpoint = endpoint.expect("an attach has an endpoint");
+    Ok((endpoint, network.expect("an attach has a network"), times))
+}
+
+/// Says which step failed. What is wrong with the request speaks for itself.
+pub(super) fn failed(plan: &Plan<Step>, failure: plan::Failure<Error>) -> Error {
+    let left = Left(failure.not_undone);
+    if failure.error.kind() != Kind::Operation && left.0.is_empty() {
+        return failure.error;
+    }
+    let step = plan
+        .steps()
+        .get(failure.step)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    Error::SetUp {
+        step,
+        source: Box::new(failure.error),
+        left,
+    }
+}
+
+/// What there is under the id already. Of another endpoint that lives: a conflict.
+fn look_up(
+    session: &Session,
+    id: &EndpointId,
+    wish: &AttachWish,
+    netns: &NetnsFd,
+) -> Result<Found, Error> {
+    let Some(record) = session.state.sound_endpoint(id)? else {
+        return Ok(Found::Nothing);
+    };
+    let alias = endpoint_alias(&record);
+    let link = session.netlink.find_link(record.host_ifname.as_str())?;
+    // A veth pair goes with the namespace of either side.
+    let lives = record.state == State::Active
+        && link.is_some_and(|link| link.alias.as_deref() == Some(&alias));
+    if !lives {
+        return Ok(Found::Nothing);
+    }
+    let (old, here) = (&record.wish, namespace(netns)?);
+    let differs = [
+        (record.namespace != here, "network namespace"),
+        (old.network != wish.network, "--network"),
+        (old.addresses != wish.addresses, "--ip"),
+        (old.mac != wish.mac, "--mac"),
+        (old.ifname != wish.ifname, "--ifname"),
+        (old.mtu != wish.mtu, "--mtu"),
+        (old.publishes != wish.publishes, "-p"),
+        (old.egress != wish.egress, "egress policy"),
+    ];
+    if let Some((_, difference)) = differs.into_iter().find(|(differs, _)| *differs) {
+        return Err(Error::EndpointExists {
+            id: id.clone(),
+            difference,
+        });
+    }
+    match session.state.sound_network(&wish.network)? {
+        Some(network) => Ok(Found::Same(Box::new(record), Box::new(network))),
+        None => Ok(Found::Nothing),
+    }
+}
+
+/// Decides everything, and checks it against all that is there. Nothing is changed.
+fn intend(
+    session: &mut Session,
+    id: EndpointId,
+    wish: AttachWish,
+    netns: &NetnsFd,
+    path: PathBuf,
+) -> Result<Intent, Error> {
+    let network = network::for_attach(session, &wish.network)?;
+    let record = &network.record;
+    let namespace = namespace(netns)?;
+    if let Some(owner) = claimed(session, record, Claim::Namespace(namespace.number()))? {
+        return Err(Error::NamespaceTaken {
+            netns: path.display().to_string(),
+            network: record.name.clone(),
+            owner: owner.id,
+        });
+    }
+    let addresses = addresses(session, record, &wish)?;
+    let (v4, v6) = (
+        addresses.iter().any(IpAddr::is_ipv4),
+        addresses.iter().any(IpAddr::is_ipv6),
+    );
+    let mtu = wish.mtu.unwrap_or(record.mtu);
+    if v6 {
+        mtu.check_v6()?;
+    }
+    let mac = match wish.mac {
+        Some(mac) => match claimed(session, record, Claim::Mac(mac))? {
+            Some(owner) => {
+                return Err(Error::MacTaken {
+                    mac,
+                    owner: owner.id,
+                });
+            }
+            None => mac,
+        },
+        None => Mac::local(rand::random()),
+    };
+    let publishes = publishes(session, &wish.publishes, v4, v6)?;
+    let number = session.record.next.endpoint()?;
+    let (policy_numbers, policy) = match wish.egress.is_in_force() {
+        true => {
+            let next = &mut session.record.next;
+            let policy = next.policy()?;
+            // As many as it turns out to need.
+            let first_class = next.classes(0)?;
+            let compiled = wish.egress.compile(policy, first_class)?;
+            next.classes(compiled.classes)?;
+            (
+                Some(PolicyNumbers {
+                    policy,
+                    first_class,
+                }),
+                Some(compiled),
+            )
+        }
+        false => (None, None),
+    };
+    let endpoint = EndpointRecord {
+        id,
+        number,
+        state: State::Configuring,
+        network: record.number,
+        netns: path,
+        namespace,
+        host_ifname: IfName::host_side(number),
+        link: None,
+        mac,
+        host_mac: Mac::local(rand::random()),
+        addresses,
+        mtu,
+        default_route: false,
+        publishes,
+        policy: policy_numbers,
+        egress: wish.egress.clone(),
+        wish,
+    };
+    Ok(Intent {
+        network,
+        endpoint,
+        policy,
+    })
+}
+
+fn steps(session: &Session, intent: &Intent) -> Vec<Step> {
+    let mut steps = vec![
+        Step::Datapath(session.bpffs().display().to_string()),
+        Step::Uplinks,
+    ];
+    steps.extend(intent.network.make());
+    steps.extend(endpoint_steps(
+        &intent.endpoint,
+        intent.network.record.bridge.as_str(),
+        intent.policy.as_ref(),
+    ));
+    steps
+}
+
+fn claimed(
+    session: &Session,
+    network: &NetworkRecord,
+    claim: Claim,
+) -> Result<Option<Holder>, Error> {
+    Ok(session.state.claimed(network.number, claim)?)
+}
+
+/// One address of each subnet: the requested one, or one that is drawn.
+fn addresses(
+    session: &Session,
+    network: &NetworkRecord,
+    wish: &AttachWish,
+) -> Result<Vec<IpAddr>, Error> {
+    let on_host = session.netlink.addresses()?;
+    let excluded: HashSet<IpAddr> = on_host.iter().map(|a| a.address.addr()).collect();
+    for address in &wish.addresses {
+        let Some(subnet) = network.subnet_of(*address) else {
+            let problem = Problem::NoSubnetOfFamily;
+            return Err(Invalid::new("--ip", address, problem).into());
+        };
+        subnet.check(*address)?;
+        if let Some(owner) = claimed(session, network, Claim::Address(*address))? {
+            return Err(Error::AddressTaken {
+                address: *address,
+                owner: owner.id,
+            });
+        }
+        if let Some(held) = on_host.iter().find(|held| held.address.addr() == *address) {
+            let interface = session.netlink.link(held.link)?.name;
+            return Err(Error::AddressOnHost {
+                address: *address,
+                interface,
+            });
+        }
+    }
+    let leases = session.state.leases(network.number)?;
+    let mut chosen = Vec::with_capacity(2);
+    for subnet in &network.subnets {
+        let v6 = subnet.gateway().is_ipv6();
+        let wanted = wish
+            .addresses
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv6() == v6);
+        let drawn = match wanted {
+            Some(address) => Some(address),
+            None => ipam::draw(*subnet, &excluded, &leases, &mut rand::rng())?,
+        };
+        chosen.push(drawn.ok_or_else(|| Error::SubnetFull {
+            network: network.name.clone(),
+            subnet: subnet.to_string(),
+        })?);
+    }
+    Ok(chosen)
+}
+
+/// The publishes with their host ports, none of which is taken.
+fn publishes(
+    session: &Session,
+    wanted: &[PublishSpec],
+    v4: bool,
+    v6: bool,
+) -> Result<Vec<PublishSpec>, Error> {
+    let mut listeners = Vec::new();
+    let mut protocols: Vec<_> = wanted.iter().map(PublishSpec::protocol).collect();
+    protocols.sort();
+    protocols.dedup();
+    for protocol in protocols {
+        listeners.extend(sockets::listeners(protocol)?);
+    }
+    let taken = |spec: &PublishSpec| -> Result<Option<Error>, Error> {
+        let narrow = spec.narrowed(v4, v6);
+        // No endpoint has the number 0.
+        if let Some((owner, taken)) = session.state.publish_conflict(&narrow, 0)? {
+            let (spec, owner) = (spec.to_string(), owner.id);
+            return Ok(Some(Error::PortPublished { spec, taken, owner }));
+        }
+        Ok(sockets::in_the_way(&narrow, &listeners).map(|listener| in_use(spec, listener)))
+    };
+    let mut chosen = wanted.to_vec();
+    for spec in &chosen {
+        spec.check_families(v4, v6)?;
+        if let Some(error) = taken(spec)? {
+            return Err(error);
+        }
+    }
+    if chosen.iter().all(|spec| spec.host_ports().is_some()) {
+        return Ok(chosen);
+    }
+    let candidates = choosable()?;
+    for index in 0..chosen.len() {
+        let spec = chosen[index];
+        if spec.host_ports().is_some() {
+            continue;
+        }
+        for first in &candidates {
+            if let Some(candidate) = spec.with_host_port(*first)
+                && !chosen.iter().any(|other| other.overlaps(&candidate))
+                && taken(&candidate)?.is_none()
+            {
+                chosen[index] = candidate;
+                break;
+            }
+        }
+        if chosen[index].host_ports().is_none() {
+            return Err(Error::NoFreePort {
+                spec: spec.to_string(),
+            });
+        }
+    }
+    Ok(chosen)
+}
+
+fn in_use(spec: &PublishSpec, listener: &Listener) -> Error {
+    let owner = sockets::process_of(listener).map_or_else(
+        || "a socket of the host".to_owned(),
+        |(pid, command)| format!("process {pid} ({})", command.escape_debug()),
+    );
+    Error::PortInUse {
+        spec: spec.to_string(),
+        taken: listener.to_string(),
+        owner,
+    }
+}
+
+/// Host ports that nucnet may choose for a publish, in random order: neither well-known nor
+/// such as the host, or masquerade, takes for connections; of those, beyond the range of the
+/// host first, because few expect anything there.
+fn choosable() -> Result<Vec<u16>, Error> {
+    let ports = HostPorts::read()?;
+    let (first, mask) = ports.dynamic(None)?;
+    let usable = |port: &u16| {
+        !ports.ephemeral.contains(port) && !(first..=first.saturating_add(mask)).contains(port)
+    };
+    let mut rng = rand::rng();
+    let mut above: Vec<u16> = (*ports.ephemeral.end()..=u16::MAX).filter(usable).collect();
+    let mut below: Vec<u16> = (1024..*ports.ephemeral.start()).filter(usable).collect();
+    above.shuffle(&mut rng);
+    below.shuffle(&mut rng);
+    above.extend(below);
+    // A host that takes nearly all ports for itself still has some that nobody listens on.
+    if above.is_empty() {
+        above.extend((0..1000).map(|_| rng.random_range(1024..=u16::MAX)));
+    }
+    Ok(above)
+}

@@ -1,0 +1,115 @@
+//! `down`: removes every trace of nucnet from this host.
+
+use super::{Error, Host, detach, error::Left, host::Session, network, step::World};
+use crate::kernel::{
+    bpf::{self, Datapath},
+    netlink::{Netlink, Owner},
+};
+
+impl Host {
+    /// Removes all endpoints and networks, the datapath and the state. What cannot be removed
+    /// stops nothing else and is listed in the error.
+    pub fn down(&self) -> Result<(), Error> {
+        let mut left = Left::default();
+        let session = self.open_existing()?;
+        if let Some(session) = &session {
+            self.remove_recorded(session, &mut left)?;
+        }
+        self.remove_unrecorded(&mut left)?;
+        // Only this host's: another one's is a conflict.
+        match Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?) {
+            Err(error @ bpf::BpfError::OtherHost { .. }) => return Err(error.into()),
+            // Whatever else is wrong with it, it goes.
+            _ => {
+                let problems = Datapath::remove(&self.options.bpffs);
+                let what = || format!("the datapath under {}", self.options.bpffs.display());
+                left.0
+                    .extend(problems.into_iter().map(|error| (what(), error.into())));
+            }
+        }
+        if !left.0.is_empty() {
+            return Err(Error::Teardown {
+                what: "down".to_owned(),
+                left,
+            });
+        }
+        match session {
+            Some(session) => Ok(session.state.remove_all()?),
+            None => Ok(()),
+        }
+    }
+
+    /// What `down` would remove, in order.
+    pub fn plan_down(&self) -> Result<Vec<String>, Error> {
+        let mut plan = Vec::new();
+        if let Some(store) = self.read()? {
+            let (endpoints, _) = store.endpoints()?;
+            plan.extend(
+                endpoints
+                    .iter()
+                    .map(|endpoint| format!("detach endpoint {}", endpoint.id)),
+            );
+            let (networks, _) = store.networks()?;
+            plan.extend(
+                networks
+                    .iter()
+                    .map(|network| format!("remove network {}", network.name)),
+            );
+            plan.push(format!("remove the state under {}", store.path().display()));
+        }
+        if self.options.bpffs.exists() {
+            plan.push(format!(
+                "remove the datapath under {}",
+                self.options.bpffs.display()
+            ));
+        }
+        Ok(plan)
+    }
+
+    fn remove_recorded(&self, session: &Session, left: &mut Left) -> Result<(), Error> {
+        for endpoint in session.state.sound_endpoints()? {
+            let what = format!("endpoint {}", endpoint.id);
+            collect(left, what, detach::remove(session, endpoint));
+        }
+        for network in session.state.sound_networks()? {
+            let what = format!("network {}", network.name);
+            let mut world = World::new(session);
+            match Datapath::open_existing(session.bpffs(), &session.bpf_host) {
+                Ok(datapath) => world.datapath = datapath,
+                Err(error @ bpf::BpfError::OtherHost { .. }) => return Err(error.into()),
+                // It goes altogether, below.
+                Err(_) => {}
+            }
+            collect(left, what, network::tear_down(&mut world, network));
+        }
+        Ok(())
+    }
+
+    /// Links that carry nucnet's mark, whatever became of their records.
+    fn remove_unrecorded(&self, left: &mut Left) -> Result<(), Error> {
+        let netlink = Netlink::open()?;
+        let (bridges, others): (Vec<_>, Vec<_>) = netlink
+            .links()?
+            .into_iter()
+            .filter(|link| link.is_owned())
+            .partition(|link| link.kind.as_deref() == Some("bridge"));
+        // Bridges last: they have the others as ports.
+        for link in others.into_iter().chain(bridges) {
+            let deleted = netlink.delete_link(link.index, Owner::Nucnet);
+            collect(
+                left,
+                format!("interface {}", link.name),
+                deleted.map(drop).map_err(Error::from),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn collect(left: &mut Left, what: String, result: Result<(), Error>) {
+    match result {
+        Ok(()) => {}
+        Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
+        Err(error) => left.0.push((what, error)),
+    }
+}

@@ -1,0 +1,398 @@
+//! Why a verb failed, what that means to the caller, and what to do about it.
+
+use crate::{
+    kernel::{FileError, bpf::BpfError, netlink, netns, process, store, sysctl},
+    model::{EndpointId, Invalid, Kind, Mac, NetworkName, record},
+};
+use nix::errno::Errno;
+use std::{error, fmt, io, net::IpAddr, path::PathBuf};
+use thiserror::Error;
+
+/// Why a verb failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A value that is not acceptable.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// There is no such endpoint.
+    #[error("there is no endpoint {0}")]
+    NoEndpoint(EndpointId),
+    /// There is no such network.
+    #[error("there is no network {0}")]
+    NoNetwork(NetworkName),
+    /// The id belongs to an endpoint with other settings.
+    #[error("endpoint {id} exists already, with another {difference}")]
+    EndpointExists {
+        /// The id.
+        id: EndpointId,
+        /// What differs.
+        difference: &'static str,
+    },
+    /// The namespace has an endpoint of that network.
+    #[error("{netns} has an endpoint of network {network} already: {owner}")]
+    NamespaceTaken {
+        /// The namespace.
+        netns: String,
+        /// The network.
+        network: NetworkName,
+        /// That endpoint.
+        owner: EndpointId,
+    },
+    /// Another endpoint has the address.
+    #[error("address {address} belongs to endpoint {owner}")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        owner: EndpointId,
+    },
+    /// The host has the address.
+    #[error("address {address} belongs to the host's interface {interface}")]
+    AddressOnHost {
+        /// The address.
+        address: IpAddr,
+        /// The interface.
+        interface: String,
+    },
+    /// Another endpoint has the link-layer address.
+    #[error("link-layer address {mac} belongs to endpoint {owner}")]
+    MacTaken {
+        /// The link-layer address.
+        mac: Mac,
+        /// Whose it is.
+        owner: EndpointId,
+    },
+    /// No address of the network is free.
+    #[error("network {network}: no address of {subnet} is free")]
+    SubnetFull {
+        /// The network.
+        network: NetworkName,
+        /// Its subnet.
+        subnet: String,
+    },
+    /// Another endpoint has the port.
+    #[error("-p {spec}: {taken} is published by endpoint {owner}")]
+    PortPublished {
+        /// What was wanted.
+        spec: String,
+        /// What is in the way.
+        taken: String,
+        /// Whose it is.
+        owner: EndpointId,
+    },
+    /// A socket of the host has the port.
+    #[error("-p {spec}: {taken} is in use by {owner}")]
+    PortInUse {
+        /// What was wanted.
+        spec: String,
+        /// What is in the way.
+        taken: String,
+        /// Process id and command, as far as they can be told.
+        owner: String,
+    },
+    /// No host port is left to choose.
+    #[error("-p {spec}: no host port is free")]
+    NoFreePort {
+        /// What was wanted.
+        spec: String,
+    },
+    /// The name belongs to a network with other settings.
+    #[error("network {name} exists already, with another {difference}")]
+    NetworkExists {
+        /// The name.
+        name: NetworkName,
+        /// What differs.
+        difference: &'static str,
+    },
+    /// The subnet is not free.
+    #[error("subnet {subnet} overlaps {other}")]
+    SubnetTaken {
+        /// The subnet.
+        subnet: String,
+        /// What it overlaps.
+        other: String,
+    },
+    /// No subnet is left to choose.
+    #[error("network {0}: no subnet is free to choose")]
+    NoFreeSubnet(NetworkName),
+    /// The bridge belongs to another network.
+    #[error("bridge {bridge} belongs to network {owner}")]
+    BridgeTaken {
+        /// The bridge.
+        bridge: String,
+        /// Its network.
+        owner: NetworkName,
+    },
+    /// The network still has endpoints.
+    #[error("network {name} is in use by endpoint {endpoint}")]
+    NetworkInUse {
+        /// The network.
+        name: NetworkName,
+        /// One of its endpoints.
+        endpoint: EndpointId,
+    },
+    /// The state belongs to another host.
+    #[error("{} belongs to the host with network namespace {found}, this one is {here}", path.display())]
+    OtherHost {
+        /// The state directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: record::Namespace,
+        /// The caller's.
+        here: record::Namespace,
+    },
+    /// The state belongs to another directory of pins.
+    #[error("{} goes with --bpffs {}, not with {}", path.display(), found.display(), here.display())]
+    OtherBpffs {
+        /// The state directory.
+        path: PathBuf,
+        /// What it goes with.
+        found: PathBuf,
+        /// What was asked for.
+        here: PathBuf,
+    },
+    /// There is no fallback yet.
+    #[error("the iptables datapath is not available in this version")]
+    NoIptables,
+    /// Nobody writes `resolv.conf` yet.
+    #[error("--rootfs: this version does not write resolv.conf")]
+    NoRootfs,
+    /// Numbers ran out.
+    #[error(transparent)]
+    UsedUp(#[from] record::UsedUp),
+    /// The datapath is gone although endpoints are there.
+    #[error("the datapath under {} is gone", .0.display())]
+    DatapathGone(PathBuf),
+    /// A set-up failed at some step.
+    #[error("cannot {step}{left}")]
+    SetUp {
+        /// The step.
+        step: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+        /// What could not be undone.
+        left: Left,
+    },
+    /// A teardown could not remove everything. The rest is gone.
+    #[error("{what}: could not remove everything{left}")]
+    Teardown {
+        /// Of what.
+        what: String,
+        /// What is left.
+        left: Left,
+    },
+    /// The namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] netns::Error),
+    /// The process cannot be used.
+    #[error(transparent)]
+    Process(#[from] process::Error),
+    /// The kernel's network refused.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// A sysctl cannot be set.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+    /// The BPF side failed.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The state cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A test asked for it.
+    #[cfg(any(debug_assertions, feature = "faults"))]
+    #[error("injected before step {0}")]
+    Injected(usize),
+}
+
+/// What could not be removed, with the reasons.
+#[derive(Debug, Default)]
+pub struct Left(pub Vec<(String, Error)>);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, (step, error))| {
+                let begin = if index == 0 { "; not undone: " } else { "; " };
+                write!(f, "{begin}{step} ({})", chain(error))
+            })
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl Error {
+    /// What it means to the caller.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid(_) => Kind::Usage,
+            Self::NoEndpoint(_) | Self::NoNetwork(_) => Kind::NotFound,
+            Self::EndpointExists { .. }
+            | Self::NamespaceTaken { .. }
+            | Self::AddressTaken { .. }
+            | Self::AddressOnHost { .. }
+            | Self::MacTaken { .. }
+            | Self::PortPublished { .. }
+            | Self::PortInUse { .. }
+            | Self::NetworkExists { .. }
+            | Self::SubnetTaken { .. }
+            | Self::BridgeTaken { .. }
+            | Self::NetworkInUse { .. }
+            | Self::OtherHost { .. }
+            | Self::OtherBpffs { .. } => Kind::Conflict,
+            Self::SubnetFull { .. }
+            | Self::NoFreePort { .. }
+            | Self::NoFreeSubnet(_)
+            | Self::UsedUp(_)
+            | Self::DatapathGone(_)
+            | Self::Teardown { .. } => Kind::Operation,
+            Self::NoIptables | Self::NoRootfs => Kind::Unsupported,
+            Self::SetUp { source, .. } => source.kind(),
+            Self::Netns(error) => netns_kind(error),
+            Self::Process(error) => match error {
+                process::Error::NotFound { .. } | process::Error::Exited { .. } => Kind::NotFound,
+                process::Error::Netns(error) => netns_kind(error),
+                process::Error::Refused { source, .. } => errno_kind(*source),
+            },
+            Self::Netlink(error) => match error {
+                netlink::Error::Taken { .. }
+                | netlink::Error::PeerTaken { .. }
+                | netlink::Error::ForeignRoute { .. } => Kind::Conflict,
+                netlink::Error::Open { source } => io_kind(source),
+                netlink::Error::Netns(error) => netns_kind(error),
+                error => error.errno().map_or(Kind::Operation, errno_kind),
+            },
+            Self::Sysctl(sysctl::Error::Refused { source, .. }) => io_kind(source),
+            Self::Sysctl(_) => Kind::Operation,
+            Self::Bpf(error) => error.kind(),
+            Self::Store(error) => match error {
+                store::Error::Unsafe { .. } => Kind::Unsupported,
+                store::Error::Record {
+                    source: record::Error::Newer(_),
+                    ..
+                } => Kind::Unsupported,
+                store::Error::File(error) => io_kind(&error.source),
+                _ => Kind::Operation,
+            },
+            Self::File(error) => io_kind(&error.source),
+            #[cfg(any(debug_assertions, feature = "faults"))]
+            Self::Injected(_) => Kind::Operation,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        if let Self::SetUp { source, .. } = self {
+            return source.hint();
+        }
+        let own = match self {
+            Self::Invalid(invalid) => return Some(invalid.hint()),
+            Self::Store(error) => error.hint(),
+            Self::Bpf(error) => error.hint(),
+            Self::NoEndpoint(_) => Some("see `nucnet-ctl list`".to_owned()),
+            Self::NoNetwork(name) => Some(format!(
+                "see `nucnet-ctl network list`, or: nucnet-ctl network create {name}"
+            )),
+            Self::EndpointExists { id, .. } => {
+                Some(format!("nucnet-ctl detach {id}, or choose another --id"))
+            }
+            Self::NamespaceTaken { owner, .. } => Some(format!(
+                "attach it to another network, or: nucnet-ctl detach {owner}"
+            )),
+            Self::AddressTaken { .. } | Self::AddressOnHost { .. } => {
+                Some("choose another --ip, or leave it out".to_owned())
+            }
+            Self::MacTaken { .. } => Some("choose another --mac, or leave it out".to_owned()),
+            Self::SubnetFull { .. } => {
+                Some("detach what is not needed, or create a larger network".to_owned())
+            }
+            Self::PortPublished { .. } | Self::PortInUse { .. } => Some(
+                "choose another host port or address; 0 has nucnet choose a free port".to_owned(),
+            ),
+            Self::NoFreePort { .. } => Some("name a host port".to_owned()),
+            Self::NetworkExists { name, .. } => Some(format!(
+                "nucnet-ctl network remove {name}, or choose another name"
+            )),
+            Self::SubnetTaken { .. } | Self::NoFreeSubnet(_) => Some(
+                "create a network with --subnet and --subnet6 of free addresses and attach to it \
+                 with --network"
+                    .to_owned(),
+            ),
+            Self::BridgeTaken { .. } => Some("choose another --bridge".to_owned()),
+            Self::NetworkInUse { endpoint, .. } => Some(format!("nucnet-ctl detach {endpoint}")),
+            Self::OtherHost { .. } => {
+                Some("give each host its own --state-dir and --bpffs".to_owned())
+            }
+            Self::OtherBpffs { found, .. } => Some(format!(
+                "use --bpffs {}, or another --state-dir",
+                found.display()
+            )),
+            Self::NoIptables => Some("use --datapath auto or ebpf".to_owned()),
+            Self::NoRootfs => Some(
+                "leave --rootfs out and put the resolvers into the container's /etc/resolv.conf"
+                    .to_owned(),
+            ),
+            Self::UsedUp(_) | Self::DatapathGone(_) => {
+                Some("nucnet-ctl down, then attach again".to_owned())
+            }
+            Self::Teardown { .. } => Some("repeat it when the cause is mended".to_owned()),
+            Self::Netns(netns::Error::Own { .. })
+            | Self::Process(process::Error::Netns(netns::Error::Own { .. })) => {
+                Some("give the namespace or a process of a container".to_owned())
+            }
+            Self::Netlink(netlink::Error::PeerTaken { .. }) => {
+                Some("choose another --ifname".to_owned())
+            }
+            Self::Netlink(netlink::Error::Taken { .. }) => {
+                Some("remove that interface, or choose another name".to_owned())
+            }
+            _ => None,
+        };
+        own.or_else(|| {
+            (self.kind() == Kind::Unsupported).then(|| {
+                "run as root, with CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN".to_owned()
+            })
+        })
+    }
+}
+
+fn netns_kind(error: &netns::Error) -> Kind {
+    match error {
+        netns::Error::NotFound { .. } => Kind::NotFound,
+        netns::Error::NotANetns { .. } | netns::Error::Own { .. } => Kind::Usage,
+        netns::Error::File { source, .. } | netns::Error::Thread { source, .. } => io_kind(source),
+        netns::Error::Enter { source, .. } | netns::Error::Cookie { source, .. } => {
+            errno_kind(*source)
+        }
+        netns::Error::Panicked { .. } => Kind::Operation,
+    }
+}
+
+fn errno_kind(errno: Errno) -> Kind {
+    match errno {
+        Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP | Errno::EROFS => Kind::Unsupported,
+        _ => Kind::Operation,
+    }
+}
+
+fn io_kind(error: &io::Error) -> Kind {
+    error
+        .raw_os_error()
+        .map_or(Kind::Operation, |errno| errno_kind(Errno::from_raw(errno)))
+}

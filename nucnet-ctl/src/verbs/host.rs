@@ -1,0 +1,232 @@
+//! The host: where its state and its datapath are, and access to both.
+
+use super::Error;
+use crate::{
+    kernel::{boot, bpf, netlink::Netlink, netns::NetnsFd, store},
+    model::record::{HostRecord, Namespace, Numbers},
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Which datapath is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DatapathChoice {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// eBPF.
+    Ebpf,
+    /// iptables, where eBPF cannot be used.
+    Iptables,
+}
+
+/// Where a host keeps what, and how long it waits.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The state.
+    pub state_dir: PathBuf,
+    /// The pins of programs and maps.
+    pub bpffs: PathBuf,
+    /// The cgroup whose processes reach publishes by the host's own addresses; none: the root
+    /// of the cgroup2 hierarchy.
+    pub cgroup: Option<PathBuf>,
+    /// The datapath.
+    pub datapath: DatapathChoice,
+    /// How long to wait for other processes that change the same host.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            state_dir: "/run/nucnet".into(),
+            bpffs: "/sys/fs/bpf/nucnet".into(),
+            cgroup: None,
+            datapath: DatapathChoice::Auto,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A host: the network namespace of the calling thread, with its state and its datapath.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub(super) options: Options,
+}
+
+/// Which namespace it is, as records keep it.
+pub(super) fn namespace(netns: &NetnsFd) -> Result<Namespace, Error> {
+    let id = netns.id();
+    Ok(Namespace {
+        device: id.dev,
+        inode: id.inode,
+        cookie: netns.cookie()?,
+    })
+}
+
+impl Host {
+    /// The host of those options.
+    pub fn new(mut options: Options) -> Result<Self, Error> {
+        if options.datapath == DatapathChoice::Iptables {
+            return Err(Error::NoIptables);
+        }
+        // Without a trailing slash or double slashes: paths are compared.
+        options.bpffs = options.bpffs.components().collect();
+        options.state_dir = options.state_dir.components().collect();
+        Ok(Self { options })
+    }
+
+    /// The options.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The state for reading, if there is any of this boot.
+    pub(super) fn read(&self) -> Result<Option<store::Store>, Error> {
+        let Some(store) = store::Store::open(&self.options.state_dir)? else {
+            return Ok(None);
+        };
+        match store.host()? {
+            Some(record) if record.boot == boot::id()? => {
+                self.check(&record)?;
+                Ok(Some(store))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Access for changing; the state directory is made if there is none.
+    pub(super) fn open(&self) -> Result<Session, Error> {
+        let netlink = Netlink::open()?;
+        let state = store::Locked::open(&self.options.state_dir, self.options.patience)?;
+        self.session(state, netlink)
+    }
+
+    /// The same for state that exists.
+    pub(super) fn open_existing(&self) -> Result<Option<Session>, Error> {
+        let path = &self.options.state_dir;
+        match store::Locked::open_existing(path, self.options.patience)? {
+            Some(state) => Ok(Some(self.session(state, Netlink::open()?)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn session(&self, state: store::Locked, netlink: Netlink) -> Result<Session, Error> {
+        let record = match state.sound_host()? {
+            Some(record) if record.boot == boot::id()? => {
+                self.check(&record)?;
+                Some(record)
+            }
+            Some(_) => {
+                tracing::info!("cleared the state of an earlier boot");
+                state.clear()?;
+                None
+            }
+            None => None,
+        };
+        let fresh = record.is_none();
+        let record = match record {
+            Some(record) => record,
+            None => self.new_record(&state)?,
+        };
+        Ok(Session {
+            host: self.clone(),
+            state,
+            record,
+            fresh,
+            netlink,
+            bpf_host: bpf::Host::current()?,
+        })
+    }
+
+    fn new_record(&self, state: &store::Locked) -> Result<HostRecord, Error> {
+        Ok(HostRecord {
+            boot: boot::id()?,
+            netns: namespace(&NetnsFd::current()?)?,
+            bpffs: self.options.bpffs.clone(),
+            next: numbers_after(state)?,
+        })
+    }
+
+    /// Whether the state is that of this host and this directory of pins.
+    fn check(&self, record: &HostRecord) -> Result<(), Error> {
+        let path = || self.options.state_dir.clone();
+        let here = namespace(&NetnsFd::current()?)?;
+        if record.netns != here {
+            return Err(Error::OtherHost {
+                path: path(),
+                found: record.netns,
+                here,
+            });
+        }
+        if record.bpffs != self.options.bpffs {
+            let (found, here) = (record.bpffs.clone(), self.options.bpffs.clone());
+            return Err(Error::OtherBpffs {
+                path: path(),
+                found,
+                here,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Numbers that nothing here has: the first ones, unless the record of the host was lost while
+/// others stayed.
+fn numbers_after(state: &store::Locked) -> Result<Numbers, Error> {
+    /// What came and went since the records that are left were written.
+    const GAP: u32 = 1 << 20;
+    let (endpoints, networks) = (state.sound_endpoints()?, state.sound_networks()?);
+    if endpoints.is_empty() && networks.is_empty() {
+        return Ok(Numbers::default());
+    }
+    let policies = || endpoints.iter().filter_map(|endpoint| endpoint.policy);
+    let after = |largest: Option<u32>| largest.unwrap_or(0).saturating_add(GAP);
+    Ok(Numbers {
+        endpoint: after(endpoints.iter().map(|endpoint| endpoint.number).max()),
+        network: after(networks.iter().map(|network| network.number).max()),
+        policy: after(policies().map(|numbers| numbers.policy).max()),
+        class: after(policies().map(|numbers| numbers.first_class).max()),
+    })
+}
+
+/// A host that only this process changes.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) host: Host,
+    pub(super) state: store::Locked,
+    pub(super) record: HostRecord,
+    /// There was no state before.
+    pub(super) fresh: bool,
+    pub(super) netlink: Netlink,
+    pub(super) bpf_host: bpf::Host,
+}
+
+impl Session {
+    /// After a failure: leaves no state where there was none.
+    pub(super) fn abandon_if_fresh(self) {
+        if !self.fresh || !self.state.is_empty().unwrap_or(false) {
+            return;
+        }
+        if let Err(error) = self.state.remove_all() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot remove the state directory"
+            );
+        }
+    }
+
+    pub(super) fn bpffs(&self) -> &Path {
+        &self.host.options.bpffs
+    }
+
+    /// The cgroup for the connect hooks.
+    pub(super) fn cgroup(&self) -> Result<PathBuf, Error> {
+        match &self.host.options.cgroup {
+            Some(cgroup) => Ok(cgroup.clone()),
+            None => Ok(bpf::cgroup_root()?),
+        }
+    }
+}

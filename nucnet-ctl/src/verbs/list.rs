@@ -1,0 +1,117 @@
+//! `list` and `inspect`: nouns that read. They need no lock.
+
+use super::{
+    Error, Host,
+    step::endpoint_alias,
+    view::{Dropped, EndpointDetails, EndpointView},
+};
+use crate::{
+    kernel::{
+        bpf::{self, Datapath},
+        netlink::{Link, Netlink},
+        store,
+    },
+    model::{
+        EndpointId,
+        record::{EndpointRecord, State},
+    },
+};
+use nucnet_common::abi;
+use std::collections::{BTreeMap, HashMap};
+
+impl Host {
+    /// All endpoints, in the order of their ids.
+    pub fn list(&self) -> Result<Vec<EndpointView>, Error> {
+        let Some(store) = self.read()? else {
+            return Ok(Vec::new());
+        };
+        let (endpoints, unreadable) = store.endpoints()?;
+        report(&unreadable);
+        let (networks, _) = store.networks()?;
+        let links = Netlink::open()?.links()?;
+        let links: HashMap<&str, &Link> = links.iter().map(|l| (l.name.as_str(), l)).collect();
+        Ok(endpoints
+            .iter()
+            .map(|endpoint| {
+                let network = networks.iter().find(|n| n.number == endpoint.network);
+                let mut view = EndpointView::of(endpoint, network);
+                view.state = state(endpoint, links.get(endpoint.host_ifname.as_str()).copied());
+                view
+            })
+            .collect())
+    }
+
+    /// One endpoint with its counters.
+    pub fn inspect(&self, id: &EndpointId) -> Result<EndpointDetails, Error> {
+        let not_found = || Error::NoEndpoint(id.clone());
+        let store = self.read()?.ok_or_else(not_found)?;
+        let record = store.endpoint(id)?.ok_or_else(not_found)?;
+        let network = store.network(&record.wish.network)?;
+        let mut endpoint = EndpointView::of(&record, network.as_ref());
+        let link = Netlink::open()?.find_link(record.host_ifname.as_str())?;
+        endpoint.state = state(&record, link.as_ref());
+        let mut details = EndpointDetails {
+            endpoint,
+            flows: 0,
+            bindings: 0,
+            dropped: BTreeMap::new(),
+        };
+        let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
+        let Some(datapath) = datapath else {
+            details.endpoint.state = degraded(details.endpoint.state);
+            return Ok(details);
+        };
+        if let Some(usage) = datapath.usage.get(&record.number)? {
+            (details.flows, details.bindings) = (usage.flows, usage.bindings);
+        }
+        for &reason in abi::Reason::ALL {
+            let key = abi::DropKey {
+                endpoint: record.number,
+                reason: reason as u32,
+            };
+            let abi::DropCount { packets, bytes } = datapath.drops.get(&key)?;
+            if packets > 0 {
+                details
+                    .dropped
+                    .insert(reason.name(), Dropped { packets, bytes });
+            }
+        }
+        let is_known = match record.link {
+            Some(link) => datapath
+                .endpoints
+                .get(&link)?
+                .is_some_and(|entry| entry.number == record.number),
+            None => false,
+        };
+        if !is_known {
+            details.endpoint.state = degraded(details.endpoint.state);
+        }
+        Ok(details)
+    }
+}
+
+/// Says what cannot be read.
+pub(super) fn report(unreadable: &[store::Error]) {
+    for error in unreadable {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "a record cannot be read"
+        );
+    }
+}
+
+/// The recorded state, unless the kernel knows better.
+fn state(record: &EndpointRecord, link: Option<&Link>) -> State {
+    let alias = endpoint_alias(record);
+    match link {
+        Some(link) if link.alias.as_deref() == Some(&alias) => record.state,
+        _ => degraded(record.state),
+    }
+}
+
+fn degraded(state: State) -> State {
+    match state {
+        State::Active => State::Degraded,
+        state => state,
+    }
+}

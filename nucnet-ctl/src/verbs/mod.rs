@@ -1,0 +1,20 @@
+//! The verbs: nouns read, verbs write. One file a verb.
+
+mod attach;
+mod detach;
+mod down;
+mod error;
+#[cfg(any(debug_assertions, feature = "faults"))]
+mod faults;
+mod host;
+mod list;
+mod network;
+mod step;
+mod view;
+
+pub use attach::{AttachRequest, Attachment, Container};
+pub use detach::Detached;
+pub use error::{Error, Left, chain};
+pub use host::{DatapathChoice, Host, Options};
+pub use step::Step;
+pub use view::{Dropped, EndpointDetails, EndpointView, NetworkView};

@@ -1,0 +1,460 @@
+//! `network create|list|remove`, and the networks of attaches.
+
+use super::{
+    Error, Host, NetworkView,
+    attach::failed,
+    error::Left,
+    host::Session,
+    step::{Step, World, network_alias, network_steps},
+};
+use crate::{
+    kernel::{
+        bpf::Datapath,
+        netlink,
+        sysctl::{self, Family, Sysctl},
+    },
+    model::{
+        Cidr, IfName, Invalid, Mac, Mtu, NetworkName, Problem, Subnet,
+        plan::{self, Executor, Plan},
+        record::{NetworkRecord, NetworkWish, State},
+    },
+};
+use ipnet::IpNet;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+/// The IPv4 subnet of the network that is made on first use.
+const DEFAULT_SUBNET: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 42, 0), 24);
+
+/// A network for use: as recorded, or as it will be.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) record: NetworkRecord,
+    condition: Condition,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    /// It will be made.
+    New,
+    /// It is recorded, but something is missing.
+    Damaged,
+    /// It is all there.
+    Sound,
+}
+
+impl Prepared {
+    /// The steps that make it, if it is new.
+    pub(super) fn make(&self) -> Vec<Step> {
+        match self.condition {
+            Condition::New => network_steps(&self.record),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The steps that make it whole, if it is recorded but not all there. They are not undone.
+    pub(super) fn repair(&self) -> Vec<Step> {
+        match self.condition {
+            Condition::Damaged => network_steps(&self.record),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The network of an attach: one that is recorded, or the default one, new.
+pub(super) fn for_attach(session: &mut Session, name: &NetworkName) -> Result<Prepared, Error> {
+    match session.state.sound_network(name)? {
+        Some(record) => recorded(session, record),
+        None if name.is_default() => {
+            let record = design(session, name, None)?;
+            Ok(Prepared {
+                record,
+                condition: Condition::New,
+            })
+        }
+        None => Err(Error::NoNetwork(name.clone())),
+    }
+}
+
+fn recorded(session: &Session, record: NetworkRecord) -> Result<Prepared, Error> {
+    let link = session.netlink.find_link(record.bridge.as_str())?;
+    let alias = network_alias(&record);
+    let is_there = link.is_some_and(|link| {
+        link.alias.as_deref() == Some(&alias)
+            && Some(link.index) == record.link
+            && link.state == netlink::State::Up
+    });
+    let condition = match is_there && record.state == State::Active {
+        true => Condition::Sound,
+        false => Condition::Damaged,
+    };
+    Ok(Prepared { record, condition })
+}
+
+/// Makes a recorded network whole.
+pub(super) fn repair(
+    world: &mut World<'_>,
+    steps: Vec<Step>,
+) -> Result<Vec<(Step, Duration)>, Error> {
+    tracing::info!("repairing the network: its bridge is not as recorded");
+    let bpffs = world.session.bpffs().display().to_string();
+    let mut times = Vec::new();
+    for step in std::iter::once(Step::Datapath(bpffs)).chain(steps) {
+        let start = Instant::now();
+        world.apply(&step)?;
+        times.push((step, start.elapsed()));
+    }
+    Ok(times)
+}
+
+/// Removes a network without endpoints.
+pub(super) fn tear_down(world: &mut World<'_>, network: NetworkRecord) -> Result<(), Error> {
+    let what = format!("remove network {}", network.name);
+    let plan: Plan<Step> = network_steps(&network).into_iter().collect();
+    world.network = Some(network);
+    match plan::tear_down(&plan, world)? {
+        left if left.is_empty() => Ok(()),
+        left => Err(Error::Teardown {
+            what,
+            left: Left(left),
+        }),
+    }
+}
+
+impl Host {
+    /// Creates a network. The same again changes nothing; on failure nothing stays.
+    pub fn create_network(
+        &self,
+        name: &NetworkName,
+        wish: NetworkWish,
+    ) -> Result<NetworkView, Error> {
+        check(&wish)?;
+        let mut session = self.open()?;
+        let created = create(&mut session, name, wish);
+        if created.is_err() {
+            session.abandon_if_fresh();
+        }
+        created.map(|record| NetworkView::new(&record))
+    }
+
+    /// What creating a network would do. Nothing is changed.
+    pub fn plan_network(&self, name: &NetworkName, wish: NetworkWish) -> Result<Plan<Step>, Error> {
+        check(&wish)?;
+        let mut session = self.open()?;
+        let prepared = prepare(&mut session, name, wish);
+        let bpffs = session.bpffs().display().to_string();
+        session.abandon_if_fresh();
+        let prepared = prepared?;
+        let steps = [prepared.make(), prepared.repair()].concat();
+        match steps.is_empty() {
+            true => Ok(Plan::default()),
+            false => Ok([Step::Datapath(bpffs), Step::Uplinks]
+                .into_iter()
+                .chain(steps)
+                .collect()),
+        }
+    }
+
+    /// All networks, in the order of their names.
+    pub fn networks(&self) -> Result<Vec<NetworkView>, Error> {
+        let Some(store) = self.read()? else {
+            return Ok(Vec::new());
+        };
+        let (networks, unreadable) = store.networks()?;
+        super::list::report(&unreadable);
+        Ok(networks.iter().map(NetworkView::new).collect())
+    }
+
+    /// Removes a network that has no endpoints.
+    pub fn remove_network(&self, name: &NetworkName) -> Result<(), Error> {
+        let not_found = || Error::NoNetwork(name.clone());
+        let session = self.open_existing()?.ok_or_else(not_found)?;
+        let network = session.state.sound_network(name)?.ok_or_else(not_found)?;
+        if let Some(holder) = session.state.endpoint_of(network.number)? {
+            return Err(Error::NetworkInUse {
+                name: name.clone(),
+                endpoint: holder.id,
+            });
+        }
+        let mut world = World::new(&session);
+        world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        tear_down(&mut world, network)
+    }
+}
+
+fn create(
+    session: &mut Session,
+    name: &NetworkName,
+    wish: NetworkWish,
+) -> Result<NetworkRecord, Error> {
+    let prepared = prepare(session, name, wish)?;
+    session.state.put_host(&session.record)?;
+    let (make, repairs) = (prepared.make(), prepared.repair());
+    let mut world = World::new(session);
+    world.network = Some(prepared.record);
+    if !repairs.is_empty() {
+        repair(&mut world, repairs)?;
+    }
+    if !make.is_empty() {
+        let begin = [
+            Step::Datapath(session.bpffs().display().to_string()),
+            Step::Uplinks,
+        ];
+        let plan: Plan<Step> = begin.into_iter().chain(make).collect();
+        plan::run(&plan, &mut world).map_err(|failure| failed(&plan, failure))?;
+    }
+    let record = world.network.expect("a network is created");
+    // One that was made for use becomes one that was asked for.
+    session.state.put_network(&record)?;
+    Ok(record)
+}
+
+fn prepare(
+    session: &mut Session,
+    name: &NetworkName,
+    wish: NetworkWish,
+) -> Result<Prepared, Error> {
+    let Some(mut record) = session.state.sound_network(name)? else {
+        let record = design(session, name, Some(wish))?;
+        return Ok(Prepared {
+            record,
+            condition: Condition::New,
+        });
+    };
+    let old = record.wish.clone().unwrap_or_default();
+    let differs = [
+        (old.bridge != wish.bridge, "--bridge"),
+        (old.subnet4 != wish.subnet4, "--subnet"),
+        (old.subnet6 != wish.subnet6, "--subnet6"),
+        (old.gateways != wish.gateways, "--gateway"),
+        (old.uplinks != wish.uplinks, "--uplink"),
+        (old.mtu != wish.mtu, "--mtu"),
+        (old.isolate != wish.isolate, "--isolate"),
+    ];
+    if let Some((_, difference)) = differs.into_iter().find(|(differs, _)| *differs) {
+        return Err(Error::NetworkExists {
+            name: name.clone(),
+            difference,
+        });
+    }
+    record.wish = Some(wish);
+    recorded(session, record)
+}
+
+/// Everything that can be said without looking at the host.
+fn check(wish: &NetworkWish) -> Result<(), Error> {
+    if let Some(cidr) = wish.subnet4.filter(|cidr| cidr.net().addr().is_ipv6()) {
+        return Err(Invalid::new("--subnet", cidr, Problem::NotV4).into());
+    }
+    if let Some(cidr) = wish.subnet6.filter(|cidr| cidr.net().addr().is_ipv4()) {
+        return Err(Invalid::new("--subnet6", cidr, Problem::NotV6).into());
+    }
+    for (index, gateway) in wish.gateways.iter().enumerate() {
+        let cidr = if gateway.is_ipv4() {
+            wish.subnet4
+        } else {
+            wish.subnet6
+        };
+        let Some(cidr) = cidr else {
+            return Err(Invalid::new("--gateway", gateway, Problem::NoSubnetOfFamily).into());
+        };
+        if wish.gateways[..index]
+            .iter()
+            .any(|other| other.is_ipv4() == gateway.is_ipv4())
+        {
+            return Err(Invalid::new("--gateway", gateway, Problem::SecondOfFamily).into());
+        }
+        Subnet::new(cidr, Some(*gateway))?;
+    }
+    for cidr in wish.subnet4.into_iter().chain(wish.subnet6) {
+        Subnet::new(cidr, None)?;
+    }
+    if let (Some(mtu), Some(_)) = (wish.mtu, wish.subnet6) {
+        mtu.check_v6()?;
+    }
+    Ok(())
+}
+
+/// Decides everything about a new network, and checks it against all that is there. Nothing is
+/// changed.
+fn design(
+    session: &mut Session,
+    name: &NetworkName,
+    wish: Option<NetworkWish>,
+) -> Result<NetworkRecord, Error> {
+    let asked = wish.clone().unwrap_or_default();
+    let others = session.state.sound_networks()?;
+    let bridge = asked
+        .bridge
+        .clone()
+        .unwrap_or_else(|| IfName::bridge_of(name));
+    if let Some(other) = others.iter().find(|other| other.bridge == bridge) {
+        let (bridge, owner) = (bridge.to_string(), other.name.clone());
+        return Err(Error::BridgeTaken { bridge, owner });
+    }
+    let taken = Taken::look(session, &others)?;
+    let subnets = subnets(name, &asked, &taken)?;
+    let has_v6 = subnets.iter().any(|subnet| subnet.gateway().is_ipv6());
+    let mtu = match asked.mtu {
+        Some(mtu) => mtu,
+        None => mtu_of_uplinks(session, has_v6)?,
+    };
+    if has_v6 {
+        mtu.check_v6()?;
+    }
+    let record = NetworkRecord {
+        name: name.clone(),
+        number: session.record.next.network()?,
+        state: State::Configuring,
+        wish,
+        bridge,
+        link: None,
+        mac: Mac::local(rand::random()),
+        subnets,
+        mtu,
+        isolate: asked.isolate,
+    };
+    if let Some(link) = session.netlink.find_link(record.bridge.as_str())?
+        && link.alias.as_deref() != Some(&network_alias(&record))
+        && !(link.is_owned() && link.alias.is_none())
+    {
+        let found = netlink::Holder {
+            kind: link.kind,
+            alias: link.alias,
+        };
+        return Err(netlink::Error::Taken {
+            name: link.name,
+            found,
+        }
+        .into());
+    }
+    Ok(record)
+}
+
+/// The smallest MTU of an uplink, within what the families take; Ethernet's if there is none.
+fn mtu_of_uplinks(session: &Session, has_v6: bool) -> Result<Mtu, Error> {
+    let uplinks = session.netlink.uplinks()?;
+    let smallest = uplinks.iter().map(|uplink| uplink.link.mtu).min();
+    let least = if has_v6 { Mtu::MIN_V6.bytes() } else { 576 };
+    let bytes = smallest
+        .unwrap_or(Mtu::ETHERNET.bytes())
+        .clamp(least, 65_535);
+    Ok(Mtu::try_from(bytes)?)
+}
+
+/// The subnets that were asked for; if none was, one of each family that the host has.
+fn subnets(name: &NetworkName, wish: &NetworkWish, taken: &Taken) -> Result<Vec<Subnet>, Error> {
+    let gateway = |v6: bool| {
+        wish.gateways
+            .iter()
+            .copied()
+            .find(|gateway| gateway.is_ipv6() == v6)
+    };
+    let mut subnets = Vec::with_capacity(2);
+    let asked = [wish.subnet4, wish.subnet6].into_iter().flatten();
+    for cidr in asked {
+        subnets.push(Subnet::new(cidr, gateway(cidr.net().addr().is_ipv6()))?);
+    }
+    if subnets.is_empty() {
+        let v4 = match name.is_default() {
+            true => cidr(DEFAULT_SUBNET.0.into(), DEFAULT_SUBNET.1),
+            false => taken
+                .first_free_v4()
+                .ok_or_else(|| Error::NoFreeSubnet(name.clone()))?,
+        };
+        subnets.push(Subnet::new(v4, None)?);
+        if has_ipv6()? {
+            subnets.push(Subnet::new(taken.free_ula(), None)?);
+        }
+    }
+    for subnet in &subnets {
+        if let Some(other) = taken.by(subnet.cidr()) {
+            return Err(Error::SubnetTaken {
+                subnet: subnet.to_string(),
+                other,
+            });
+        }
+    }
+    Ok(subnets)
+}
+
+fn has_ipv6() -> Result<bool, Error> {
+    match Sysctl::IpNonlocalBind(Family::Ipv6).read() {
+        Ok(_) => Ok(true),
+        Err(sysctl::Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn cidr(address: IpAddr, length: u8) -> Cidr {
+    let whole = Cidr::host(address);
+    format!("{address}/{length}").parse().unwrap_or(whole)
+}
+
+/// What of the address space is in use, and by what.
+struct Taken(Vec<(IpNet, String)>);
+
+impl Taken {
+    fn look(session: &Session, networks: &[NetworkRecord]) -> Result<Self, Error> {
+        let mut taken = Vec::new();
+        for network in networks {
+            for subnet in &network.subnets {
+                let what = format!("{subnet} of network {}", network.name);
+                taken.push((subnet.cidr().net(), what));
+            }
+        }
+        for held in session.netlink.addresses()? {
+            let interface = session.netlink.find_link(held.link)?.map(|link| link.name);
+            let what = format!(
+                "{} of interface {}",
+                held.address,
+                interface.unwrap_or_default()
+            );
+            taken.push((held.address, what));
+        }
+        for route in session.netlink.routes()? {
+            // Half of everything is the default route of a VPN.
+            if route.destination.prefix_len() > 1 {
+                taken.push((
+                    route.destination,
+                    format!("the host's route to {}", route.destination),
+                ));
+            }
+        }
+        Ok(Self(taken))
+    }
+
+    /// What overlaps the subnet.
+    fn by(&self, subnet: Cidr) -> Option<String> {
+        let subnet = subnet.net();
+        let overlaps =
+            |net: &IpNet| net.contains(&subnet.network()) || subnet.contains(&net.network());
+        self.0
+            .iter()
+            .find(|(net, _)| overlaps(&net.trunc()))
+            .map(|(_, what)| what.clone())
+    }
+
+    /// The first free /24 after the default network's, in 10.0.0.0/8.
+    fn first_free_v4(&self) -> Option<Cidr> {
+        let first = u32::from(DEFAULT_SUBNET.0) >> 8;
+        let end = u32::from(Ipv4Addr::new(11, 0, 0, 0)) >> 8;
+        (first + 1..end)
+            .map(|block| cidr(Ipv4Addr::from(block << 8).into(), 24))
+            .find(|subnet| self.by(*subnet).is_none())
+    }
+
+    /// A /64 of local addresses with a random global id (RFC 4193 section 3.2).
+    fn free_ula(&self) -> Cidr {
+        loop {
+            let random: u64 = rand::random();
+            let bits = 0xfd << 120 | u128::from(random >> 24) << 80;
+            let subnet = cidr(Ipv6Addr::from(bits).into(), 64);
+            if self.by(subnet).is_none() {
+                return subnet;
+            }
+        }
+    }
+}

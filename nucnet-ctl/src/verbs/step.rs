@@ -1,0 +1,883 @@
+//! The steps of set-ups, and how each is done and undone.
+//!
+//! A teardown undoes the steps of the set-up that the records describe, so that there is one
+//! place for each thing that is made and removed. Undoing what was never done, or is gone, is
+//! no error.
+
+use super::{Error, host::Session};
+use crate::{
+    kernel::{
+        bpf::{Datapath, HostInterface, LinkLayer, Prefix},
+        claims::{Claim, Holder},
+        netlink::{
+            self, BridgeSpec, Change, LinkType, Neighbour, Netlink, Owner, Port, Route, VethSpec,
+        },
+        netns::{self, NetnsFd},
+        sysctl::{self, Family, LinkKey, Sysctl},
+    },
+    model::{
+        plan::Executor,
+        policy::Compiled,
+        record::{EndpointRecord, NetworkRecord, NetworkWish, State},
+        to_abi,
+    },
+};
+use ipnet::IpNet;
+use nucnet_common::abi;
+use std::{fmt, net::IpAddr};
+
+/// Length of transmit queues in packets: the kernel's default for Ethernet.
+const TX_QUEUE_LEN: u32 = 1000;
+
+/// One step. What it is about is in the records of the [`World`]; what it holds is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Load the datapath, or open it.
+    Datapath(String),
+    /// Have a program on every uplink.
+    Uplinks,
+    /// Record that a network is being made.
+    NetworkIntent(String),
+    /// Make the bridge.
+    Bridge(String),
+    /// Let route lookups look from the bridge.
+    BridgeSysctls(String),
+    /// Give the bridge the network's own addresses.
+    BridgeAddresses(String),
+    /// Have the program on the bridge.
+    BridgeProgram(String),
+    /// Set the bridge up, and tell the programs of it.
+    BridgeUp(String),
+    /// Record that the network is there.
+    NetworkRecord(String),
+    /// Record that an endpoint is being made.
+    EndpointIntent(String),
+    /// Take addresses and ports.
+    Claims(String),
+    /// Make the veth pair.
+    Veth(String),
+    /// Have the program on the host side.
+    Program(String),
+    /// Put the policy in force.
+    Policy(usize),
+    /// Tell the programs of the endpoint.
+    Entries(String),
+    /// Tell the host where the endpoint's addresses are.
+    Neighbours(String),
+    /// Set the host side up.
+    HostSide(String),
+    /// Configure the container side.
+    ContainerSide(String),
+    /// Publish the ports.
+    Publishes(String),
+    /// Record that the endpoint is there.
+    EndpointRecord(String),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Datapath(bpffs) => write!(f, "open or load the datapath under {bpffs}"),
+            Self::Uplinks => write!(f, "put programs on the uplinks"),
+            Self::NetworkIntent(name) => write!(f, "record network {name}"),
+            Self::Bridge(bridge) => write!(f, "make bridge {bridge}"),
+            Self::BridgeAddresses(what) => write!(f, "add addresses to bridge {what}"),
+            Self::BridgeSysctls(bridge) => write!(f, "set forwarding of bridge {bridge} (only)"),
+            Self::BridgeProgram(bridge) => write!(f, "put the program on bridge {bridge}"),
+            Self::BridgeUp(bridge) => write!(f, "set bridge {bridge} up"),
+            Self::NetworkRecord(name) => write!(f, "record network {name} as active"),
+            Self::EndpointIntent(id) => write!(f, "record endpoint {id}"),
+            Self::Claims(what) => write!(f, "take {what}"),
+            Self::Veth(what) => write!(f, "make {what}"),
+            Self::Program(link) => write!(f, "put the program on {link}"),
+            Self::Policy(entries) => {
+                write!(f, "put the egress policy in force ({entries} entries)")
+            }
+            Self::Entries(what) => write!(f, "tell the datapath of {what}"),
+            Self::Neighbours(bridge) => write!(f, "add neighbours on {bridge}"),
+            Self::HostSide(link) => write!(f, "set {link} up"),
+            Self::ContainerSide(what) => write!(f, "configure {what} in the container"),
+            Self::Publishes(what) => write!(f, "publish {what}"),
+            Self::EndpointRecord(id) => write!(f, "record endpoint {id} as active"),
+        }
+    }
+}
+
+/// The alias of an endpoint's host side.
+pub(super) fn endpoint_alias(record: &EndpointRecord) -> String {
+    format!("{}{}", netlink::ALIAS_PREFIX, record.id)
+}
+
+/// The alias of a network's bridge. No id has a colon in it.
+pub(super) fn network_alias(record: &NetworkRecord) -> String {
+    format!("{}network:{}", netlink::ALIAS_PREFIX, record.name)
+}
+
+/// The steps that make a network.
+pub(super) fn network_steps(network: &NetworkRecord) -> Vec<Step> {
+    let (name, bridge) = (network.name.to_string(), network.bridge.to_string());
+    let addresses: Vec<String> = network
+        .subnets
+        .iter()
+        .map(|subnet| subnet.gateway_net().to_string())
+        .collect();
+    vec![
+        Step::NetworkIntent(name.clone()),
+        Step::Bridge(bridge.clone()),
+        Step::BridgeSysctls(bridge.clone()),
+        Step::BridgeAddresses(format!("{bridge}: {}", addresses.join(", "))),
+        Step::BridgeProgram(bridge.clone()),
+        Step::BridgeUp(bridge),
+        Step::NetworkRecord(name),
+    ]
+}
+
+/// The steps that make an endpoint.
+pub(super) fn endpoint_steps(
+    endpoint: &EndpointRecord,
+    bridge: &str,
+    policy: Option<&Compiled>,
+) -> Vec<Step> {
+    let (id, host) = (endpoint.id.to_string(), endpoint.host_ifname.to_string());
+    let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+    let addresses = list(&mut endpoint.addresses.iter().map(ToString::to_string));
+    let publishes = list(&mut endpoint.publishes.iter().map(|spec| format!("-p {spec}")));
+    let claimed = match publishes.is_empty() {
+        true => addresses.clone(),
+        false => format!("{addresses}, {publishes}"),
+    };
+    let mut steps = vec![
+        Step::EndpointIntent(id.clone()),
+        Step::Claims(claimed),
+        Step::Veth(format!(
+            "veth pair {host}, {} in {}",
+            endpoint.wish.ifname,
+            endpoint.netns.display()
+        )),
+        Step::Program(host.clone()),
+    ];
+    if endpoint.policy.is_some() {
+        let entries = policy.map_or(0, |policy| policy.cidrs.len() + policy.ports.len());
+        steps.push(Step::Policy(entries));
+    }
+    steps.extend([
+        Step::Entries(format!("endpoint {id}")),
+        Step::Neighbours(bridge.to_owned()),
+        Step::HostSide(host),
+        Step::ContainerSide(endpoint.wish.ifname.to_string()),
+    ]);
+    if !publishes.is_empty() {
+        steps.push(Step::Publishes(publishes));
+    }
+    steps.push(Step::EndpointRecord(id));
+    steps
+}
+
+type CidrEntries = Vec<(Prefix<abi::PolicyCidrKey>, abi::PolicyClass)>;
+type PortEntries = Vec<(Prefix<abi::PolicyPortKey>, abi::PolicyRule)>;
+
+/// What steps act upon.
+pub(super) struct World<'a> {
+    pub(super) session: &'a Session,
+    pub(super) datapath: Option<Datapath>,
+    /// Whether this process loaded the datapath.
+    pub(super) loaded: bool,
+    pub(super) network: Option<NetworkRecord>,
+    pub(super) endpoint: Option<EndpointRecord>,
+    pub(super) policy: Option<Compiled>,
+    pub(super) netns: Option<&'a NetnsFd>,
+    /// Something could not be removed: what says that it may be there stays.
+    pub(super) troubled: bool,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(session: &'a Session) -> Self {
+        Self {
+            session,
+            datapath: None,
+            loaded: false,
+            network: None,
+            endpoint: None,
+            policy: None,
+            netns: None,
+            troubled: false,
+        }
+    }
+
+    fn netlink(&self) -> &Netlink {
+        &self.session.netlink
+    }
+
+    fn network(&self) -> &NetworkRecord {
+        self.network
+            .as_ref()
+            .expect("steps of a network have its record")
+    }
+
+    fn endpoint(&self) -> &EndpointRecord {
+        self.endpoint
+            .as_ref()
+            .expect("steps of an endpoint have its record")
+    }
+
+    fn datapath(&mut self) -> Result<&mut Datapath, Error> {
+        let bpffs = self.session.bpffs();
+        self.datapath
+            .as_mut()
+            .ok_or_else(|| Error::DatapathGone(bpffs.to_owned()))
+    }
+
+    fn put_network(&mut self, change: impl FnOnce(&mut NetworkRecord)) -> Result<(), Error> {
+        if let Some(network) = &mut self.network {
+            change(network);
+            self.session.state.put_network(network)?;
+        }
+        Ok(())
+    }
+
+    fn put_endpoint(&mut self, change: impl FnOnce(&mut EndpointRecord)) -> Result<(), Error> {
+        if let Some(endpoint) = &mut self.endpoint {
+            change(endpoint);
+            self.session.state.put_endpoint(endpoint)?;
+        }
+        Ok(())
+    }
+
+    fn open_datapath(&mut self) -> Result<(), Error> {
+        if self.datapath.is_some() {
+            return Ok(());
+        }
+        let (bpffs, host) = (self.session.bpffs(), &self.session.bpf_host);
+        self.loaded = Datapath::open_existing(bpffs, host)?.is_none();
+        let datapath = Datapath::open_or_load(bpffs, host)?;
+        match self
+            .session
+            .cgroup()
+            .and_then(|cgroup| Ok(datapath.attach_connect(&cgroup)?))
+        {
+            Ok(()) => {}
+            // Who publishes nothing needs no way from the host to what is published.
+            Err(error)
+                if self
+                    .endpoint
+                    .as_ref()
+                    .is_some_and(|e| e.publishes.is_empty()) =>
+            {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "host programs will not reach publishes by the host's own addresses"
+                );
+            }
+            Err(error) => {
+                if self.loaded {
+                    drop(datapath);
+                    // The error that led here is the one to report.
+                    let _ = Datapath::remove(bpffs);
+                }
+                return Err(error);
+            }
+        }
+        self.datapath = Some(datapath);
+        Ok(())
+    }
+
+    /// Puts programs on all uplinks and takes them off what is none any more.
+    fn sync_uplinks(&mut self) -> Result<(), Error> {
+        let mut networks = self.session.state.sound_networks()?;
+        if let Some(own) = &self.network {
+            networks.retain(|network| network.name != own.name);
+            networks.push(own.clone());
+        }
+        let wishes: Vec<_> = networks
+            .iter()
+            .map(|n| n.wish.clone().unwrap_or_default())
+            .collect();
+        let unrestricted = wishes.iter().any(|wish| wish.uplinks.is_empty());
+        let interfaces: Vec<HostInterface> = self
+            .netlink()
+            .uplinks()?
+            .into_iter()
+            .filter_map(|uplink| {
+                let link_layer = match uplink.link.link_type {
+                    LinkType::Ethernet => LinkLayer::Ethernet,
+                    LinkType::Loopback => return None,
+                    LinkType::Other(kind) => LinkLayer::from_hardware_type(kind)?,
+                };
+                let name = uplink.link.name;
+                let listed =
+                    |wish: &NetworkWish| wish.uplinks.iter().any(|wanted| wanted.as_str() == name);
+                let serves = unrestricted || wishes.iter().any(listed);
+                Some(HostInterface {
+                    index: uplink.link.index,
+                    link_layer,
+                    addresses: uplink.addresses.iter().map(IpNet::addr).collect(),
+                    serves,
+                    name,
+                })
+            })
+            .collect();
+        let changes = self.datapath()?.sync_uplinks(&interfaces)?;
+        for (name, kind) in changes.attached {
+            tracing::debug!(interface = name, ?kind, "put a program on the uplink");
+        }
+        for name in changes.detached {
+            tracing::debug!(interface = name, "took the program off the uplink");
+        }
+        let (host, settings) = (self.session.bpf_host, self.datapath()?.settings()?);
+        self.datapath()?
+            .refresh_settings(&host, settings.fib_link)?;
+        Ok(())
+    }
+
+    fn make_bridge(&mut self) -> Result<(), Error> {
+        let network = self.network();
+        let alias = network_alias(network);
+        let (index, change) = self.netlink().ensure_bridge(&BridgeSpec {
+            name: network.bridge.as_str(),
+            mac: network.mac.octets(),
+            mtu: network.mtu.bytes(),
+            alias: &alias,
+        })?;
+        self.put_network(|network| network.link = Some(index))
+            .inspect_err(|_| {
+                if change == Change::Made {
+                    // The error that led here is the one to report.
+                    let _ = self.netlink().delete_bridge(index, Owner::Alias(&alias));
+                }
+            })
+    }
+
+    fn bridge_link(&self) -> Result<u32, Error> {
+        match self.network().link {
+            Some(link) => Ok(link),
+            None => Ok(self.netlink().link(self.network().bridge.as_str())?.index),
+        }
+    }
+
+    /// Of this bridge only: forwarding makes route lookups from it possible, and where IPv6 is
+    /// off for new interfaces, it is on for this one.
+    fn set_bridge_sysctls(&self) -> Result<(), Error> {
+        let network = self.network();
+        let bridge = network.bridge.as_str();
+        for subnet in &network.subnets {
+            let family = match subnet.gateway() {
+                IpAddr::V4(_) => Family::Ipv4,
+                IpAddr::V6(_) => Family::Ipv6,
+            };
+            if family == Family::Ipv6 {
+                Sysctl::link(family, bridge, LinkKey::DisableIpv6).write("0")?;
+            }
+            Sysctl::link(family, bridge, LinkKey::Forwarding).write("1")?;
+        }
+        Ok(())
+    }
+
+    /// The point of view for route lookups must be a bridge that exists: this one, unless
+    /// another one is told already.
+    fn announce_bridge(&mut self) -> Result<(), Error> {
+        let link = self.bridge_link()?;
+        self.netlink().set_up(link)?;
+        let told = self.datapath()?.settings()?.fib_link;
+        let stays = told != 0 && self.netlink().find_link(told)?.is_some();
+        let host = self.session.bpf_host;
+        self.datapath()?
+            .refresh_settings(&host, if stays { told } else { link })?;
+        Ok(())
+    }
+
+    /// The point of view for route lookups is another bridge, or none.
+    fn renounce_bridge(&mut self) -> Result<(), Error> {
+        let (name, link) = (self.network().name.clone(), self.network().link);
+        let host = self.session.bpf_host;
+        let Some(datapath) = &mut self.datapath else {
+            return Ok(());
+        };
+        if link != Some(datapath.settings()?.fib_link) {
+            return Ok(());
+        }
+        let others = self.session.state.sound_networks()?;
+        let other = others
+            .iter()
+            .find(|other| other.name != name && other.state == State::Active);
+        let link = other.and_then(|other| other.link).unwrap_or(0);
+        datapath.refresh_settings(&host, link)?;
+        Ok(())
+    }
+
+    fn holder(&self) -> Holder {
+        Holder {
+            number: self.endpoint().number,
+            id: self.endpoint().id.clone(),
+        }
+    }
+
+    fn claim(&self) -> Result<(), Error> {
+        let (endpoint, holder) = (self.endpoint(), self.holder());
+        let state = &self.session.state;
+        for address in &endpoint.addresses {
+            if let Some(owner) = state.claim(endpoint.network, Claim::Address(*address), &holder)? {
+                return Err(Error::AddressTaken {
+                    address: *address,
+                    owner: owner.id,
+                });
+            }
+        }
+        if let Some(owner) = state.claim(endpoint.network, Claim::Mac(endpoint.mac), &holder)? {
+            return Err(Error::MacTaken {
+                mac: endpoint.mac,
+                owner: owner.id,
+            });
+        }
+        let namespace = Claim::Namespace(endpoint.namespace.number());
+        if let Some(owner) = state.claim(endpoint.network, namespace, &holder)? {
+            return Err(Error::NamespaceTaken {
+                netns: endpoint.netns.display().to_string(),
+                network: endpoint.wish.network.clone(),
+                owner: owner.id,
+            });
+        }
+        let (v4, v6) = families(endpoint);
+        for spec in &endpoint.publishes {
+            state.claim_publish(&spec.narrowed(v4, v6), &holder)?;
+        }
+        Ok(())
+    }
+
+    fn release(&self) -> Result<(), Error> {
+        let endpoint = self.endpoint();
+        let state = &self.session.state;
+        let (v4, v6) = families(endpoint);
+        for spec in &endpoint.publishes {
+            state.release_publish(&spec.narrowed(v4, v6), endpoint.number)?;
+        }
+        let addresses = endpoint
+            .addresses
+            .iter()
+            .map(|address| Claim::Address(*address));
+        let namespace = Claim::Namespace(endpoint.namespace.number());
+        for claim in addresses.chain([Claim::Mac(endpoint.mac), namespace]) {
+            state.release(endpoint.network, claim, endpoint.number)?;
+        }
+        Ok(())
+    }
+
+    fn make_veth(&mut self) -> Result<(), Error> {
+        let (endpoint, bridge) = (self.endpoint(), self.bridge_link()?);
+        let netns = self.netns.expect("an attach has its namespace");
+        let alias = endpoint_alias(endpoint);
+        let veth = self.netlink().create_veth(&VethSpec {
+            name: endpoint.host_ifname.as_str(),
+            mac: endpoint.host_mac.octets(),
+            alias: &alias,
+            port: Some((bridge, Port::ENDPOINT)),
+            netns,
+            peer_name: endpoint.wish.ifname.as_str(),
+            peer_mac: endpoint.mac.octets(),
+            mtu: endpoint.mtu.bytes(),
+            tx_queue_len: TX_QUEUE_LEN,
+        })?;
+        self.put_endpoint(|endpoint| endpoint.link = Some(veth.index))
+            .inspect_err(|_| {
+                // The error that led here is the one to report.
+                let _ = self.netlink().delete_link(veth.index, Owner::Alias(&alias));
+            })
+    }
+
+    fn policy_entries(&self) -> (CidrEntries, PortEntries) {
+        let Some(policy) = &self.policy else {
+            return (Vec::new(), Vec::new());
+        };
+        let cidrs = policy.cidrs.iter();
+        let ports = policy.ports.iter();
+        (
+            cidrs
+                .map(|(bits, key, value)| (Prefix::new(*bits, *key), *value))
+                .collect(),
+            ports
+                .map(|(bits, key, value)| (Prefix::new(*bits, *key), *value))
+                .collect(),
+        )
+    }
+
+    /// Ports first: a prefix never leads to a class whose verdicts are not there.
+    fn write_policy(&mut self) -> Result<(), Error> {
+        let (cidrs, ports) = self.policy_entries();
+        let datapath = self.datapath()?;
+        let written = datapath
+            .policy_ports
+            .insert_all(&ports)
+            .and_then(|()| datapath.policy_cidrs.insert_all(&cidrs));
+        if let Err(error) = written {
+            // Some may be in; the error that led here is the one to report.
+            let _ = self.remove_policy();
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn remove_policy(&mut self) -> Result<(), Error> {
+        let (cidrs, ports) = self.policy_entries();
+        let Some(datapath) = &mut self.datapath else {
+            return Ok(());
+        };
+        let cidrs: Vec<_> = cidrs.into_iter().map(|(key, _)| key).collect();
+        let ports: Vec<_> = ports.into_iter().map(|(key, _)| key).collect();
+        datapath.policy_cidrs.remove_all(&cidrs, |_| {})?;
+        datapath.policy_ports.remove_all(&ports, |_| {})?;
+        Ok(())
+    }
+
+    fn owner(&self) -> Option<abi::Owner> {
+        let endpoint = self.endpoint();
+        Some(abi::Owner {
+            link: endpoint.link?,
+            endpoint: endpoint.number,
+        })
+    }
+
+    fn write_entries(&mut self) -> Result<(), Error> {
+        let bridge = self.bridge_link()?;
+        let (endpoint, network) = (self.endpoint().clone(), self.network().clone());
+        let Some(owner) = self.owner() else {
+            return Ok(());
+        };
+        let address = |v6| endpoint.address(v6).map(to_abi).unwrap_or_default();
+        let gateway = |v6| match endpoint.address(v6) {
+            Some(_) => network
+                .subnet(v6)
+                .map(|s| to_abi(s.gateway()))
+                .unwrap_or_default(),
+            None => abi::Address::default(),
+        };
+        let entry = abi::Endpoint {
+            number: endpoint.number,
+            network: endpoint.network,
+            bridge,
+            delivery: abi::Delivery::Peer as u32,
+            policy: endpoint.policy.map_or(0, |numbers| numbers.policy),
+            policy_default: endpoint.egress.default_action().abi() as u32,
+            address4: address(false),
+            address6: address(true),
+            gateway4: gateway(false),
+            gateway6: gateway(true),
+            mac: endpoint.mac.octets(),
+            gateway_mac: network.mac.octets(),
+            isolated: network.isolate.into(),
+            mtu: endpoint.mtu.bytes(),
+            reserved: [0; 16],
+        };
+        let datapath = self.datapath()?;
+        datapath
+            .usage
+            .insert(&owner.endpoint, &abi::Usage::default())?;
+        datapath.endpoints.insert(&owner.link, &entry)?;
+        for address in &endpoint.addresses {
+            datapath.addresses.insert(&to_abi(*address), &owner)?;
+        }
+        Ok(())
+    }
+
+    fn remove_entries(&mut self) -> Result<(), Error> {
+        let endpoint = self.endpoint().clone();
+        let Some(datapath) = &mut self.datapath else {
+            return Ok(());
+        };
+        for address in &endpoint.addresses {
+            let key = to_abi(*address);
+            // The address, or the index of the link, may have come to be somebody else's.
+            if datapath
+                .addresses
+                .get(&key)?
+                .is_some_and(|o| o.endpoint == endpoint.number)
+            {
+                datapath.addresses.remove(&key)?;
+            }
+        }
+        if let Some(link) = endpoint.link
+            && datapath
+                .endpoints
+                .get(&link)?
+                .is_some_and(|e| e.number == endpoint.number)
+        {
+            datapath.endpoints.remove(&link)?;
+        }
+        let purged = datapath.purge_endpoint(endpoint.number)?;
+        tracing::debug!(
+            flows = purged.flows,
+            bindings = purged.bindings,
+            "removed flows"
+        );
+        Ok(())
+    }
+
+    fn add_neighbours(&self) -> Result<(), Error> {
+        let (link, mac) = (self.bridge_link()?, self.endpoint().mac.octets());
+        self.endpoint().addresses.iter().try_for_each(|address| {
+            Ok(self.netlink().ensure_neighbour(&Neighbour {
+                link,
+                address: *address,
+                mac,
+            })?)
+        })
+    }
+
+    fn remove_neighbours(&self) -> Result<(), Error> {
+        // With the bridge went its neighbours.
+        let Some(link) = self.network.as_ref().and_then(|network| network.link) else {
+            return Ok(());
+        };
+        for address in &self.endpoint().addresses {
+            self.netlink().remove_neighbour(link, *address)?;
+        }
+        Ok(())
+    }
+
+    fn configure_container(&mut self) -> Result<(), Error> {
+        let (endpoint, network) = (self.endpoint(), self.network());
+        let netns = self.netns.expect("an attach has its namespace");
+        let default_route = netns::run_in(netns, || configure(endpoint, network))??;
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.default_route = default_route;
+        }
+        Ok(())
+    }
+
+    fn publish_entries(&self) -> Vec<(Prefix<abi::PublishKey>, abi::Publish)> {
+        let Some(owner) = self.owner() else {
+            return Vec::new();
+        };
+        let (v4, v6) = families(self.endpoint());
+        let specs = self.endpoint().publishes.iter();
+        specs
+            .flat_map(|spec| spec.entries(owner, v4, v6))
+            .map(|(bits, key, value)| (Prefix::new(bits, key), value))
+            .collect()
+    }
+
+    fn publish(&mut self) -> Result<(), Error> {
+        let entries = self.publish_entries();
+        if let Err(error) = self.datapath()?.publishes.insert_all(&entries) {
+            // Some may be in; the error that led here is the one to report.
+            let _ = self.unpublish();
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn unpublish(&mut self) -> Result<(), Error> {
+        let (entries, number) = (self.publish_entries(), self.endpoint().number);
+        let Some(datapath) = &mut self.datapath else {
+            return Ok(());
+        };
+        for (key, _) in entries {
+            if datapath
+                .publishes
+                .get(&key)?
+                .is_some_and(|p| p.endpoint == number)
+            {
+                datapath.publishes.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn families(endpoint: &EndpointRecord) -> (bool, bool) {
+    (
+        endpoint.address(false).is_some(),
+        endpoint.address(true).is_some(),
+    )
+}
+
+/// Inside the container's namespace: addresses, links up, default routes, the gateways as
+/// neighbours. Says whether default routes were added: not where others own them.
+fn configure(endpoint: &EndpointRecord, network: &NetworkRecord) -> Result<bool, Error> {
+    let netlink = Netlink::open()?;
+    let name = endpoint.wish.ifname.as_str();
+    let link = netlink.link(name)?.index;
+    if endpoint.address(true).is_some() {
+        for (key, value) in [
+            (LinkKey::DisableIpv6, "0"),
+            // Addresses and routes are nucnet's to give.
+            (LinkKey::AcceptRa, "0"),
+            // And nobody else has them.
+            (LinkKey::AcceptDad, "0"),
+        ] {
+            match Sysctl::link(Family::Ipv6, name, key).write(value) {
+                // The kernel says by refusing the address whether there is IPv6 at all.
+                Err(sysctl::Error::NotFound { .. }) => {}
+                result => drop(result?),
+            }
+        }
+    }
+    let defaults = netlink.default_routes()?;
+    let pairs: Vec<_> = endpoint
+        .addresses
+        .iter()
+        .filter_map(|address| {
+            let subnet = network.subnet_of(*address)?;
+            Some((subnet.with_prefix(*address), subnet))
+        })
+        .collect();
+    for (address, _) in &pairs {
+        netlink.ensure_address(link, *address)?;
+    }
+    netlink.set_up("lo")?;
+    netlink.set_up(link)?;
+    let mut added = false;
+    for (address, subnet) in &pairs {
+        let gateway = subnet.gateway();
+        netlink.ensure_neighbour(&Neighbour {
+            link,
+            address: gateway,
+            mac: network.mac.octets(),
+        })?;
+        let is_owned = |d: &netlink::KernelRoute| {
+            d.destination.addr().is_ipv4() == gateway.is_ipv4()
+                && d.hops.iter().all(|hop| hop.link != link)
+        };
+        if !defaults.iter().any(is_owned) {
+            netlink.ensure_route(&Route::default_via_gateway(link, gateway, &[*address]))?;
+            added = true;
+        }
+    }
+    Ok(added)
+}
+
+impl Executor<Step> for World<'_> {
+    type Error = Error;
+
+    fn apply(&mut self, step: &Step) -> Result<(), Error> {
+        match step {
+            Step::Datapath(_) => self.open_datapath(),
+            Step::Uplinks => self.sync_uplinks(),
+            Step::NetworkIntent(_) => {
+                self.put_network(|network| network.state = State::Configuring)
+            }
+            Step::Bridge(_) => self.make_bridge(),
+            Step::BridgeAddresses(_) => {
+                let wanted: Vec<IpNet> = self
+                    .network()
+                    .subnets
+                    .iter()
+                    .map(|subnet| subnet.gateway_net())
+                    .collect();
+                self.netlink()
+                    .converge_addresses(self.bridge_link()?, &wanted)?;
+                Ok(())
+            }
+            Step::BridgeSysctls(_) => self.set_bridge_sysctls(),
+            Step::BridgeProgram(bridge) => {
+                self.datapath()?.attach_bridge(bridge)?;
+                Ok(())
+            }
+            Step::BridgeUp(_) => self.announce_bridge(),
+            Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Active),
+            Step::EndpointIntent(_) => {
+                self.put_endpoint(|endpoint| endpoint.state = State::Configuring)
+            }
+            Step::Claims(_) => self.claim(),
+            Step::Veth(_) => self.make_veth(),
+            Step::Program(link) => Ok(self.datapath()?.attach_endpoint(link)?),
+            Step::Policy(_) => self.write_policy(),
+            Step::Entries(_) => self.write_entries(),
+            Step::Neighbours(_) => self.add_neighbours(),
+            Step::HostSide(link) => Ok(self.netlink().set_up(link)?),
+            Step::ContainerSide(_) => self.configure_container(),
+            Step::Publishes(_) => self.publish(),
+            Step::EndpointRecord(_) => self.put_endpoint(|endpoint| endpoint.state = State::Active),
+        }
+        .inspect_err(|_| self.clean_up_after(step))
+    }
+
+    fn undo(&mut self, step: &Step) -> Result<(), Error> {
+        let result = match step {
+            Step::Datapath(_) => self.unload(),
+            // They go with their links, or with the datapath.
+            Step::Uplinks
+            | Step::BridgeAddresses(_)
+            | Step::BridgeSysctls(_)
+            | Step::Program(_)
+            | Step::HostSide(_)
+            | Step::ContainerSide(_) => Ok(()),
+            Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Removing),
+            Step::BridgeUp(_) => self.renounce_bridge(),
+            Step::BridgeProgram(bridge) => match &self.datapath {
+                Some(datapath) => datapath.detach_bridge(bridge).map_err(Error::from),
+                None => Ok(()),
+            },
+            Step::Bridge(bridge) => {
+                let alias = network_alias(self.network());
+                let deleted = self.netlink().delete_bridge(bridge, Owner::Alias(&alias));
+                deleted.map(drop).map_err(Error::from)
+            }
+            Step::NetworkIntent(_) if self.troubled => Ok(()),
+            Step::NetworkIntent(_) => self.forget_network(),
+            Step::EndpointRecord(_) => {
+                self.put_endpoint(|endpoint| endpoint.state = State::Removing)
+            }
+            Step::Publishes(_) => self.unpublish(),
+            Step::Neighbours(_) => self.remove_neighbours(),
+            Step::Entries(_) => self.remove_entries(),
+            Step::Policy(_) => self.remove_policy(),
+            Step::Veth(_) => {
+                let endpoint = self.endpoint();
+                let alias = endpoint_alias(endpoint);
+                let name = endpoint.host_ifname.as_str();
+                let deleted = self.netlink().delete_link(name, Owner::Alias(&alias));
+                deleted.map(drop).map_err(Error::from)
+            }
+            // Nobody gets what may still be in use.
+            Step::Claims(_) | Step::EndpointIntent(_) if self.troubled => Ok(()),
+            Step::Claims(_) => self.release(),
+            Step::EndpointIntent(_) => {
+                let id = &self.endpoint().id;
+                self.session.state.remove_endpoint(id).map_err(Error::from)
+            }
+        };
+        self.troubled |= result.is_err();
+        result
+    }
+
+    fn before(&mut self, _: usize) -> Result<(), Error> {
+        #[cfg(any(debug_assertions, feature = "faults"))]
+        super::faults::strike()?;
+        Ok(())
+    }
+}
+
+impl World<'_> {
+    /// A step that fails half-way leaves nothing: what it writes in several pieces is undone.
+    fn clean_up_after(&mut self, step: &Step) {
+        let partial = matches!(
+            step,
+            Step::NetworkIntent(_)
+                | Step::EndpointIntent(_)
+                | Step::Claims(_)
+                | Step::Entries(_)
+                | Step::Neighbours(_)
+        );
+        if partial && let Err(error) = self.undo(step) {
+            tracing::warn!(%step, error = &error as &dyn std::error::Error, "not undone");
+        }
+    }
+
+    fn forget_network(&mut self) -> Result<(), Error> {
+        let network = self.network();
+        self.session.state.forget_network(network.number)?;
+        self.session.state.remove_network(&network.name)?;
+        Ok(())
+    }
+
+    /// Takes away the datapath if this process loaded it.
+    fn unload(&mut self) -> Result<(), Error> {
+        self.datapath = None;
+        if !self.loaded {
+            return Ok(());
+        }
+        match Datapath::remove(self.session.bpffs()).pop() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+}
