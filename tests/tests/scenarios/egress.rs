@@ -1,18 +1,24 @@
 //! What containers may reach.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 
-use anyhow::{Result, ensure};
-use nucnet_tests::lab::{FAR, HOST, Node, OUTSIDE, Pair};
+use anyhow::{Context, Result, ensure};
+use nucnet_tests::lab::{FAR, Family, HOST, Node, OUTSIDE, Pair, web};
 
-use crate::case::{Case, Families, Scenario, silent, silent_udp};
+use crate::case::{Case, Families, Scenario, silent, silent_udp, skip};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "egress_default_deny_lets_nothing_out",
-        what: "not to the outside, not to a sibling, in neither family (E10)",
+        what: "not to the outside, not to a sibling, not to the host",
         families: Families::Each,
         run: deny_all,
+    },
+    Scenario {
+        name: "egress_link_local_is_no_way_around_a_policy",
+        what: "IPv6 works without being configured, and so must the policy (E10)",
+        families: Families::Together,
+        run: link_local,
     },
     Scenario {
         name: "egress_allow_opens_one_port_of_one_address",
@@ -76,7 +82,7 @@ fn closed(case: &Case, client: &Node, to: SocketAddr) -> Result<()> {
 }
 
 fn deny_all(case: &Case) -> Result<()> {
-    let (client, _) = case.attached("client", &["--egress-default", "deny"])?;
+    let (client, endpoint) = case.attached("client", &["--egress-default", "deny"])?;
     let (sibling, other) = case.attached("sibling", &[])?;
     let outside = (
         case.web(&case.lab.outside, 80)?,
@@ -97,6 +103,39 @@ fn deny_all(case: &Case) -> Result<()> {
         );
     }
     case.counted("policy")
+}
+
+fn link_local(case: &Case) -> Result<()> {
+    let (client, _) = case.attached("client", &["--egress-default", "deny"])?;
+    let any = SocketAddr::new(Family::V6.any(), 80);
+    let server = web::Server::start(case.lab.host.listen(any)?)?;
+    let text = case
+        .lab
+        .host
+        .run("ip", &["-6", "-o", "addr", "show", "scope", "link"])?;
+    let words = text
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let bridge = words.filter(|words| words.get(1).is_some_and(|name| !name.starts_with("eth")));
+    let link = client.within(|| nix::net::if_::if_nametoindex("eth0"))??;
+    let mut tried = 0;
+    for words in bridge {
+        let address = words.get(3).and_then(|address| address.split('/').next());
+        let address = address
+            .with_context(|| format!("no address in {words:?}"))?
+            .parse()?;
+        silent(&client, SocketAddrV6::new(address, 80, 0, link).into())?;
+        tried += 1;
+    }
+    ensure!(
+        server.clients().is_empty(),
+        "{:?} got through",
+        server.clients()
+    );
+    if tried == 0 {
+        return skip("the bridge has no link-local address");
+    }
+    Ok(())
 }
 
 fn allow_port(case: &Case) -> Result<()> {

@@ -110,7 +110,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// What `attach` promises for every endpoint.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 12] = [
     "id",
     "state",
     "network",
@@ -123,7 +123,6 @@ const KEYS: [&str; 13] = [
     "datapath",
     "published",
     "egress",
-    "host_ifname",
 ];
 
 fn attach_prints(case: &Case) -> Result<()> {

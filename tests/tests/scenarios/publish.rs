@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use nucnet_tests::lab::wait::{SOON, until};
-use nucnet_tests::lab::{FAR, Family, HOST, HOST2, OUTSIDE, udp, web};
+use nucnet_tests::lab::{FAR, Family, HOST, HOST2, OUTSIDE, OUTSIDE2, udp, web};
 
 use crate::case::{Case, Families, Scenario, connect, refused, silent, silent_udp};
 
@@ -375,7 +375,11 @@ fn one_address(case: &Case) -> Result<()> {
 
 fn second_uplink(case: &Case) -> Result<()> {
     let remote = case.lab.second_uplink()?;
-    // By the routing table the answer to this client would leave by the other uplink.
+    // By the better one of two default routes the answer to this client would leave elsewhere.
+    let gateway = OUTSIDE2.of(case.family);
+    case.lab
+        .host
+        .ip(&format!("route add default via {gateway} metric 3000"))?;
     remote.ip(&format!("addr add {} dev lo", FAR.of(case.family)))?;
     let (web, _) = case.attached("web", &["-p", "8080:80"])?;
     let _server = case.web(&web, 80)?;
