@@ -89,14 +89,17 @@ fn deny_all(case: &Case) -> Result<()> {
         case.udp(&case.lab.outside, 80)?,
     );
     let inside = (case.web(&sibling, 80)?, case.udp(&sibling, 80)?);
-    closed(case, &client, OUTSIDE.port(case.family, 80))?;
-    closed(case, &client, FAR.port(case.family, 80))?;
-    closed(
-        case,
-        &client,
-        SocketAddr::new(other.address(case.family)?, 80),
-    )?;
-    for (web, udp) in [outside, inside] {
+    let host = (case.web(&case.lab.host, 80)?, case.udp(&case.lab.host, 80)?);
+    for address in [
+        OUTSIDE.of(case.family),
+        FAR.of(case.family),
+        HOST.of(case.family),
+        endpoint.gateway(case.family)?,
+        other.address(case.family)?,
+    ] {
+        closed(case, &client, SocketAddr::new(address, 80))?;
+    }
+    for (web, udp) in [outside, inside, host] {
         ensure!(
             web.clients().is_empty() && udp.seen().is_empty(),
             "something got out"
