@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use ipnet::IpNet;
@@ -78,6 +78,16 @@ impl Host {
         let (index, change) = self.netlink.ensure_bridge(&BRIDGE).unwrap();
         assert_eq!(change, Change::Made);
         index
+    }
+
+    /// Whether this kernel notes who made an address.
+    fn marks_addresses(&self, link: u32) -> bool {
+        let addresses = self.netlink.addresses_of(link).unwrap();
+        let marks = addresses.iter().any(|address| address.protocol.is_some());
+        if !marks {
+            eprintln!("this kernel does not note who made an address (Linux 5.18)");
+        }
+        marks
     }
 
     fn nets(&self, link: u32) -> Vec<IpNet> {
@@ -649,7 +659,11 @@ fn changed_prefix_replaces_the_old_one_and_keeps_link_local() {
         Change::Made
     );
     let [v4, v6] = new;
-    assert_eq!(host.nets(link), [v4, net("192.0.2.9/32"), v6]);
+    let mut expected = vec![v4, v6];
+    if host.marks_addresses(link) {
+        expected.insert(1, net("192.0.2.9/32"));
+    }
+    assert_eq!(host.nets(link), expected);
     assert_eq!(host.link_local(link), link_local);
     let routes = host.netlink.routes().unwrap();
     for destination in [net("10.9.0.0/26"), net("fd09::/64"), net("fe80::/64")] {
@@ -670,6 +684,15 @@ fn addresses_of_others_on_our_bridge_stay() {
     need_root!();
     let host = host();
     let link = host.bridge();
+    host.netlink
+        .ensure_address(link, net("10.9.0.99/24"))
+        .unwrap();
+    if !host.marks_addresses(link) {
+        eprintln!("skipped: all addresses of our bridge count as ours");
+        return;
+    }
+    host.netlink.converge_addresses(link, &[]).unwrap();
+    assert_eq!(host.nets(link), []);
     host.ip("address add 192.0.2.9/32 dev nuc0");
     host.ip("address add 10.9.0.1/24 dev nuc0");
     // Even ours cannot be told from its mark here.
@@ -1117,7 +1140,16 @@ fn named_namespaces_are_made_once_and_removed_as_often_as_wanted() {
 fn namespace_of_a_process_outlives_it_and_a_dead_process_is_said_to_be_dead() {
     need_root!();
     let netns = namespace();
-    let mut child = run_in(&netns, || Command::new("sleep").arg("600").spawn().unwrap()).unwrap();
+    // Any program that waits.
+    let mut child = run_in(&netns, || {
+        let mut monitor = Command::new("ip");
+        monitor
+            .arg("monitor")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    })
+    .unwrap();
     let process = Process::open(child.id()).unwrap();
     assert_eq!(process.life().unwrap(), Life::Running);
     let found = process.netns().unwrap();

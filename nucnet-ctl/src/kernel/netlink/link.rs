@@ -245,9 +245,13 @@ impl Netlink {
         change: &LinkChange<'_>,
     ) -> Result<(), Error> {
         let mut link = link.into();
-        // The kernel reads a name beside no index as the link's, not as a new one.
-        if let (Some(_), LinkId::Name(name)) = (change.name, link) {
-            link = LinkId::Index(self.link(name)?.index);
+        let mut change = *change;
+        if let Some(name) = change.name {
+            let found = self.link(link)?;
+            // The kernel reads a name beside no index as the link's, not as a new one; and
+            // before Linux 6.2 it refuses to name a link that is up as it is named already.
+            link = LinkId::Index(found.index);
+            change.name = Some(name).filter(|_| found.name != name);
         }
         match change {
             LinkChange {
@@ -259,7 +263,7 @@ impl Netlink {
                     link,
                     &LinkChange {
                         state: None,
-                        ..*change
+                        ..change
                     },
                 )?;
                 let up = LinkChange {
@@ -268,7 +272,7 @@ impl Netlink {
                 };
                 self.change_link(link, &up)
             }
-            _ => self.change_link(link, change),
+            _ => self.change_link(link, &change),
         }
     }
 

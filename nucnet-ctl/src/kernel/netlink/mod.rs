@@ -22,7 +22,7 @@ mod veth;
 use std::future::Future;
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use nix::errno::Errno;
@@ -68,10 +68,8 @@ pub enum Change {
     Unchanged,
 }
 
-/// How often a list that changed while it was made is asked for again.
-const DUMP_ATTEMPTS: usize = 20;
-
-/// The kernel answers at once, but for its own lock: longer than any holder of it takes.
+/// How long an answer may take: longer than anybody holds the kernel's own lock. Also how long
+/// a list is asked for that changes each time while it is made.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Attribute of an extended acknowledgement with the explanation.
@@ -94,7 +92,7 @@ pub struct Netlink {
 #[derive(Debug)]
 enum Failure {
     Refused(Refusal),
-    Interrupted,
+    Interrupted { attempts: usize },
     NoAnswer,
 }
 
@@ -107,10 +105,10 @@ impl Failure {
                 object,
                 cause,
             },
-            Self::Interrupted => Error::Interrupted {
+            Self::Interrupted { attempts } => Error::Interrupted {
                 operation,
                 object,
-                attempts: DUMP_ATTEMPTS,
+                attempts,
             },
             Self::NoAnswer => Error::NoAnswer { operation, object },
         }
@@ -209,7 +207,7 @@ impl Netlink {
                 }
             }
             if interrupted {
-                Err(Failure::Interrupted)
+                Err(Failure::Interrupted { attempts: 1 })
             } else {
                 Ok(replies)
             }
@@ -231,13 +229,18 @@ impl Netlink {
 
     /// Asks for a list, again when it changed meanwhile.
     fn dump(&self, message: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Failure> {
-        for _ in 0..DUMP_ATTEMPTS {
+        let start = Instant::now();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
             match self.exchange(message.clone(), NLM_F_DUMP) {
-                Err(Failure::Interrupted) => {}
+                Err(Failure::Interrupted { .. }) if start.elapsed() < PATIENCE => {}
+                Err(Failure::Interrupted { .. }) => {
+                    return Err(Failure::Interrupted { attempts });
+                }
                 result => return result,
             }
         }
-        Err(Failure::Interrupted)
     }
 }
 
