@@ -130,16 +130,17 @@ pub enum RouteKind {
 }
 
 /// The kernel's answer to a route lookup.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Which of the other fields count.
-    pub kind: RouteKind,
-    /// The interface, for [`RouteKind::Link`].
-    pub link: u32,
     /// The gateway, or the destination itself where it is a neighbour.
     pub next_hop: Address,
     /// The host's address towards that destination; zero bytes: the kernel cannot say.
     pub source: Address,
+    /// The interface, for [`RouteKind::Link`].
+    pub link: u32,
+    /// Which of the other fields count.
+    pub kind: RouteKind,
 }
 
 /// The rest of the kernel.

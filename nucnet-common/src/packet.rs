@@ -13,7 +13,7 @@ use network_types::{
     udp::UdpHdr,
 };
 
-use crate::abi::{Address, FlowKey, OutsideKey, Reason, V4_MAPPED};
+use crate::abi::{ANY_V4, Address, FlowKey, OutsideKey, Reason, V4_MAPPED};
 
 /// EtherType of ARP.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
@@ -218,6 +218,9 @@ pub enum Kind {
 }
 
 /// The headers of an IP packet, as far as decisions need them.
+///
+/// The order of the fields keeps addresses aligned: the kernel's target reads them by words.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Source address.
@@ -259,24 +262,30 @@ impl Packet {
         ethertype: u16,
         packet: &mut Self,
     ) -> Result<(), Reason> {
-        *packet = match ethertype {
-            ETHERTYPE_IPV4 => Self::parse_v4(frame, l3)?,
-            ETHERTYPE_IPV6 => Self::parse_v6(frame, l3)?,
+        packet.l3 = l3;
+        packet.source_port = 0;
+        packet.destination_port = 0;
+        packet.flags = 0;
+        match ethertype {
+            ETHERTYPE_IPV4 => packet.parse_v4(frame)?,
+            ETHERTYPE_IPV6 => packet.parse_v6(frame)?,
             _ => return Err(Reason::NotIp),
-        };
+        }
         packet.parse_l4(frame)
     }
 
     #[inline(always)]
-    fn parse_v4<F: Frame>(frame: &F, l3: u32) -> Result<Self, Reason> {
-        let header: [u8; Ipv4Hdr::LEN] = frame.load(l3).ok_or(Reason::Malformed)?;
+    fn parse_v4<F: Frame>(&mut self, frame: &F) -> Result<(), Reason> {
+        let header: [u8; Ipv4Hdr::LEN] = frame.load(self.l3).ok_or(Reason::Malformed)?;
         let header_length = u32::from(header[0] & 0x0f) * 4;
         if header[0] >> 4 != 4 || header_length < Ipv4Hdr::LEN as u32 {
             return Err(Reason::Malformed);
         }
         const TOTAL: usize = offset_of!(Ipv4Hdr, tot_len);
         const FRAGMENT: usize = offset_of!(Ipv4Hdr, frags);
-        let available = frame.length().saturating_sub(l3);
+        const SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
+        const DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
+        let available = frame.length().saturating_sub(self.l3);
         let mut length = u32::from(u16::from_be_bytes([header[TOTAL], header[TOTAL + 1]]));
         if length == 0 {
             // A segmentation offload larger than the field can say (BIG TCP).
@@ -287,81 +296,57 @@ impl Packet {
         }
         // The offset, and the flag "more fragments"; "do not fragment" is none of ours.
         let fragment = u16::from_be_bytes([header[FRAGMENT], header[FRAGMENT + 1]]) & 0x3fff != 0;
-        const SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
-        const DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
-        Ok(Self {
-            source: mapped([
-                header[SOURCE],
-                header[SOURCE + 1],
-                header[SOURCE + 2],
-                header[SOURCE + 3],
-            ]),
-            destination: mapped([
-                header[DESTINATION],
-                header[DESTINATION + 1],
-                header[DESTINATION + 2],
-                header[DESTINATION + 3],
-            ]),
-            source_port: 0,
-            destination_port: 0,
-            l3,
-            l4: l3 + header_length,
-            length,
-            family: Family::V4,
-            kind: if fragment {
-                Kind::Fragment
-            } else {
-                Kind::Other
-            },
-            protocol: header[offset_of!(Ipv4Hdr, proto)],
-            ttl: header[offset_of!(Ipv4Hdr, ttl)],
-            flags: 0,
-        })
+        self.source = ANY_V4;
+        self.source[12..].copy_from_slice(&header[SOURCE..SOURCE + 4]);
+        self.destination = ANY_V4;
+        self.destination[12..].copy_from_slice(&header[DESTINATION..DESTINATION + 4]);
+        self.l4 = self.l3 + header_length;
+        self.length = length;
+        self.family = Family::V4;
+        self.kind = if fragment {
+            Kind::Fragment
+        } else {
+            Kind::Other
+        };
+        self.protocol = header[offset_of!(Ipv4Hdr, proto)];
+        self.ttl = header[offset_of!(Ipv4Hdr, ttl)];
+        Ok(())
     }
 
     #[inline(always)]
-    fn parse_v6<F: Frame>(frame: &F, l3: u32) -> Result<Self, Reason> {
-        let header: [u8; Ipv6Hdr::LEN] = frame.load(l3).ok_or(Reason::Malformed)?;
+    fn parse_v6<F: Frame>(&mut self, frame: &F) -> Result<(), Reason> {
+        let header: [u8; Ipv6Hdr::LEN] = frame.load(self.l3).ok_or(Reason::Malformed)?;
         if header[0] >> 4 != 6 {
             return Err(Reason::Malformed);
         }
         const PAYLOAD: usize = offset_of!(Ipv6Hdr, payload_len);
-        let available = frame.length().saturating_sub(l3);
-        let length = Ipv6Hdr::LEN as u32
-            + u32::from(u16::from_be_bytes([header[PAYLOAD], header[PAYLOAD + 1]]));
-        if length > available {
+        const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
+        const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
+        let payload = u32::from(u16::from_be_bytes([header[PAYLOAD], header[PAYLOAD + 1]]));
+        self.length = Ipv6Hdr::LEN as u32 + payload;
+        if self.length > frame.length().saturating_sub(self.l3) {
             return Err(Reason::Malformed);
         }
-        let protocol = header[offset_of!(Ipv6Hdr, next_hdr)];
-        let mut source = [0; 16];
-        let mut destination = [0; 16];
-        source.copy_from_slice(&header[8..24]);
-        destination.copy_from_slice(&header[24..40]);
-        if is_v4(&source) || is_v4(&destination) {
+        self.source.copy_from_slice(&header[SOURCE..SOURCE + 16]);
+        self.destination
+            .copy_from_slice(&header[DESTINATION..DESTINATION + 16]);
+        if is_v4(&self.source) || is_v4(&self.destination) {
             // Mapped addresses never appear on a wire (RFC 4291 section 2.5.5.2); here they
             // would pass for IPv4.
             return Err(Reason::Malformed);
         }
-        Ok(Self {
-            source,
-            destination,
-            source_port: 0,
-            destination_port: 0,
-            l3,
-            l4: l3 + Ipv6Hdr::LEN as u32,
-            length,
-            family: Family::V6,
-            kind: match protocol {
-                44 => Kind::Fragment,
-                // Hop-by-hop, routing, encapsulating security, authentication, no next header,
-                // destination options, mobility, host identity, shim6 (RFC 7045).
-                0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 => Kind::Extended,
-                _ => Kind::Other,
-            },
-            protocol,
-            ttl: header[offset_of!(Ipv6Hdr, hop_limit)],
-            flags: 0,
-        })
+        self.protocol = header[offset_of!(Ipv6Hdr, next_hdr)];
+        self.kind = match self.protocol {
+            44 => Kind::Fragment,
+            // Hop-by-hop, routing, encapsulating security, authentication, no next header,
+            // destination options, mobility, host identity, shim6 (RFC 7045).
+            0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 => Kind::Extended,
+            _ => Kind::Other,
+        };
+        self.l4 = self.l3 + Ipv6Hdr::LEN as u32;
+        self.family = Family::V6;
+        self.ttl = header[offset_of!(Ipv6Hdr, hop_limit)];
+        Ok(())
     }
 
     #[inline(always)]
@@ -472,6 +457,7 @@ impl Packet {
 }
 
 /// New addresses and ports for a packet. For an echo message both ports are its identifier.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewrite {
     /// New source address.

@@ -71,6 +71,10 @@ impl<T> DerefMut for Entry<T> {
     }
 }
 
+/// Bytes that the compiler may read by words: the target has no unaligned access.
+#[repr(C, align(8))]
+struct Aligned<const N: usize>([u8; N]);
+
 impl Frame for Skb {
     #[inline(always)]
     fn length(&self) -> u32 {
@@ -79,7 +83,7 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
         // SAFETY: the context is the program's own, and the buffer has N bytes.
         let result = unsafe {
             bpf_skb_load_bytes(
@@ -93,7 +97,7 @@ impl Frame for Skb {
             return None;
         }
         // SAFETY: the helper returned 0: it filled the buffer.
-        Some(unsafe { bytes.assume_init() })
+        Some(unsafe { bytes.assume_init() }.0)
     }
 
     #[inline(always)]
