@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Node;
+use super::{Node, wait};
 
 /// Lines by section: what there is, in words that compare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,11 @@ impl Snapshot {
     /// It cannot be looked at.
     pub fn of(node: &Node) -> Result<Self> {
         let mut sections = BTreeMap::new();
+        wait::until("every address is proved unique", wait::SOON, || {
+            Ok(node
+                .run("ip", &["-6", "-o", "addr", "show", "tentative"])?
+                .is_empty())
+        })?;
         for (section, command) in COMMANDS {
             // A tool that this machine does not have shows nothing, before and after.
             let output = match node.command(command[0]).args(&command[1..]).output() {
@@ -113,10 +118,16 @@ fn steady(line: &str) -> Option<String> {
     if line.starts_with('#') {
         return None;
     }
-    let words = line
-        .split_whitespace()
-        .filter(|word| !word.starts_with('['));
-    Some(words.collect::<Vec<_>>().join(" "))
+    let mut kept = Vec::new();
+    let mut words = line.split_whitespace();
+    while let Some(word) = words.next() {
+        if word.ends_with("_timer") {
+            words.next();
+        } else if !word.starts_with('[') {
+            kept.push(word);
+        }
+    }
+    Some(kept.join(" "))
 }
 
 /// Every sysctl of the network namespace that this thread is in.
@@ -180,9 +191,10 @@ fn tree(root: &Path, directory: &Path, lines: &mut Vec<String>) {
         if path.file_name() == Some(OsStr::new("xtables.lock")) {
             continue;
         }
-        let size = entry
-            .metadata()
-            .map_or(0, |data| if data.is_dir() { 0 } else { data.len() });
+        let data = entry.metadata().ok().filter(|data| data.is_file());
+        // A lock says who had it last.
+        let data = data.filter(|_| entry.file_name() != "lock");
+        let size = data.map_or(0, |data| data.len());
         let relative = path.strip_prefix(root).unwrap_or(&path);
         lines.push(format!("{} {size}", relative.display()));
         if path.is_dir() && !path.is_symlink() {

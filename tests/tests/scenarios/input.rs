@@ -100,7 +100,6 @@ const OTHERS: &[&[&str]] = &[
     &["no-such-verb"],
     &["attach"],
     &["attach", "--pid", "x"],
-    &["attach", "--pid", "0"],
     &["attach", "--pid", "-1"],
     &["attach", "--pid", "1", "--netns", "/proc/1/ns/net"],
     &["detach"],

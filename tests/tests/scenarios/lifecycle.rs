@@ -246,6 +246,14 @@ fn netns_path(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// A container whose loopback interface is up: attach sees to that, and it stays, because it
+/// belongs to the container.
+fn with_loopback(case: &Case, name: &str) -> Result<nucnet_tests::lab::Node> {
+    let container = case.lab.container(name)?;
+    container.ip("link set lo up")?;
+    Ok(container)
+}
+
 /// Host and container in one.
 fn both(case: &Case, container: &nucnet_tests::lab::Node) -> Result<[Snapshot; 2]> {
     Ok([Snapshot::of(&case.lab.host)?, Snapshot::of(container)?])
@@ -487,7 +495,7 @@ fn failing(case: &Case) -> Result<()> {
 
 fn detach_leaves_nothing(case: &Case) -> Result<()> {
     case.only_nucnet()?;
-    let container = case.lab.container("web")?;
+    let container = with_loopback(case, "web")?;
     let before = both(case, &container)?;
     let words = [
         "-p",
@@ -496,6 +504,8 @@ fn detach_leaves_nothing(case: &Case) -> Result<()> {
         "5300:53/udp",
         "--allow",
         "192.0.2.0/24",
+        "--allow",
+        "2001:db8::/32",
     ];
     let endpoint = case.attach(&container, &words)?;
     traffic(case, &container)?;
@@ -592,7 +602,7 @@ fn others_survive(case: &Case) -> Result<()> {
 
 fn down(case: &Case) -> Result<()> {
     case.only_nucnet()?;
-    let container = case.lab.container("web")?;
+    let container = with_loopback(case, "web")?;
     let sibling = case.lab.container("sibling")?;
     let before = both(case, &container)?;
     case.lab.nucnet(&["down"])?.expect(0)?;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
+use nucnet_tests::lab::{Family, HOST, OUTSIDE};
 
 use crate::case::{Case, Families, Scenario};
 
@@ -30,6 +31,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "two networks that are not isolated are two subnets behind one router",
         families: Families::Each,
         run: networks,
+    },
+    Scenario {
+        name: "network_without_a_family_does_not_cost_the_others_theirs",
+        what: "the first network of a host may have IPv4 only, or IPv6 only",
+        families: Families::Each,
+        run: other_family,
     },
 ];
 
@@ -80,7 +87,7 @@ fn container_to_host(case: &Case) -> Result<()> {
     let (container, endpoint) = case.attached("container", &[])?;
     let _web = case.web(&case.lab.host, 80)?;
     let _udp = case.udp(&case.lab.host, 53)?;
-    let own = nucnet_tests::lab::HOST.of(case.family);
+    let own = HOST.of(case.family);
     for address in [endpoint.gateway(case.family)?, own] {
         let (seen, client) = case.who(&container, SocketAddr::new(address, 80))?;
         ensure!(
@@ -124,5 +131,24 @@ fn networks(case: &Case) -> Result<()> {
         seen == client,
         "the client is {client}, the server sees {seen}"
     );
+    Ok(())
+}
+
+fn other_family(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let subnet = match case.family {
+        Family::V4 => ["--subnet6", "fd71::/64"],
+        Family::V6 => ["--subnet", "10.71.0.0/24"],
+    };
+    let words = ["network", "create", "red", "--bridge", "red0"];
+    case.lab
+        .nucnet(&[&words[..], &subnet].concat())?
+        .expect(0)?;
+    let (_first, _) = case.attached("first", &["--network", "red"])?;
+    let (web, _) = case.attached("web", &["-p", "8080:80"])?;
+    let _web = case.web(&web, 80)?;
+    let _remote = case.web(&case.lab.outside, 80)?;
+    case.who(&case.lab.outside, HOST.port(case.family, 8080))?;
+    case.who(&web, OUTSIDE.port(case.family, 80))?;
     Ok(())
 }

@@ -318,6 +318,9 @@ fn unpublished(case: &Case) -> Result<()> {
 
 fn direct_access(case: &Case) -> Result<()> {
     case.only_nucnet()?;
+    // A host that routes, as one with Docker on it does.
+    case.lab.host.sysctl("net/ipv4/ip_forward", "1")?;
+    case.lab.host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
     let (web, endpoint) = case.attached("web", &["-p", "8080:80", "-p", "5300:53/udp"])?;
     let server = case.web(&web, 80)?;
     let server_udp = case.udp(&web, 53)?;
