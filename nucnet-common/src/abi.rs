@@ -136,9 +136,6 @@ pub struct Settings {
     pub host_port_first: u16,
     /// Last of them.
     pub host_port_last: u16,
-    /// Interface index of one of nucnet's bridges, on which forwarding is on: the point of
-    /// view for route lookups. 0: there is none.
-    pub fib_link: u32,
     /// Flows and bindings that one endpoint may have at once.
     pub flows_per_endpoint: u32,
     /// Idle time of an established TCP connection (RFC 5382 REQ-5: at least 7,440 s).
@@ -153,6 +150,8 @@ pub struct Settings {
     pub icmp_s: u32,
     /// `net.ipv4.ip_nonlocal_bind` or its IPv6 sibling is on: binding proves no locality.
     pub nonlocal_bind: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// How packets reach an endpoint.
@@ -173,7 +172,8 @@ pub struct Endpoint {
     pub number: u32,
     /// Number of its network.
     pub network: u32,
-    /// Interface index of its network's bridge.
+    /// Interface index of its network's bridge: the point of view for route lookups, for which
+    /// forwarding must be on there.
     pub bridge: u32,
     /// [`Delivery`].
     pub delivery: u32,

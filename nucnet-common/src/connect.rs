@@ -98,7 +98,9 @@ pub fn redirect<S: Sockets>(
     if endpoint.number != publish.endpoint {
         return None;
     }
-    if !is_loopback(asked, family) && sockets.bind(asked) == Destination::Remote {
+    let is_local = is_loopback(asked, family)
+        || settings.nonlocal_bind == 0 && sockets.bind(asked) == Destination::Local;
+    if !is_local {
         return None;
     }
     Some(Target {

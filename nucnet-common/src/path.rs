@@ -191,7 +191,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         return open_to_sibling(env, endpoint, owner.link, scratch, now);
     }
     let Scratch { key, route, .. } = scratch;
-    env.route(settings.fib_link, &key.inside, &key.peer, route);
+    env.route(endpoint.bridge, &key.inside, &key.peer, route);
     match route.kind {
         RouteKind::None => Err(Reason::NoRoute),
         RouteKind::Local => {
@@ -336,10 +336,10 @@ fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route
     {
         binding.last_seen = now;
     }
-    let Some(settings) = env.settings() else {
+    let Some(endpoint) = env.endpoint(flow.link) else {
         return;
     };
-    env.route(settings.fib_link, &key.inside, &flow.peer, route);
+    env.route(endpoint.bridge, &key.inside, &flow.peer, route);
     let is_uplink = route.kind == RouteKind::Link && env.uplink(route.link).is_some();
     if is_uplink && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none()) {
         flow.peer_link = route.link;
@@ -436,11 +436,15 @@ fn open_published<E: Env>(
     if env.uplink(link).is_none_or(|uplink| uplink.serves == 0) {
         return Ok(false);
     }
+    let endpoint = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
+    if endpoint.number != publish.endpoint {
+        return Err(Reason::NoEndpoint);
+    }
     // Only the host's own addresses are published, and a range may cover ports on which the
     // host itself has asked somebody.
     let (packet, route) = (&scratch.packet, &mut scratch.route);
     env.route(
-        settings.fib_link,
+        endpoint.bridge,
         &packet.source,
         &packet.destination,
         route,
@@ -448,11 +452,7 @@ fn open_published<E: Env>(
     if route.kind != RouteKind::Local || env.has_socket(&scratch.outside) {
         return Ok(false);
     }
-    let endpoint = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
-    if endpoint.number != publish.endpoint {
-        return Err(Reason::NoEndpoint);
-    }
-    guard::peer_outside(env, settings.fib_link, packet, route)?;
+    guard::peer_outside(env, endpoint.bridge, packet, route)?;
 
     scratch.key = FlowKey {
         endpoint: endpoint.number,

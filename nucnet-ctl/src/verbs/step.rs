@@ -323,9 +323,8 @@ impl<'a> World<'a> {
         for name in changes.detached {
             tracing::debug!(interface = name, "took the program off the uplink");
         }
-        let (host, settings) = (self.session.bpf_host, self.datapath()?.settings()?);
-        self.datapath()?
-            .refresh_settings(&host, settings.fib_link)?;
+        let host = self.session.bpf_host;
+        self.datapath()?.refresh_settings(&host)?;
         Ok(())
     }
 
@@ -366,41 +365,11 @@ impl<'a> World<'a> {
             };
             if family == Family::Ipv6 {
                 Sysctl::link(family, bridge, LinkKey::DisableIpv6).write("0")?;
+                // A link-local address would be looked for twice and asked after by nobody.
+                Sysctl::link(family, bridge, LinkKey::AddrGenMode).write("1")?;
             }
             Sysctl::link(family, bridge, LinkKey::Forwarding).write("1")?;
         }
-        Ok(())
-    }
-
-    /// The point of view for route lookups must be a bridge that exists: this one, unless
-    /// another one is told already.
-    fn announce_bridge(&mut self) -> Result<(), Error> {
-        let link = self.bridge_link()?;
-        self.netlink().set_up(link)?;
-        let told = self.datapath()?.settings()?.fib_link;
-        let stays = told != 0 && self.netlink().find_link(told)?.is_some();
-        let host = self.session.bpf_host;
-        self.datapath()?
-            .refresh_settings(&host, if stays { told } else { link })?;
-        Ok(())
-    }
-
-    /// The point of view for route lookups is another bridge, or none.
-    fn renounce_bridge(&mut self) -> Result<(), Error> {
-        let (name, link) = (self.network().name.clone(), self.network().link);
-        let host = self.session.bpf_host;
-        let Some(datapath) = &mut self.datapath else {
-            return Ok(());
-        };
-        if link != Some(datapath.settings()?.fib_link) {
-            return Ok(());
-        }
-        let others = self.session.state.sound_networks()?;
-        let other = others
-            .iter()
-            .find(|other| other.name != name && other.state == State::Active);
-        let link = other.and_then(|other| other.link).unwrap_or(0);
-        datapath.refresh_settings(&host, link)?;
         Ok(())
     }
 
@@ -771,7 +740,10 @@ impl Executor<Step> for World<'_> {
                 self.datapath()?.attach_bridge(bridge)?;
                 Ok(())
             }
-            Step::BridgeUp(_) => self.announce_bridge(),
+            Step::BridgeUp(_) => {
+                let link = self.bridge_link()?;
+                Ok(self.netlink().set_up(link)?)
+            }
             Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Active),
             Step::EndpointIntent(_) => {
                 self.put_endpoint(|endpoint| endpoint.state = State::Configuring)
@@ -797,11 +769,11 @@ impl Executor<Step> for World<'_> {
             Step::Uplinks
             | Step::BridgeAddresses(_)
             | Step::BridgeSysctls(_)
+            | Step::BridgeUp(_)
             | Step::Program(_)
             | Step::HostSide(_)
             | Step::ContainerSide(_) => Ok(()),
             Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Removing),
-            Step::BridgeUp(_) => self.renounce_bridge(),
             Step::BridgeProgram(bridge) => match &self.datapath {
                 Some(datapath) => datapath.detach_bridge(bridge).map_err(Error::from),
                 None => Ok(()),

@@ -202,7 +202,7 @@ fn load(pins: &Pins, host: &Host) -> Result<(), BpfError> {
         pin_program(name, program, &pins.program(name))?;
     }
     let mut datapath = Datapath::open_maps(pins.clone())?;
-    datapath.refresh_settings(host, 0)?;
+    datapath.refresh_settings(host)?;
     pins.set_version(&Version::ours())
 }
 

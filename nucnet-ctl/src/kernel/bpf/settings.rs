@@ -136,9 +136,8 @@ impl Datapath {
         self.settings.get(0)
     }
 
-    /// Tells the programs what the host is like now. `fib_link`: index of one of nucnet's
-    /// bridges, the point of view for route lookups; 0: there is none.
-    pub fn refresh_settings(&mut self, host: &Host, fib_link: u32) -> Result<Settings, BpfError> {
+    /// Tells the programs what the host is like now.
+    pub fn refresh_settings(&mut self, host: &Host) -> Result<Settings, BpfError> {
         let before = self.settings()?;
         let ports = HostPorts::read()?;
         let in_force = (before.dynamic_port_mask != 0)
@@ -152,7 +151,6 @@ impl Datapath {
             dynamic_port_mask,
             host_port_first: *ports.ephemeral.start(),
             host_port_last: *ports.ephemeral.end(),
-            fib_link,
             flows_per_endpoint: FLOWS_PER_ENDPOINT,
             tcp_established_s: TCP_ESTABLISHED_S,
             tcp_transitory_s: TCP_TRANSITORY_S,
@@ -160,6 +158,7 @@ impl Datapath {
             udp_dns_s: UDP_DNS_S,
             icmp_s: ICMP_S,
             nonlocal_bind: nonlocal_bind.into(),
+            pad: 0,
         };
         if settings != before {
             self.settings.set(0, &settings)?;
