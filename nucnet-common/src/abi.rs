@@ -341,7 +341,8 @@ pub struct Flow {
     pub external: Address,
     /// The peer's real address.
     pub peer: Address,
-    /// Next hop towards the peer; zero bytes: let the kernel find it.
+    /// Next hop towards the peer; zero bytes: back to whoever delivers the peer's packets, since
+    /// the kernel's own route leaves by another uplink.
     pub next_hop: Address,
     /// What the outside sees in place of the endpoint's port.
     pub external_port: u16,
@@ -365,8 +366,11 @@ pub struct Flow {
     pub slot: u32,
     /// [`Slot::version`] since it took that place.
     pub slot_version: u32,
+    /// Destination and source of frames to the peer where `next_hop` is zero bytes: those of
+    /// the peer's latest frame, exchanged.
+    pub macs: [u8; 12],
     /// Zero; for later versions without migration.
-    pub reserved: [u8; 28],
+    pub reserved: [u8; 16],
 }
 
 /// External side of an endpoint-independent binding. Map [`map::BINDINGS`].

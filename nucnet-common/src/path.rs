@@ -43,7 +43,7 @@ pub enum Way {
     Uplink {
         /// The uplink.
         link: u32,
-        /// The neighbour; zero bytes: let the kernel find it.
+        /// The neighbour.
         next_hop: Address,
     },
 }
@@ -292,9 +292,15 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
         if now.saturating_sub(flow.checked) >= SECOND {
             revalidate(env, key, flow, route, now);
         }
-        Way::Uplink {
-            link: flow.peer_link,
-            next_hop: flow.next_hop,
+        let link = flow.peer_link;
+        if same(&flow.next_hop, &[0; 16]) {
+            env.store(0, &flow.macs, Balance::Balanced)?;
+            Way::Link { link }
+        } else {
+            Way::Uplink {
+                link,
+                next_hop: flow.next_hop,
+            }
         }
     } else if flow.peer_kind == PeerKind::Endpoint as u32 {
         let sibling = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
@@ -344,8 +350,6 @@ fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route
     if is_uplink && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none()) {
         flow.peer_link = route.link;
         flow.next_hop = route.next_hop;
-    } else {
-        flow.next_hop = [0; 16];
     }
 }
 
@@ -443,12 +447,7 @@ fn open_published<E: Env>(
     // Only the host's own addresses are published, and a range may cover ports on which the
     // host itself has asked somebody.
     let (packet, route) = (&scratch.packet, &mut scratch.route);
-    env.route(
-        endpoint.bridge,
-        &packet.source,
-        &packet.destination,
-        route,
-    );
+    env.route(endpoint.bridge, &packet.source, &packet.destination, route);
     if route.kind != RouteKind::Local || env.has_socket(&scratch.outside) {
         return Ok(false);
     }
@@ -485,8 +484,26 @@ fn open_published<E: Env>(
     flow.peer_kind = PeerKind::Uplink as u32;
     flow.peer_link = link;
     flow.link = publish.link;
+    if scratch.route.link == link {
+        flow.next_hop = scratch.route.next_hop;
+    } else {
+        learn_macs(env, packet, flow);
+    }
     open(env, scratch, now)?;
     Ok(true)
+}
+
+/// Notes whom a frame came from, so that the reply goes back there.
+#[inline(always)]
+fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) {
+    // Without an Ethernet header there is nothing to note, and nothing to address.
+    if packet.l3 != ETHERNET {
+        return;
+    }
+    if let Some(header) = frame.load::<12>(0) {
+        flow.macs[..6].copy_from_slice(&header[6..]);
+        flow.macs[6..].copy_from_slice(&header[..6]);
+    }
 }
 
 /// Delivers a packet of a flow's peer to the endpoint.
@@ -515,6 +532,9 @@ fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Res
         hop,
     };
     advance(flow, packet, Side::Peer, settings, now);
+    if flow.peer_kind == PeerKind::Uplink as u32 && same(&flow.next_hop, &[0; 16]) {
+        learn_macs(env, packet, flow);
+    }
     rewrite.apply(env, packet)?;
     if packet.l3 != 0 {
         address_frame(env, endpoint)?;

@@ -156,10 +156,6 @@ impl Skb {
 /// the packet until it has: nothing is lost, and nothing leaves with a stale address.
 #[inline(always)]
 unsafe fn redirect_neigh(link: u32, next_hop: &Address) -> i64 {
-    if *next_hop == [0; 16] {
-        // SAFETY: no buffer.
-        return unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) };
-    }
     // SAFETY: an all-zero `bpf_redir_neigh` is a valid one.
     let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
     if is_v4(next_hop) {
