@@ -627,6 +627,9 @@ reasons! {
     Helper = 27, "helper";
     /// Larger than the way out takes.
     TooBig = 28, "too-big";
+    /// Router solicitations, duplicate address detection and listener reports of an endpoint:
+    /// every start sends some, and nobody has to hear them.
+    Discovery = 29, "discovery";
 }
 
 #[cfg(feature = "user")]

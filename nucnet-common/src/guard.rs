@@ -93,6 +93,9 @@ pub fn sent_by_endpoint(packet: &Packet, endpoint: &Endpoint) -> Result<(), Reas
     if is_infrastructure(packet) {
         return Err(Reason::Infrastructure);
     }
+    if is_discovery(packet) {
+        return Err(Reason::Discovery);
+    }
     if !same(&packet.source, own_address(endpoint, packet.family)) {
         return Err(
             if packet.family == Family::V6 && is_link_local(&packet.source, Family::V6) {
@@ -112,6 +115,15 @@ pub fn sent_by_endpoint(packet: &Packet, endpoint: &Endpoint) -> Result<(), Reas
         return Err(Reason::LinkLocal);
     }
     Ok(())
+}
+
+/// What IPv6 hosts say to their link when an interface comes up (RFC 4861, RFC 3810).
+#[inline(always)]
+fn is_discovery(packet: &Packet) -> bool {
+    packet.family == Family::V6
+        && packet.destination[0] == 0xff
+        && packet.destination[1] & 0x0f == 2
+        && matches!(packet.kind, Kind::Icmp | Kind::Extended)
 }
 
 /// Router advertisements, redirects and DHCP server replies.

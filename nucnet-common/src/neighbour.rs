@@ -109,6 +109,10 @@ pub fn answer_arp<E: Env>(env: &E, endpoint: &Endpoint) -> Result<(), Reason> {
     if sender != [0; 4] && !same(&mapped(sender), &endpoint.address4) {
         return Err(Reason::SpoofedAddress);
     }
+    if same(&mapped(target), &endpoint.address4) {
+        // A probe or announcement of its own address (RFC 5227).
+        return Err(Reason::Discovery);
+    }
     if [header[6], header[7]] != ARP_REQUEST
         || !is_neighbour(env, endpoint, &mapped(target), Family::V4)
     {
@@ -127,8 +131,7 @@ pub fn answer_arp<E: Env>(env: &E, endpoint: &Endpoint) -> Result<(), Reason> {
 /// Answers a neighbour solicitation of an endpoint in place.
 ///
 /// # Errors
-/// Why there is no answer; the frame is then unchanged. Among it duplicate address detection
-/// (source `::`) for the endpoint's own address, which nobody contests.
+/// Why there is no answer; the frame is then unchanged.
 #[inline(never)]
 pub fn answer_solicitation<E: Env>(
     env: &E,
@@ -145,9 +148,13 @@ pub fn answer_solicitation<E: Env>(
         return Err(Reason::Malformed);
     }
     let start: [u8; SOLICITATION] = env.load(packet.l4).ok_or(Reason::Malformed)?;
+    if !is_own {
+        // Duplicate address detection: nobody contests an address that was given out once.
+        return Err(Reason::Discovery);
+    }
     let mut target = [0; 16];
     target.copy_from_slice(&start[8..24]);
-    if !is_own || !is_neighbour(env, endpoint, &target, Family::V6) {
+    if !is_neighbour(env, endpoint, &target, Family::V6) {
         return Err(Reason::NoNeighbour);
     }
     let carried = packet.length.saturating_sub(packet.l4 - packet.l3);

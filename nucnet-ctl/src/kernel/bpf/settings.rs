@@ -26,7 +26,7 @@ const UDP_DNS_S: u32 = 10;
 /// RFC 5508 REQ-2: at least 60 seconds.
 const ICMP_S: u32 = 60;
 /// A quarter of the table: one endpoint cannot take it all.
-const FLOWS_PER_ENDPOINT: u32 = 65_536;
+const FLOWS_PER_ENDPOINT: u32 = 32_768;
 
 /// The host: the calling thread's network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
