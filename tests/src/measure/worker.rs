@@ -76,13 +76,14 @@ pub fn drive(target: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// One transaction at least, however short the time.
 fn run(kind: Kind, target: SocketAddr, end: Instant) -> std::io::Result<u64> {
     let mut transactions = 0;
     let mut open = match kind {
         Kind::Rr => Some(TcpStream::connect(target)?),
         Kind::Crr => None,
     };
-    while Instant::now() < end {
+    loop {
         let mut once;
         let stream = match &mut open {
             Some(stream) => stream,
@@ -95,6 +96,8 @@ fn run(kind: Kind, target: SocketAddr, end: Instant) -> std::io::Result<u64> {
         stream.write_all(&byte)?;
         stream.read_exact(&mut byte)?;
         transactions += 1;
+        if Instant::now() >= end {
+            return Ok(transactions);
+        }
     }
-    Ok(transactions)
 }
