@@ -1,0 +1,410 @@
+//! What rows are written in: a site that is set up, packets that are sent, and everything that
+//! must be true of what comes out.
+
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+
+use nucnet_common::{
+    abi::{Address, Delivery, Endpoint, Flow, FlowKey, FlowState, Mac, Reason, Settings, Usage},
+    path::Way,
+};
+use nucnet_ctl::model::{
+    policy::{Action, Policy},
+    publish::PublishSpec,
+    rule::Rule,
+    to_abi,
+};
+
+use super::{
+    engine::{Engine, Hook, Outcome, Socket, State, state_name},
+    packet::Packet,
+    site::{self, Party},
+};
+
+/// A row's engine with the site set up in its tables.
+pub struct Bench<'e> {
+    engine: &'e mut dyn Engine,
+    settings: Settings,
+    numbers: u32,
+}
+
+/// What can be sent: a packet, put into a frame where it has none, or the bytes of a frame.
+pub trait Frame {
+    /// The bytes, in a frame to and from these addresses unless it is in one already.
+    fn framed(&self, to: Mac, from: Mac) -> Vec<u8>;
+}
+
+impl Frame for Packet {
+    fn framed(&self, to: Mac, from: Mac) -> Vec<u8> {
+        self.clone().or_macs(to, from).bytes()
+    }
+}
+
+impl Frame for Vec<u8> {
+    fn framed(&self, _: Mac, _: Mac) -> Vec<u8> {
+        self.clone()
+    }
+}
+
+/// An egress policy as the command line has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Egress<'a> {
+    /// Where no rule says otherwise; deny if there is an allow.
+    pub default: Option<Action>,
+    /// `--allow`.
+    pub allow: &'a [&'a str],
+    /// `--deny`.
+    pub deny: &'a [&'a str],
+    /// `--dns`.
+    pub dns: &'a [&'a str],
+}
+
+impl<'e> Bench<'e> {
+    /// Sets the site up in empty tables.
+    pub fn new(engine: &'e mut dyn Engine) -> Self {
+        let bench = Self {
+            engine,
+            settings: site::SETTINGS,
+            numbers: 0,
+        };
+        bench.engine.settings(&site::SETTINGS);
+        for (link, uplink) in site::uplinks() {
+            bench.engine.uplink(link, Some(&uplink));
+        }
+        for party in site::PARTIES {
+            bench.engine.usage(party.number, &Usage::default());
+            bench.engine.endpoint(party.link, Some(&party.entry()));
+            for address in [party.v4, party.v6] {
+                bench.engine.owner(&to_abi(address), &party.owner());
+            }
+        }
+        bench
+    }
+
+    /// Changes the settings.
+    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.settings);
+        self.engine.settings(&self.settings);
+    }
+
+    /// Changes an endpoint's entry from what it is without policy.
+    pub fn set_endpoint(&mut self, party: &Party, change: impl FnOnce(&mut Endpoint)) {
+        let mut entry = party.entry();
+        change(&mut entry);
+        self.engine.endpoint(party.link, Some(&entry));
+    }
+
+    /// Removes an endpoint's entry.
+    pub fn remove_endpoint(&mut self, party: &Party) {
+        self.engine.endpoint(party.link, None);
+    }
+
+    /// Changes an uplink's entry.
+    pub fn set_uplink(&mut self, link: u32, change: impl FnOnce(&mut nucnet_common::abi::Uplink)) {
+        let known = site::uplinks();
+        let mut entry = known
+            .iter()
+            .find(|(index, _)| *index == link)
+            .expect("uplink")
+            .1;
+        change(&mut entry);
+        self.engine.uplink(link, Some(&entry));
+    }
+
+    /// Removes an uplink's entry.
+    pub fn remove_uplink(&mut self, link: u32) {
+        self.engine.uplink(link, None);
+    }
+
+    /// Publishes as `-p` does.
+    pub fn publish(&mut self, party: &Party, spec: &str) {
+        let spec: PublishSpec = spec.parse().expect("publish");
+        for (bits, key, publish) in spec.entries(party.owner(), true, true) {
+            self.engine.publish(bits, &key, &publish);
+        }
+    }
+
+    /// Puts a policy in force for an endpoint, in place of any before.
+    pub fn egress(&mut self, party: &Party, egress: Egress<'_>) {
+        let rules = |texts: &[&str]| -> Vec<Rule> {
+            texts
+                .iter()
+                .map(|text| text.parse().expect("rule"))
+                .collect()
+        };
+        let policy = Policy::new(
+            egress.default,
+            rules(egress.allow),
+            rules(egress.deny),
+            egress
+                .dns
+                .iter()
+                .map(|text| text.parse().expect("resolver"))
+                .collect(),
+        );
+        self.numbers += 1;
+        let number = self.numbers;
+        let compiled = policy.compile(number, 1 + 1_000 * number).expect("policy");
+        for (bits, key, class) in &compiled.cidrs {
+            self.engine.policy_class(*bits, key, class);
+        }
+        for (bits, key, rule) in &compiled.ports {
+            self.engine.policy_rule(*bits, key, rule);
+        }
+        self.set_endpoint(party, |endpoint| {
+            endpoint.policy = number;
+            endpoint.policy_default = policy.default_action().abi() as u32;
+        });
+    }
+
+    /// Opens a socket of the host.
+    pub fn socket(&mut self, socket: Socket) {
+        self.engine.socket(socket);
+    }
+
+    /// Lets time pass.
+    pub fn wait(&mut self, seconds: f64) {
+        self.engine.pass(Duration::from_secs_f64(seconds));
+    }
+
+    /// The shortest frame that the engine takes.
+    pub fn shortest_frame(&self) -> usize {
+        self.engine.shortest_frame()
+    }
+
+    /// An endpoint sends a packet to its gateway.
+    #[track_caller]
+    pub fn from_endpoint(&mut self, party: &Party, frame: &impl Frame) -> Sent {
+        let frame = frame.framed(party.gateway_mac(), party.mac);
+        self.send(Hook::FromEndpoint { link: party.link }, frame, party.number)
+    }
+
+    /// A packet comes in by an uplink from the router there.
+    #[track_caller]
+    pub fn from_uplink(&mut self, link: u32, frame: &impl Frame) -> Sent {
+        let frame = frame.framed(site::interface(link).mac, [2, 0xff, 0, 0, 0, 1]);
+        self.send(Hook::FromUplink { link }, frame, 0)
+    }
+
+    /// A packet comes in by an uplink without link-layer header.
+    #[track_caller]
+    pub fn from_tunnel(&mut self, packet: &Packet) -> Sent {
+        let link = site::TUNNEL;
+        self.send(Hook::FromUplinkL3 { link }, packet.bytes(), 0)
+    }
+
+    /// The host sends a packet to an endpoint.
+    #[track_caller]
+    pub fn from_host(&mut self, party: &Party, frame: &impl Frame) -> Sent {
+        self.leaves_bridge(party, frame, 0)
+    }
+
+    /// The host's stack forwards a packet to an endpoint that came in by `ingress`.
+    #[track_caller]
+    pub fn forwarded(&mut self, party: &Party, frame: &impl Frame, ingress: u32) -> Sent {
+        self.leaves_bridge(party, frame, ingress)
+    }
+
+    #[track_caller]
+    fn leaves_bridge(&mut self, party: &Party, frame: &impl Frame, ingress: u32) -> Sent {
+        let frame = frame.framed(party.mac, party.gateway_mac());
+        let hook = Hook::FromHost {
+            link: party.bridge,
+            ingress,
+        };
+        self.send(hook, frame, party.number)
+    }
+
+    #[track_caller]
+    fn send(&mut self, hook: Hook, input: Vec<u8>, account: u32) -> Sent {
+        let (outcome, output) = self.engine.run(hook, &input);
+        let problems = self.state().problems();
+        assert!(
+            problems.is_empty(),
+            "after {hook:?} the tables do not agree:\n  {}",
+            problems.join("\n  ")
+        );
+        Sent {
+            hook,
+            account,
+            input,
+            outcome,
+            output,
+        }
+    }
+
+    /// The tables of flows.
+    pub fn state(&self) -> State {
+        self.engine.state()
+    }
+
+    /// The only flow there is.
+    #[track_caller]
+    pub fn only_flow(&self) -> (FlowKey, Flow) {
+        let flows = self.state().flows;
+        assert_eq!(flows.len(), 1, "flows: {flows:?}");
+        flows.into_iter().next().expect("one")
+    }
+
+    /// The flow of an endpoint's address and port with a peer, as the endpoint sees it.
+    #[track_caller]
+    pub fn flow(
+        &self,
+        protocol: u8,
+        inside: impl Into<SocketAddr>,
+        peer: impl Into<SocketAddr>,
+    ) -> Flow {
+        let (inside, peer) = (inside.into(), peer.into());
+        let state = self.state();
+        let found = state.flows.iter().find(|(key, _)| {
+            key.protocol == u32::from(protocol)
+                && key.inside == to_abi(inside.ip())
+                && key.inside_port == inside.port()
+                && key.peer == to_abi(peer.ip())
+                && key.peer_port == peer.port()
+        });
+        match found {
+            Some((_, flow)) => *flow,
+            None => panic!(
+                "no flow of {inside} with {peer} among {:?}",
+                state.comparable()
+            ),
+        }
+    }
+
+    /// The state of the only flow there is.
+    #[track_caller]
+    pub fn only_state(&self) -> FlowState {
+        let (_, flow) = self.only_flow();
+        state_name(flow.state).expect("state")
+    }
+
+    /// How many flows and bindings there are.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.flows.len(), state.bindings.len())
+    }
+}
+
+/// A frame that was sent, and what became of it.
+#[must_use]
+#[derive(Debug)]
+pub struct Sent {
+    hook: Hook,
+    account: u32,
+    input: Vec<u8>,
+    outcome: Outcome,
+    output: Vec<u8>,
+}
+
+impl Sent {
+    /// It goes on as it is.
+    #[track_caller]
+    pub fn passes(&self) {
+        self.expect(Outcome::Passed);
+        self.expect_bytes(&self.input);
+    }
+
+    /// It is dropped, on the account of the endpoint that it comes from or that the host sends
+    /// it to, or on nobody's if it comes from outside.
+    #[track_caller]
+    pub fn is_dropped(&self, reason: Reason) {
+        self.is_dropped_for(self.account, reason);
+    }
+
+    /// It is dropped on an endpoint's account.
+    #[track_caller]
+    pub fn is_dropped_for(&self, endpoint: u32, reason: Reason) {
+        self.expect(Outcome::Dropped { endpoint, reason });
+        self.expect_bytes(&self.input);
+    }
+
+    /// It reaches an endpoint as this packet.
+    #[track_caller]
+    pub fn reaches(&self, party: &Party, packet: &Packet) {
+        let link = party.link;
+        self.expect(Outcome::Redirected(Some(match party.delivery {
+            Delivery::Peer => Way::Peer { link },
+            Delivery::Link => Way::Link { link },
+        })));
+        let expected = packet.clone().macs(party.mac, party.gateway_mac());
+        self.expect_bytes(&expected.bytes());
+    }
+
+    /// It is put onto the interface of an endpoint as this packet, having come off the bridge.
+    #[track_caller]
+    pub fn is_put_through(&self, party: &Party, packet: &Packet) {
+        let link = party.link;
+        self.expect(Outcome::Redirected(Some(Way::Link { link })));
+        let expected = packet.clone().macs(party.mac, party.gateway_mac());
+        self.expect_bytes(&expected.bytes());
+    }
+
+    /// It leaves by an uplink for a neighbour there as this packet. The kernel fills the
+    /// link-layer addresses in.
+    #[track_caller]
+    pub fn leaves(&self, link: u32, next_hop: Option<std::net::IpAddr>, packet: &Packet) {
+        let next_hop: Address = next_hop.map_or([0; 16], to_abi);
+        self.expect(Outcome::Redirected(Some(Way::Uplink { link, next_hop })));
+        self.expect_bytes(&packet.framed(self.mac_at(0), self.mac_at(6)));
+    }
+
+    /// It reaches the host by way of a bridge, as this packet.
+    #[track_caller]
+    pub fn reaches_host(&self, link: u32, packet: &Packet) {
+        self.expect(Outcome::Redirected(Some(Way::Host { link })));
+        self.expect_bytes(&packet.framed(self.mac_at(0), self.mac_at(6)));
+    }
+
+    /// It comes back to the endpoint that sent it as this frame.
+    #[track_caller]
+    pub fn is_answered(&self, expected: &[u8]) {
+        let Hook::FromEndpoint { link } = self.hook else {
+            panic!("only endpoints are answered");
+        };
+        self.expect(Outcome::Redirected(Some(Way::Link { link })));
+        self.expect_bytes(expected);
+    }
+
+    fn mac_at(&self, offset: usize) -> Mac {
+        self.input[offset..offset + 6]
+            .try_into()
+            .expect("six bytes")
+    }
+
+    #[track_caller]
+    fn expect(&self, expected: Outcome) {
+        assert!(
+            self.outcome.is(&expected),
+            "{:?}: expected {expected:?}, it is {:?}\n{}",
+            self.hook,
+            self.outcome,
+            hex(&self.input, &self.input)
+        );
+    }
+
+    #[track_caller]
+    fn expect_bytes(&self, expected: &[u8]) {
+        assert!(
+            self.output == expected,
+            "{:?}: expected\n{}found\n{}",
+            self.hook,
+            hex(expected, &self.output),
+            hex(&self.output, expected)
+        );
+    }
+}
+
+/// Bytes in lines of sixteen; those that differ from others are marked.
+fn hex(bytes: &[u8], others: &[u8]) -> String {
+    let mut text = String::new();
+    for (number, line) in bytes.chunks(16).enumerate() {
+        let _ = write!(text, "  {:4}", 16 * number);
+        for (column, byte) in line.iter().enumerate() {
+            let same = others.get(16 * number + column) == Some(byte);
+            let mark = if same { ' ' } else { '*' };
+            let _ = write!(text, " {mark}{byte:02x}");
+        }
+        text.push('\n');
+    }
+    text
+}

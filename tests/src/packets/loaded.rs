@@ -1,0 +1,499 @@
+//! The loaded programs, run by `BPF_PROG_TEST_RUN` in a network namespace that is the site.
+//!
+//! A test run takes a frame as received by an interface and gives back the frame and the
+//! program's return code; where a redirect leads it does not say. Where the kernel can, it is
+//! told that the frame's sum is known (`CHECKSUM_COMPLETE`), and checks afterwards that the
+//! programs kept its books.
+
+use std::{
+    any::Any,
+    fs,
+    io::{self, Write as _},
+    net::{TcpListener, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, Pod,
+    maps::{
+        Array, HashMap, MapData, PerCpuHashMap,
+        lpm_trie::{Key, LpmTrie},
+    },
+    programs::SchedClassifier,
+};
+use nix::sched::{CloneFlags, unshare};
+use nucnet_common::{
+    abi::{
+        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
+        Settings, Slot, SlotUse, Uplink, Usage, map, program, size,
+    },
+    env::Held,
+};
+use nucnet_ctl::kernel::bpf::load_unpinned;
+
+use super::{
+    engine::{Engine, Hook, Outcome, Socket, State},
+    site::{self, Kind, Via},
+};
+
+type Table<K, V> = HashMap<MapData, K, V>;
+
+/// A trie, and what is in it.
+struct Prefixes<K: Pod, V: Pod> {
+    trie: LpmTrie<MapData, K, V>,
+    keys: Vec<Key<K>>,
+}
+
+impl<K: Pod, V: Pod> Prefixes<K, V> {
+    fn insert(&mut self, bits: u32, key: K, value: V) {
+        let key = Key::new(bits, key);
+        self.trie.insert(&key, value, 0).expect("insert");
+        self.keys.push(key);
+    }
+
+    fn clear(&mut self) {
+        for key in self.keys.drain(..) {
+            // The same prefix may have been written twice.
+            let _ = self.trie.remove(&key);
+        }
+    }
+}
+
+/// The programs, loaded, in the namespace of the calling thread.
+pub struct Loaded {
+    object: Ebpf,
+    settings: Array<MapData, Settings>,
+    endpoints: Table<u32, Endpoint>,
+    owners: Table<Address, Owner>,
+    publishes: Prefixes<PublishKey, Publish>,
+    flows: Table<FlowKey, Flow>,
+    outside: Table<OutsideKey, FlowKey>,
+    bindings: Table<FlowKey, Binding>,
+    slots: Array<MapData, Slot>,
+    usage: Table<u32, Usage>,
+    uplinks: Table<u32, Uplink>,
+    drops: PerCpuHashMap<MapData, DropKey, DropCount>,
+    policy_cidrs: Prefixes<PolicyCidrKey, PolicyClass>,
+    policy_ports: Prefixes<PolicyPortKey, PolicyRule>,
+    /// Sockets of the host, which only have to be open.
+    sockets: Vec<Box<dyn Any + Send>>,
+    /// Whether the kernel can pretend to know the sums of frames.
+    knows_sums: bool,
+}
+
+/// Gives the calling thread a network namespace of its own, with the site in it.
+///
+/// # Errors
+/// Privilege is missing, or the kernel refuses a link, an address or a route.
+pub fn enter_site() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+    let mut lines = vec!["link set lo up".to_owned()];
+    for interface in site::INTERFACES {
+        let (name, index) = (interface.name, interface.index);
+        let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
+        match interface.kind {
+            // A test run always has an Ethernet header.
+            Kind::Tunnel => continue,
+            Kind::Bridge => lines.push(format!(
+                "link add name {name} index {index} address {mac} type bridge"
+            )),
+            Kind::Ethernet | Kind::Endpoint => {
+                lines.push(format!(
+                    "link add name {name} index {index} address {mac} type veth peer name {name}-far"
+                ));
+                lines.push(format!("link set {name}-far up"));
+            }
+        }
+        lines.push(format!("link set {name} up"));
+        for (address, length) in interface.addresses {
+            let flags = if address.is_ipv6() { " nodad" } else { "" };
+            lines.push(format!("addr add {address}/{length} dev {name}{flags}"));
+        }
+    }
+    for (prefix, length, via) in site::ROUTES {
+        lines.push(match via {
+            Via::Gateway(gateway, index) => format!(
+                "route add {prefix}/{length} via {gateway} dev {}",
+                site::interface(*index).name
+            ),
+            Via::Unreachable => format!("route add unreachable {prefix}/{length}"),
+        });
+    }
+    ip_batch(&lines)?;
+    let bridges = site::INTERFACES.iter().filter(|it| it.kind == Kind::Bridge);
+    for bridge in bridges {
+        for family in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{family}/conf/{}/forwarding", bridge.name);
+            fs::write(&path, "1").with_context(|| format!("writing {path}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn ip_batch(lines: &[String]) -> Result<()> {
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("starting ip")?;
+    let mut input = ip.stdin.take().context("no input")?;
+    input.write_all(lines.join("\n").as_bytes())?;
+    drop(input);
+    let status = ip.wait()?;
+    ensure!(status.success(), "ip -batch: {status}");
+    Ok(())
+}
+
+impl Loaded {
+    /// Loads the programs that `nucnet-ctl` embeds, with tables of their own.
+    ///
+    /// # Errors
+    /// Those of the kernel and its verifier.
+    pub fn new() -> Result<Self> {
+        let mut object = load_unpinned()?;
+        let mut take = |name: &str| {
+            let map = object.take_map(name);
+            map.with_context(|| format!("the object has no map {name}"))
+        };
+        let mut loaded = Self {
+            settings: take(map::SETTINGS)?.try_into()?,
+            endpoints: take(map::ENDPOINTS)?.try_into()?,
+            owners: take(map::ADDRESSES)?.try_into()?,
+            publishes: Prefixes {
+                trie: take(map::PUBLISHES)?.try_into()?,
+                keys: Vec::new(),
+            },
+            flows: take(map::FLOWS)?.try_into()?,
+            outside: take(map::OUTSIDE)?.try_into()?,
+            bindings: take(map::BINDINGS)?.try_into()?,
+            slots: take(map::SLOTS)?.try_into()?,
+            usage: take(map::USAGE)?.try_into()?,
+            uplinks: take(map::UPLINKS)?.try_into()?,
+            drops: take(map::DROPS)?.try_into()?,
+            policy_cidrs: Prefixes {
+                trie: take(map::POLICY_CIDRS)?.try_into()?,
+                keys: Vec::new(),
+            },
+            policy_ports: Prefixes {
+                trie: take(map::POLICY_PORTS)?.try_into()?,
+                keys: Vec::new(),
+            },
+            object,
+            sockets: Vec::new(),
+            knows_sums: true,
+        };
+        loaded.knows_sums = loaded.probe_sums()?;
+        Ok(loaded)
+    }
+
+    /// Whether frames of known sum can be had (Linux 6.11).
+    fn probe_sums(&self) -> Result<bool> {
+        let hook = Hook::FromUplink { link: site::UPLINK };
+        match self.test_run(hook, &[0; 64]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(error) => Err(error).context("probing for known sums"),
+        }
+    }
+
+    /// Whether the kernel checks that the programs keep the sums of frames.
+    pub fn knows_sums(&self) -> bool {
+        self.knows_sums
+    }
+
+    /// Empties all tables and closes all sockets.
+    pub fn reset(&mut self) {
+        self.sockets.clear();
+        for key in keys(&self.flows) {
+            let slot = self.flows.get(&key, 0).expect("flow").slot;
+            self.free(slot);
+            self.flows.remove(&key).expect("remove");
+        }
+        for key in keys(&self.bindings) {
+            let slot = self.bindings.get(&key, 0).expect("binding").slot;
+            self.free(slot);
+            self.bindings.remove(&key).expect("remove");
+        }
+        clear(&mut self.outside);
+        clear(&mut self.usage);
+        clear(&mut self.endpoints);
+        clear(&mut self.owners);
+        clear(&mut self.uplinks);
+        self.publishes.clear();
+        self.policy_cidrs.clear();
+        self.policy_ports.clear();
+        self.forget_drops();
+    }
+
+    fn free(&mut self, index: u32) {
+        let slot = self.slots.get(&index, 0).expect("slot");
+        let free = Slot {
+            version: slot.version.wrapping_add(1),
+            ..Slot::default()
+        };
+        self.slots.set(index, free, 0).expect("slot");
+    }
+
+    /// Places that are taken, among all there are.
+    pub fn taken_places(&self) -> Vec<(u32, Slot)> {
+        (0..size::SLOTS as u32)
+            .map(|index| (index, self.slots.get(&index, 0).expect("slot")))
+            .filter(|(_, slot)| slot.holds != SlotUse::Free as u32)
+            .collect()
+    }
+
+    fn forget_drops(&mut self) {
+        let keys: Vec<DropKey> = self.drops.keys().map(|key| key.expect("key")).collect();
+        for key in keys {
+            self.drops.remove(&key).expect("remove");
+        }
+    }
+
+    /// The only drop since [`Loaded::forget_drops`], of a frame of that length.
+    fn only_drop(&self, length: usize) -> Result<Outcome> {
+        let mut counted = Vec::new();
+        for entry in self.drops.iter() {
+            let (key, counts) = entry?;
+            let packets: u64 = counts.iter().map(|count| count.packets).sum();
+            let bytes: u64 = counts.iter().map(|count| count.bytes).sum();
+            counted.push((key, packets, bytes));
+        }
+        let [(key, 1, bytes)] = counted[..] else {
+            bail!("one drop should be counted: {counted:?}");
+        };
+        ensure!(
+            bytes == length as u64,
+            "{bytes} bytes are counted, the frame had {length}"
+        );
+        Ok(Outcome::Dropped {
+            endpoint: key.endpoint,
+            reason: Reason::from_number(key.reason).context("unknown reason")?,
+        })
+    }
+
+    fn test_run(&self, hook: Hook, frame: &[u8]) -> io::Result<(i32, Vec<u8>)> {
+        let (name, link, ingress) = match hook {
+            Hook::FromEndpoint { link } => (program::FROM_ENDPOINT, link, 0),
+            Hook::FromUplink { link } => (program::FROM_UPLINK, link, link),
+            Hook::FromUplinkL3 { link } => (program::FROM_UPLINK_L3, link, link),
+            Hook::FromHost { link, ingress } => (program::FROM_HOST, link, ingress),
+        };
+        let program: &SchedClassifier = self
+            .object
+            .program(name)
+            .and_then(|program| program.try_into().ok())
+            .expect("program");
+        // `struct __sk_buff` (linux/bpf.h): all zero but the interfaces.
+        let mut context = [0; 192];
+        context[36..40].copy_from_slice(&ingress.to_ne_bytes());
+        context[40..44].copy_from_slice(&link.to_ne_bytes());
+        let mut output = vec![0; frame.len() + 256];
+        let mut attributes = TestRun {
+            prog_fd: program.fd().map_err(io::Error::other)?.as_fd().as_raw_fd() as u32,
+            data_size_in: frame.len() as u32,
+            data_size_out: output.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            data_out: output.as_mut_ptr() as u64,
+            repeat: 1,
+            ctx_size_in: context.len() as u32,
+            ctx_in: context.as_ptr() as u64,
+            flags: if self.knows_sums {
+                BPF_F_TEST_SKB_CHECKSUM_COMPLETE
+            } else {
+                0
+            },
+            ..TestRun::default()
+        };
+        // SAFETY: the attributes are those of BPF_PROG_TEST_RUN, and every buffer lives on and
+        // has the size that is given with it.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_TEST_RUN,
+                &raw mut attributes,
+                size_of::<TestRun>(),
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        output.truncate(attributes.data_size_out as usize);
+        Ok((attributes.retval as i32, output))
+    }
+}
+
+/// Command number of `bpf(2)`.
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// The kernel sums the frame up before the run and compares the sum it kept after it.
+const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+/// What the programs return (linux/pkt_cls.h).
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
+const TC_ACT_REDIRECT: i32 = 7;
+
+/// `union bpf_attr` for `BPF_PROG_TEST_RUN` (linux/bpf.h); aya's has no flags for frames.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+fn keys<K: Pod, V: Pod>(table: &Table<K, V>) -> Vec<K> {
+    table.keys().map(|key| key.expect("key")).collect()
+}
+
+fn clear<K: Pod, V: Pod>(table: &mut Table<K, V>) {
+    for key in keys(table) {
+        table.remove(&key).expect("remove");
+    }
+}
+
+fn entries<K: Pod + Eq + std::hash::Hash, V: Pod>(
+    table: &Table<K, V>,
+) -> std::collections::HashMap<K, V> {
+    table.iter().map(|entry| entry.expect("entry")).collect()
+}
+
+fn set<K: Pod, V: Pod>(table: &mut Table<K, V>, key: K, value: Option<&V>) {
+    match value {
+        Some(value) => table.insert(key, value, 0).expect("insert"),
+        None => table.remove(&key).expect("remove"),
+    }
+}
+
+impl Engine for Loaded {
+    fn settings(&mut self, settings: &Settings) {
+        self.settings.set(0, settings, 0).expect("settings");
+    }
+
+    fn endpoint(&mut self, link: u32, endpoint: Option<&Endpoint>) {
+        set(&mut self.endpoints, link, endpoint);
+    }
+
+    fn owner(&mut self, address: &Address, owner: &Owner) {
+        set(&mut self.owners, *address, Some(owner));
+    }
+
+    fn uplink(&mut self, link: u32, uplink: Option<&Uplink>) {
+        set(&mut self.uplinks, link, uplink);
+    }
+
+    fn usage(&mut self, endpoint: u32, usage: &Usage) {
+        set(&mut self.usage, endpoint, Some(usage));
+    }
+
+    fn publish(&mut self, bits: u32, key: &PublishKey, publish: &Publish) {
+        self.publishes.insert(bits, *key, *publish);
+    }
+
+    fn policy_class(&mut self, bits: u32, key: &PolicyCidrKey, class: &PolicyClass) {
+        self.policy_cidrs.insert(bits, *key, *class);
+    }
+
+    fn policy_rule(&mut self, bits: u32, key: &PolicyPortKey, rule: &PolicyRule) {
+        self.policy_ports.insert(bits, *key, *rule);
+    }
+
+    fn socket(&mut self, socket: Socket) {
+        self.sockets.push(match socket {
+            Socket::Listener(at) => Box::new(TcpListener::bind(at).expect("listen")),
+            Socket::Udp(at) => Box::new(UdpSocket::bind(at).expect("bind")),
+            Socket::UdpTo(at, to) => {
+                let socket = UdpSocket::bind(at).expect("bind");
+                socket.connect(to).expect("connect");
+                Box::new(socket)
+            }
+        });
+    }
+
+    /// What counts is how old an entry is, so this makes all of them older.
+    fn pass(&mut self, time: Duration) {
+        let nanoseconds = time.as_nanos() as u64;
+        let earlier = |then: u64| {
+            then.checked_sub(nanoseconds)
+                .expect("the machine was booted too short a time ago")
+        };
+        for (key, flow) in entries(&self.flows) {
+            let flow = Flow {
+                created: earlier(flow.created),
+                last_seen: earlier(flow.last_seen),
+                checked: earlier(flow.checked),
+                ..flow
+            };
+            set(&mut self.flows, key, Some(&flow));
+        }
+        for (key, binding) in entries(&self.bindings) {
+            let binding = Binding {
+                last_seen: earlier(binding.last_seen),
+                ..binding
+            };
+            set(&mut self.bindings, key, Some(&binding));
+        }
+    }
+
+    fn shortest_frame(&self) -> usize {
+        14
+    }
+
+    fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>) {
+        self.forget_drops();
+        let (code, output) = match self.test_run(hook, frame) {
+            Ok(result) => result,
+            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
+                panic!("{hook:?}: the sum over the frame is not what the kernel believes it is")
+            }
+            Err(error) => panic!("{hook:?}: test run of {} bytes: {error}", frame.len()),
+        };
+        let outcome = match code {
+            TC_ACT_UNSPEC => Outcome::Passed,
+            TC_ACT_REDIRECT => Outcome::Redirected(None),
+            TC_ACT_SHOT => self.only_drop(frame.len()).expect("drop"),
+            code => panic!("{hook:?}: the program returned {code}"),
+        };
+        (outcome, output)
+    }
+
+    fn state(&self) -> State {
+        let flows = entries(&self.flows);
+        let bindings = entries(&self.bindings);
+        let places = flows.values().map(|flow| flow.slot);
+        let places = places.chain(bindings.values().map(|binding| binding.slot));
+        let slots = places
+            .map(|index| {
+                let slot = self.slots.get(&index, 0).expect("slot");
+                let held = Held {
+                    version: slot.version,
+                    holds: slot.holds,
+                    key: slot.key,
+                };
+                (index, held)
+            })
+            .collect();
+        State {
+            outside: entries(&self.outside),
+            usage: entries(&self.usage),
+            slots,
+            flows,
+            bindings,
+        }
+    }
+}

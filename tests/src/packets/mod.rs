@@ -1,0 +1,11 @@
+//! Packet tables: rows of named packets with all that they do, run through the packet logic
+//! alone ([`world`]) and through the loaded programs.
+
+pub mod bench;
+pub mod checksum;
+pub mod engine;
+pub mod loaded;
+pub mod packet;
+pub mod rows;
+pub mod site;
+pub mod world;
