@@ -68,7 +68,9 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
     if arguments.filter.is_none() {
         session.check(
             "format",
-            workspace.cargo("fmt").args(["--all", "--", "--check"]),
+            workspace
+                .cargo("fmt")
+                .args(["--all", "--", "--check", "--color", "never"]),
         )?;
         let mut clippy = session.cargo("clippy");
         clippy.args([
