@@ -223,7 +223,7 @@ impl Session<'_> {
             // It did not build, or died of a signal.
             count.failed = 1;
         }
-        for skipped in &report.skipped {
+        for skipped in report.skipped.iter().chain(&report.ignored) {
             eprintln!("  {skipped}");
         }
         self.end(title, step, count, &report.failures);
@@ -295,6 +295,8 @@ struct Report {
     counted: Count,
     /// Lines in which a test says why it cannot run. The harness takes it for passed.
     skipped: Vec<String>,
+    /// The same, where the harness knows.
+    ignored: Vec<String>,
     /// What failed and how.
     failures: Vec<String>,
     part: Part,
@@ -314,8 +316,13 @@ enum Part {
 
 impl Report {
     fn line(&mut self, line: &str) {
-        if line.starts_with("skipped: ") {
+        if self.part == Part::Successes && line.starts_with("skipped: ") {
             self.skipped.push(line.to_owned());
+        }
+        if let Some((name, reason)) = line.split_once(" ... ignored (skipped: ") {
+            let name = name.trim_start_matches("test ").trim_end();
+            self.ignored
+                .push(format!("skipped: {name}: {}", reason.trim_end_matches(')')));
         }
         match line {
             "successes:" => self.part = Part::Successes,

@@ -11,19 +11,23 @@ use anyhow::{Context as _, Result};
 use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
-    sys::reboot::{RebootMode, reboot},
+    sys::{
+        reboot::{RebootMode, reboot},
+        resource::{Resource, setrlimit},
+    },
 };
 
-/// Where the guest has `nucnet-ctl`.
-pub(super) const CTL: &str = "/usr/bin/nucnet-ctl";
-/// Where it has the lab's own program.
-pub(super) const PEER: &str = "/usr/bin/nucnet-peer";
+/// Where the guest has programs.
+pub(super) const PROGRAMS: &str = "/usr/bin";
 /// Where it has the tiers of tests.
 pub(super) const TESTS: &str = "/tests";
 /// Where it has the modules to be loaded, in order.
 pub(super) const MODULES: &str = "/modules";
 /// What the names of the tests to run contain.
 pub(super) const FILTER: &str = "/etc/filter";
+
+/// How many files a process of the guest may open.
+const DESCRIPTORS: u64 = 524_288;
 
 /// Starts every line of ours on the console.
 pub(super) const MARK: &str = "@@ ";
@@ -98,11 +102,13 @@ fn run() -> Result<()> {
     }
     // SAFETY: init has one thread.
     unsafe {
-        env::set_var("PATH", "/usr/bin");
+        env::set_var("PATH", PROGRAMS);
         env::set_var("HOME", "/root");
-        env::set_var("NUCNET_CTL", CTL);
-        env::set_var("NUCNET_PEER", PEER);
+        env::set_var("NUCNET_CTL", format!("{PROGRAMS}/nucnet-ctl"));
+        env::set_var("NUCNET_PEER", format!("{PROGRAMS}/nucnet-peer"));
     }
+    // As an init system gives it to services.
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
     let filter = fs::read_to_string(FILTER).ok();
     for tier in files(Path::new(TESTS))? {
         let name = tier.file_name().unwrap_or_default().to_string_lossy();

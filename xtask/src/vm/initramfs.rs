@@ -12,18 +12,30 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Programs, guest, kernel::Kernel};
-use crate::apt;
+use crate::{apt, run};
 
 /// Programs of this machine that the tests run in the guest, where it has them.
-const TOOLS: [&str; 8] = [
-    "ip",
-    "tc",
-    "iptables",
-    "ip6tables",
+const TOOLS: [&str; 20] = [
     "bpftool",
-    "ping",
+    "bridge",
+    "cat",
     "curl",
+    "ethtool",
+    "ip",
+    "ip6tables",
+    "ip6tables-restore",
+    "ip6tables-save",
+    "iptables",
+    "iptables-restore",
+    "iptables-save",
+    "mount",
+    "ping",
+    "setpriv",
     "sh",
+    "sleep",
+    "tc",
+    "touch",
+    "true",
 ];
 
 /// Plugins of iptables, which it opens by name.
@@ -37,18 +49,20 @@ pub(super) fn write(
     filter: Option<&str>,
 ) -> Result<()> {
     let mut image = Image {
+        path,
         file: BufWriter::new(File::create(path)?),
         present: BTreeSet::new(),
     };
-    image.program(&env::current_exe()?, Path::new("/init"))?;
-    image.program(&programs.ctl, Path::new(guest::CTL))?;
-    image.program(&programs.peer, Path::new(guest::PEER))?;
+    image.own_program(&env::current_exe()?, Path::new("/init"))?;
+    for (name, program) in &programs.helpers {
+        image.own_program(program, &Path::new(guest::PROGRAMS).join(name))?;
+    }
     for (name, program) in &programs.tiers {
-        image.program(program, &Path::new(guest::TESTS).join(name))?;
+        image.own_program(program, &Path::new(guest::TESTS).join(name))?;
     }
     for tool in TOOLS {
         if let Some(program) = apt::find_program(tool) {
-            image.program(&program, &Path::new("/usr/bin").join(tool))?;
+            image.program(&program, &Path::new(guest::PROGRAMS).join(tool))?;
         }
     }
     image.symlink("/bin", "usr/bin")?;
@@ -76,12 +90,28 @@ pub(super) fn write(
 }
 
 /// An archive being written.
-struct Image {
+struct Image<'a> {
+    path: &'a Path,
     file: BufWriter<File>,
     present: BTreeSet<PathBuf>,
 }
 
-impl Image {
+impl Image<'_> {
+    /// A program that we have built: without its debug information, most of its size.
+    fn own_program(&mut self, from: &Path, to: &Path) -> Result<()> {
+        let stripped = self.path.with_extension("stripped");
+        let mut strip = Command::new("strip");
+        run::output(
+            strip
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(&stripped)
+                .arg(from),
+        )?;
+        self.program(&stripped, to)?;
+        Ok(fs::remove_file(&stripped)?)
+    }
+
     /// A program, under another name, with its libraries.
     fn program(&mut self, from: &Path, to: &Path) -> Result<()> {
         self.file(from, to)?;

@@ -18,7 +18,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,13 +29,17 @@ use crate::{
     object,
     progress::Step,
     run,
-    workspace::{OBJECT_VARIABLE, Profile, Workspace},
+    workspace::{OBJECT_VARIABLE, Workspace},
 };
 use kernel::Kernel;
 use outcome::{Outcome, Table};
 
-/// The package with the lab, the packet tables and the scenarios.
-const TESTS: &str = "nucnet-tests";
+/// Test programs that depend on the kernel: package and target.
+const TIERS: [(&str, &str); 3] = [
+    ("nucnet-ctl", "bpf"),
+    ("nucnet-ctl", "netlink"),
+    ("nucnet-tests", "scenarios"),
+];
 
 /// How long a guest may take before it is ended.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -91,28 +95,26 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
 
 /// What runs in the guest.
 struct Programs {
-    ctl: PathBuf,
-    peer: PathBuf,
-    /// Name of a tier and its program.
+    /// `nucnet-ctl` and the lab's helper, by name.
+    helpers: Vec<(String, PathBuf)>,
+    /// Test programs, by name.
     tiers: Vec<(String, PathBuf)>,
 }
 
 /// Builds them, with the object of these sources if it has been built.
 fn programs(workspace: &Workspace) -> Result<Programs> {
-    let built = object::built(workspace);
-    let object = built.exists().then_some(built.as_path());
-    let ctl = workspace.build_ctl(Profile::Debug, object)?;
-    let mut build = workspace.cargo("test");
+    let mut build = workspace.cargo("build");
     build.args([
         "--locked",
-        "--package",
-        TESTS,
-        "--tests",
         "--bins",
-        "--no-run",
+        "--message-format=json-render-diagnostics",
     ]);
-    build.arg("--message-format=json-render-diagnostics");
-    if let Some(object) = object {
+    let mut packages = TIERS.map(|(package, _)| package).to_vec();
+    packages.dedup();
+    build.args(packages.iter().flat_map(|package| ["--package", *package]));
+    build.args(TIERS.iter().flat_map(|(_, target)| ["--test", *target]));
+    let object = object::built(workspace);
+    if object.exists() {
         build.env(OBJECT_VARIABLE, object);
     }
     let mut messages = String::new();
@@ -125,7 +127,10 @@ fn programs(workspace: &Workspace) -> Result<Programs> {
         for_people
     })?;
 
-    let (mut peer, mut tiers) = (None, Vec::new());
+    let mut programs = Programs {
+        helpers: Vec::new(),
+        tiers: Vec::new(),
+    };
     for message in cargo_metadata::Message::parse_stream(messages.as_bytes()) {
         let cargo_metadata::Message::CompilerArtifact(artifact) = message? else {
             continue;
@@ -134,14 +139,18 @@ fn programs(workspace: &Workspace) -> Result<Programs> {
             continue;
         };
         if artifact.target.is_test() {
-            tiers.push((artifact.target.name, program.into()));
+            programs.tiers.push((artifact.target.name, program.into()));
         } else if artifact.target.is_bin() && !artifact.profile.test {
-            peer = Some(program.into());
+            programs
+                .helpers
+                .push((artifact.target.name, program.into()));
         }
     }
-    tiers.sort();
-    let peer = peer.with_context(|| format!("{TESTS} has no program for the lab"))?;
-    Ok(Programs { ctl, peer, tiers })
+    ensure!(
+        programs.tiers.len() == TIERS.len(),
+        "cargo has not built every tier of tests"
+    );
+    Ok(programs)
 }
 
 /// An emulator: the machine's own, or one in the cache.
@@ -215,7 +224,11 @@ impl Qemu {
             .arg(&kernel.image)
             .arg("-initrd")
             .arg(image)
-            .args(["-append", "console=ttyS0 panic=-1 quiet"])
+            // Grace periods, which netlink waits for all the time, are long when emulated.
+            .args([
+                "-append",
+                "console=ttyS0 panic=-1 quiet rcupdate.rcu_expedited=1",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let step = Step::start(format!("Linux {}", kernel.version));
@@ -233,9 +246,9 @@ impl Qemu {
             }
         });
         let mut outcome = Outcome::default();
-        let deadline = std::time::Instant::now() + LIMIT;
+        let deadline = Instant::now() + LIMIT;
         loop {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             match lines.recv_timeout(left) {
                 Ok(line) => {
                     step.note(&line);

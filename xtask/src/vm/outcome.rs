@@ -11,8 +11,10 @@ pub(super) struct Outcome {
     tier: String,
     /// By tier and name of the test.
     tests: BTreeMap<(String, String), Verdict>,
-    /// The test whose output is being read, among the failures.
-    failing: Option<(String, String)>,
+    /// The test whose output is being read.
+    speaking: Option<(String, String)>,
+    /// The next line of it says why it failed.
+    reason_follows: bool,
     /// What kept the guest from doing all it should.
     notes: Vec<String>,
 }
@@ -21,8 +23,8 @@ pub(super) struct Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Passed,
-    Skipped,
-    /// With the first line of the reason, empty while it is not known.
+    Skipped(String),
+    /// With the reason in a line, empty while it is not known.
     Failed(String),
 }
 
@@ -30,7 +32,7 @@ impl Outcome {
     /// Takes a line of the console.
     pub(super) fn line(&mut self, line: &str) {
         if let Some((_, ours)) = line.split_once(MARK) {
-            self.failing = None;
+            self.speaking = None;
             match ours.split_once(' ') {
                 Some(("boot", _)) => self.booted = true,
                 Some(("tier", name)) => self.tier = name.to_owned(),
@@ -42,25 +44,25 @@ impl Outcome {
             .and_then(|it| it.strip_suffix(" ----"))
         {
             let name = name.trim_end_matches(" stdout");
-            self.failing = Some((self.tier.clone(), name.to_owned()));
+            self.speaking = Some((self.tier.clone(), name.to_owned()));
         } else if let Some((name, verdict)) = line
             .strip_prefix("test ")
             .and_then(|it| it.rsplit_once(" ... "))
         {
-            let verdict = match verdict.split(' ').next() {
-                Some("ok") => Verdict::Passed,
-                Some("ignored") => Verdict::Skipped,
+            let verdict = match verdict.split_once(' ').unwrap_or((verdict, "")) {
+                ("ok", _) => Verdict::Passed,
+                ("ignored", reason) => {
+                    let reason = reason.trim_matches(['(', ')', ',', ' ']);
+                    Verdict::Skipped(reason.trim_start_matches("skipped: ").to_owned())
+                }
                 _ => Verdict::Failed(String::new()),
             };
             self.tests
                 .insert((self.tier.clone(), name.trim().to_owned()), verdict);
-        } else if let Some(test) = &self.failing
-            && let Some(Verdict::Failed(reason)) = self.tests.get_mut(test)
-            && reason.is_empty()
-            && !line.trim().is_empty()
-            && !line.starts_with("thread '")
+        } else if let Some(test) = &self.speaking
+            && let Some(verdict) = self.tests.get_mut(test)
         {
-            *reason = line.trim().to_owned();
+            spoken(verdict, &mut self.reason_follows, line.trim());
         }
     }
 
@@ -80,6 +82,30 @@ impl Outcome {
             .values()
             .any(|verdict| matches!(verdict, Verdict::Failed(_)));
         self.booted && self.notes.is_empty() && !self.tests.is_empty() && !failed
+    }
+}
+
+/// Takes a line that a test has printed. Why it failed is what `nucnet-ctl` said on its
+/// standard error, or else what the scenario or the panic says went wrong, or else the first
+/// line.
+fn spoken(verdict: &mut Verdict, reason_follows: &mut bool, line: &str) {
+    match verdict {
+        Verdict::Passed => {
+            if let Some(reason) = line.strip_prefix("skipped: ") {
+                *verdict = Verdict::Skipped(reason.to_owned());
+            }
+        }
+        Verdict::Failed(reason) => {
+            if line == "what went wrong:" || line.starts_with("thread '") {
+                *reason_follows = true;
+            } else if !line.is_empty() && (*reason_follows || reason.is_empty()) {
+                *reason_follows = false;
+                *reason = line.to_owned();
+            } else if let Some(complaint) = line.strip_prefix("stderr: ") {
+                *reason = complaint.to_owned();
+            }
+        }
+        Verdict::Skipped(_) => {}
     }
 }
 
@@ -129,7 +155,7 @@ impl fmt::Display for Table {
             for (_, outcome) in &self.columns {
                 let cell = match outcome.tests.get(test) {
                     Some(Verdict::Passed) => "ok",
-                    Some(Verdict::Skipped) => "skipped",
+                    Some(Verdict::Skipped(_)) => "skipped",
                     Some(Verdict::Failed(_)) => "FAILED",
                     None => "-",
                 };
@@ -138,14 +164,25 @@ impl fmt::Display for Table {
             writeln!(f)?;
         }
         for (release, outcome) in &self.columns {
-            let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-            for verdict in outcome.tests.values() {
-                if let Verdict::Failed(reason) = verdict {
-                    *reasons.entry(reason).or_default() += 1;
+            let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+            for ((_, name), verdict) in &outcome.tests {
+                match verdict {
+                    Verdict::Passed => {}
+                    Verdict::Skipped(reason) => {
+                        reasons.entry(("skipped", reason)).or_default().push(name);
+                    }
+                    Verdict::Failed(reason) => {
+                        reasons.entry(("failed", reason)).or_default().push(name);
+                    }
                 }
             }
-            for (reason, tests) in reasons {
-                writeln!(f, "{}: {tests} failed: {reason}", release.name)?;
+            for ((what, reason), tests) in reasons {
+                let first = tests.first().copied().unwrap_or_default();
+                let others = match tests.len() {
+                    1 => String::new(),
+                    count => format!(" and {} more", count - 1),
+                };
+                writeln!(f, "{}: {first}{others} {what}: {reason}", release.name)?;
             }
             if !outcome.booted {
                 writeln!(f, "{}: it did not boot", release.name)?;
@@ -155,5 +192,66 @@ impl fmt::Display for Table {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(console: &str) -> Outcome {
+        let mut outcome = Outcome::default();
+        console.lines().for_each(|line| outcome.line(line));
+        outcome
+    }
+
+    fn verdict(outcome: &Outcome, name: &str) -> Option<Verdict> {
+        outcome
+            .tests
+            .get(&("t".to_owned(), name.to_owned()))
+            .cloned()
+    }
+
+    #[test]
+    fn verdicts_come_with_their_reasons() {
+        let outcome = outcome(
+            "@@ boot 6.1.0\n@@ tier t\n\
+             test a ... ok\n\
+             test b ... ok\n\
+             test c ... FAILED\n\
+             test d        ... ignored (skipped: no program ethtool)\n\
+             test e ... FAILED\n\
+             ---- b stdout ----\n\
+             skipped: not here\n\
+             ---- c stdout ----\n\
+             thread 'c' (9) panicked at a.rs:1:1:\n\
+             left is not right\n\
+             note: backtrace\n\
+             ---- e ----\n\
+             a title\n\
+             what went wrong:\n\
+             expected exit code 0\n\
+             stderr: error: no such program\n",
+        );
+        assert!(outcome.booted());
+        assert!(!outcome.passed());
+        assert_eq!(verdict(&outcome, "a"), Some(Verdict::Passed));
+        assert_eq!(
+            verdict(&outcome, "b"),
+            Some(Verdict::Skipped("not here".to_owned()))
+        );
+        assert_eq!(
+            verdict(&outcome, "c"),
+            Some(Verdict::Failed("left is not right".to_owned()))
+        );
+        let skipped = Verdict::Skipped("no program ethtool".to_owned());
+        assert_eq!(verdict(&outcome, "d"), Some(skipped));
+        let failed = Verdict::Failed("error: no such program".to_owned());
+        assert_eq!(verdict(&outcome, "e"), Some(failed));
+    }
+
+    #[test]
+    fn guest_without_tests_has_not_passed() {
+        assert!(!outcome("@@ boot 6.1.0\n").passed());
     }
 }
