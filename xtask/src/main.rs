@@ -4,6 +4,7 @@ mod apt;
 mod archive;
 mod bench;
 mod build;
+mod loops;
 mod object;
 mod progress;
 mod run;

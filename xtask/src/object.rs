@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya_obj::{Map, Object, btf::BtfKind};
 use nucnet_common::abi;
 use object::{
-    Object as _, ObjectSymbol as _,
+    Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind,
     build::elf::{Builder, SectionData},
     elf,
 };
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    run,
+    loops, run,
     toolchain::{LINKER_VERSION, TARGET, Toolchain},
     workspace::Workspace,
 };
@@ -149,6 +149,24 @@ fn verify_bytes(workspace: &Workspace, bytes: &[u8]) -> Result<()> {
         "code that may panic is left in it: {}",
         panics.join(", ")
     );
+
+    for symbol in elf
+        .symbols()
+        .filter(|symbol| symbol.kind() == SymbolKind::Text)
+    {
+        let Some(section) = symbol.section_index() else {
+            continue;
+        };
+        let section = elf.section_by_index(section)?;
+        let Some(code) = section.data_range(symbol.address(), symbol.size())? else {
+            continue;
+        };
+        ensure!(
+            loops::refused(code).is_empty(),
+            "Linux 6.1 will refuse a loop in {:#}: its end lies before its head",
+            rustc_demangle::demangle(symbol.name()?)
+        );
+    }
 
     let root = workspace.root.as_os_str().as_encoded_bytes();
     ensure!(

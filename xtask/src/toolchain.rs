@@ -141,6 +141,9 @@ impl Toolchain {
             // Else every copy of a struct becomes a call to a global `memmove`, which kernels
             // refuse under a spin lock and libbpf refuses altogether.
             "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
+            // Laid out for speed, a loop may be entered from above by its own end, which
+            // older kernels (6.1) take for a loop without end (`object::verify` looks for it).
+            "-Clink-arg=--llvm-args=-disable-block-placement".to_owned(),
             format!("-Clinker={}", self.linker.display()),
             format!(
                 "--remap-path-prefix={}=/rust",

@@ -19,8 +19,10 @@ use nix::{
 
 /// Where the guest has programs.
 pub(super) const PROGRAMS: &str = "/usr/bin";
+/// Where it has our own, beside the tests, which look for them there.
+pub(super) const OWN_PROGRAMS: &str = "/nucnet";
 /// Where it has the tiers of tests.
-pub(super) const TESTS: &str = "/tests";
+pub(super) const TESTS: &str = "/nucnet/tests";
 /// Where it has the modules to be loaded, in order.
 pub(super) const MODULES: &str = "/modules";
 /// What the names of the tests to run contain.
@@ -104,8 +106,7 @@ fn run() -> Result<()> {
     unsafe {
         env::set_var("PATH", PROGRAMS);
         env::set_var("HOME", "/root");
-        env::set_var("NUCNET_CTL", format!("{PROGRAMS}/nucnet-ctl"));
-        env::set_var("NUCNET_PEER", format!("{PROGRAMS}/nucnet-peer"));
+        env::set_var("NUCNET_CTL", format!("{OWN_PROGRAMS}/nucnet-ctl"));
     }
     // As an init system gives it to services.
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;

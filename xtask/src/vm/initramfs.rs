@@ -55,7 +55,7 @@ pub(super) fn write(
     };
     image.own_program(&env::current_exe()?, Path::new("/init"))?;
     for (name, program) in &programs.helpers {
-        image.own_program(program, &Path::new(guest::PROGRAMS).join(name))?;
+        image.own_program(program, &Path::new(guest::OWN_PROGRAMS).join(name))?;
     }
     for (name, program) in &programs.tiers {
         image.own_program(program, &Path::new(guest::TESTS).join(name))?;
