@@ -108,15 +108,9 @@ struct Global {
         default_value = "text"
     )]
     output: Output,
-    /// How the log is written to standard error
-    #[arg(
-        long,
-        global = true,
-        env = "NUCNET_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
-    log_format: Output,
+    /// How the log is written to standard error [default: as --output]
+    #[arg(long, global = true, env = "NUCNET_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<Output>,
     /// Say more: once for the milliseconds of each step, more often for the log
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
@@ -385,7 +379,8 @@ fn log(global: &Global) {
         .with_writer(io::stderr)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal());
-    match global.log_format {
+    // Who reads JSON reads no lines of text in between.
+    match global.log_format.unwrap_or(global.output) {
         Output::Text => log.without_time().init(),
         Output::Json => log.json().init(),
     }

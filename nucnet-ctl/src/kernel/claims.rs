@@ -83,6 +83,15 @@ impl Claim {
     }
 }
 
+/// Whether what is given up was in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Packets may still come for it.
+    Used,
+    /// Of a set-up that failed.
+    Unused,
+}
+
 const CLAIMS: &str = "claims";
 const RANGES: &str = "ranges";
 
@@ -108,9 +117,11 @@ impl Locked {
 
     /// Whether the claim counts: its owner has a record.
     fn is_live(&self, holder: &Holder) -> Result<bool, Error> {
-        Ok(self
-            .sound_endpoint(&holder.id)?
-            .is_some_and(|record| record.number == holder.number))
+        match self.sound_endpoint(&holder.id)? {
+            Some(record) => Ok(record.number == holder.number),
+            // Nobody knows what it has: it keeps what it claimed.
+            None => self.is_set_aside(&holder.id),
+        }
     }
 
     /// Takes what is claimed. None: it is the holder's now; else it is somebody else's.
@@ -158,15 +169,21 @@ impl Locked {
         }
     }
 
-    /// Gives up what is claimed; what is somebody else's, or nobody's, stays so. An address
-    /// rests for a while.
-    pub fn release(&self, network: u32, claim: Claim, number: u32) -> Result<(), Error> {
+    /// Gives up what is claimed; what is somebody else's, or nobody's, stays so. An address that
+    /// was in use rests for a while.
+    pub fn release(
+        &self,
+        network: u32,
+        claim: Claim,
+        number: u32,
+        usage: Use,
+    ) -> Result<(), Error> {
         let claims = self.claims()?;
         let Some(directory) = claims.enter(&claim.directory(network))? else {
             return Ok(());
         };
         if give_up(&directory, &claim.name(), number)?
-            && let Claim::Address(_) = claim
+            && let (Claim::Address(_), Use::Used) = (claim, usage)
         {
             let rested = claims.make(&format!("rested.{network}"))?;
             rested.remove(&claim.name())?;
@@ -177,11 +194,15 @@ impl Locked {
 
     /// The leases of a network, for drawing addresses.
     pub fn leases(&self, network: u32) -> Result<NetworkLeases<'_>, Error> {
-        let claims = self.claims()?;
+        // Nothing is made: the network may be one that does not exist yet.
+        let enter = |kind: &str| match self.root.enter(CLAIMS)? {
+            Some(claims) => claims.enter(&format!("{kind}.{network}")),
+            None => Ok(None),
+        };
         let leases = NetworkLeases {
             state: self,
-            leased: claims.make(&format!("address.{network}"))?,
-            rested: claims.make(&format!("rested.{network}"))?,
+            leased: enter("address")?,
+            rested: enter("rested")?,
             now: now(),
         };
         leases.forget_rested()?;
@@ -349,24 +370,37 @@ fn range_claim(name: &str, protocol: &str) -> Option<(PortRange, HostAddress)> {
 #[derive(Debug)]
 pub struct NetworkLeases<'a> {
     state: &'a Locked,
-    leased: Directory,
-    rested: Directory,
+    leased: Option<Directory>,
+    rested: Option<Directory>,
     now: u64,
 }
 
 impl NetworkLeases<'_> {
+    fn holder(&self, name: &str) -> Result<Option<Holder>, Error> {
+        match &self.leased {
+            Some(leased) => self.state.live_holder(leased, name),
+            None => Ok(None),
+        }
+    }
+
     fn resting_since(&self, name: &str) -> Result<Option<u64>, Error> {
-        Ok(self.rested.noted(name)?.and_then(|text| text.parse().ok()))
+        let Some(rested) = &self.rested else {
+            return Ok(None);
+        };
+        Ok(rested.noted(name)?.and_then(|text| text.parse().ok()))
     }
 
     /// Removes the notes of addresses that have rested long enough.
     fn forget_rested(&self) -> Result<(), Error> {
-        for name in self.rested.names()? {
+        let Some(rested) = &self.rested else {
+            return Ok(());
+        };
+        for name in rested.names()? {
             if !self
                 .resting_since(&name)?
                 .is_some_and(|since| rests(since, self.now))
             {
-                self.rested.remove(&name)?;
+                rested.remove(&name)?;
             }
         }
         Ok(())
@@ -378,7 +412,7 @@ impl Leases for NetworkLeases<'_> {
 
     fn standing(&self, address: IpAddr) -> Result<Standing, Error> {
         let name = address.to_string();
-        if self.state.live_holder(&self.leased, &name)?.is_some() {
+        if self.holder(&name)?.is_some() {
             return Ok(Standing::Leased);
         }
         Ok(self
@@ -387,19 +421,17 @@ impl Leases for NetworkLeases<'_> {
     }
 
     fn all(&self) -> Result<Vec<(IpAddr, Standing)>, Error> {
+        let names = |directory: &Option<Directory>| match directory {
+            Some(directory) => directory.names(),
+            None => Ok(Vec::new()),
+        };
         let mut all = Vec::new();
-        for name in self.leased.names()? {
-            if let Ok(address) = name.parse()
-                && self.state.live_holder(&self.leased, &name)?.is_some()
-            {
-                all.push((address, Standing::Leased));
-            }
-        }
-        for name in self.rested.names()? {
-            if let (Ok(address), Some(since)) = (name.parse(), self.resting_since(&name)?)
-                && self.leased.noted(&name)?.is_none()
-            {
-                all.push((address, Standing::Resting(since)));
+        for name in names(&self.leased)?.into_iter().chain(names(&self.rested)?) {
+            if let Ok(address) = name.parse() {
+                match self.standing(address)? {
+                    Standing::Free => {}
+                    standing => all.push((address, standing)),
+                }
             }
         }
         Ok(all)
@@ -476,9 +508,9 @@ mod tests {
         assert_eq!(state.claim(1, claim, &web).unwrap(), None);
         assert_eq!(state.claim(1, claim, &db).unwrap(), Some(web.clone()));
         assert_eq!(state.claim(2, claim, &db).unwrap(), None, "another network");
-        state.release(1, claim, db.number).unwrap();
+        state.release(1, claim, db.number, Use::Used).unwrap();
         assert_eq!(state.claimed(1, claim).unwrap(), Some(web.clone()));
-        state.release(1, claim, web.number).unwrap();
+        state.release(1, claim, web.number, Use::Used).unwrap();
         assert_eq!(state.claimed(1, claim).unwrap(), None);
     }
 
@@ -567,7 +599,9 @@ mod tests {
         };
         let first = draw().unwrap();
         state.claim(1, Claim::Address(first), &web).unwrap();
-        state.release(1, Claim::Address(first), web.number).unwrap();
+        state
+            .release(1, Claim::Address(first), web.number, Use::Used)
+            .unwrap();
         let mut drawn = HashSet::new();
         while let Some(address) = draw() {
             if !drawn.insert(address) {

@@ -453,6 +453,19 @@ impl Locked {
         }
     }
 
+    /// Whether a damaged record of the endpoint was set aside.
+    pub(super) fn is_set_aside(&self, id: &EndpointId) -> Result<bool, Error> {
+        let aside = format!("{}.damaged-1", file_name(Some(id.as_str())));
+        match EndpointRecord::DIRECTORY
+            .map(|inner| self.root.enter(inner))
+            .transpose()?
+            .flatten()
+        {
+            Some(directory) => Ok(directory.stat_of(&aside)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
     fn set_aside(&self, path: &Path) -> Result<PathBuf, Error> {
         let name = path
             .file_name()

@@ -741,11 +741,15 @@ mod tests {
             })
             .collect();
         let policy = Policy::new(None, allow, rules(&["any:25"]), vec![]);
-        let start = std::time::Instant::now();
+        use nix::sys::time::TimeValLike;
+        // Of this thread, whatever else the machine does.
+        let clock = || nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+        let start = clock().unwrap();
         let compiled = policy.compile(1, 1).unwrap();
-        let took = start.elapsed();
+        let took = clock().unwrap() - start;
         assert_eq!(compiled.cidrs.len(), 10_002);
-        assert!(took.as_millis() < 900, "{took:?}");
+        let slower = if cfg!(debug_assertions) { 10 } else { 1 };
+        assert!(took.num_milliseconds() < 300 * slower, "{took:?}");
         println!(
             "{took:?} for {} entries",
             compiled.cidrs.len() + compiled.ports.len()

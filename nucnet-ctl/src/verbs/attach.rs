@@ -242,7 +242,23 @@ fn attach(
         tracing::info!(endpoint = %id, "removing what was left of an earlier attach");
         super::detach::remove(session, left)?;
     }
-    let intent = intend(session, id, wish, netns, path)?;
+    let intent = loop {
+        let error = match intend(session, id.clone(), wish.clone(), netns, path.clone()) {
+            Ok(intent) => break intent,
+            Err(error) => error,
+        };
+        // What only the dead have is free.
+        let owner = error
+            .owner()
+            .map(|owner| session.state.sound_endpoint(owner));
+        match owner.transpose()?.flatten() {
+            Some(owner) if session.is_dead(&owner)? => {
+                tracing::info!(endpoint = %owner.id, "removing an endpoint whose container is gone");
+                super::detach::remove(session, owner)?;
+            }
+            _ => return Err(error),
+        }
+    };
     let plan: Plan<Step> = steps(session, &intent).into_iter().collect();
     let repair = intent.network.repair();
 

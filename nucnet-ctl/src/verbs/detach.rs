@@ -8,7 +8,7 @@ use super::{
     step::{World, endpoint_steps},
 };
 use crate::{
-    kernel::bpf::Datapath,
+    kernel::{bpf::Datapath, claims::Use},
     model::{
         EndpointId,
         plan::{self, Plan},
@@ -45,9 +45,13 @@ impl Host {
                 },
             }
         }
-        if session.fresh {
-            session.abandon_if_fresh();
+        // Also what an earlier detach did not get to.
+        match network::remove_unused(&session) {
+            Ok(()) => {}
+            Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
+            Err(error) => left.0.push(("remove unused networks".to_owned(), error)),
         }
+        session.abandon_if_fresh();
         match left.0.is_empty() {
             true => Ok(detached),
             false => {
@@ -76,7 +80,7 @@ impl Host {
     }
 }
 
-/// Removes an endpoint with all that it owns, and its network if that was made for use.
+/// Removes an endpoint with all that it owns.
 pub(super) fn remove(session: &Session, endpoint: EndpointRecord) -> Result<(), Error> {
     let network = session.state.sound_network(&endpoint.wish.network)?;
     // Of another network of the same name nothing is this endpoint's.
@@ -85,6 +89,7 @@ pub(super) fn remove(session: &Session, endpoint: EndpointRecord) -> Result<(), 
         .as_ref()
         .map_or("its bridge", |network| network.bridge.as_str());
     let mut world = World::new(session);
+    world.usage = Use::Used;
     world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
     if let Some(numbers) = endpoint.policy {
         world.policy = Some(
@@ -99,19 +104,11 @@ pub(super) fn remove(session: &Session, endpoint: EndpointRecord) -> Result<(), 
     world.network = network;
     world.endpoint = Some(endpoint);
     let left = plan::tear_down(&plan, &mut world)?;
-    if !left.is_empty() {
-        return Err(Error::Teardown {
+    match left.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Teardown {
             what,
             left: Left(left),
-        });
-    }
-    match world.network.take() {
-        Some(network)
-            if network.wish.is_none() && session.state.endpoint_of(network.number)?.is_none() =>
-        {
-            world.endpoint = None;
-            network::tear_down(&mut world, network)
-        }
-        _ => Ok(()),
+        }),
     }
 }

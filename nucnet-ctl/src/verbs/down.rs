@@ -3,7 +3,7 @@
 use super::{Error, Host, detach, error::Left, host::Session, network, step::World};
 use crate::kernel::{
     bpf::{self, Datapath},
-    netlink::{Netlink, Owner},
+    netlink::{Link, Netlink, Owner},
 };
 
 impl Host {
@@ -13,9 +13,17 @@ impl Host {
         let mut left = Left::default();
         let session = self.open_existing()?;
         if let Some(session) = &session {
-            self.remove_recorded(session, &mut left)?;
+            for endpoint in session.state.sound_endpoints()? {
+                let what = format!("endpoint {}", endpoint.id);
+                collect(&mut left, what, detach::remove(session, endpoint));
+            }
         }
-        self.remove_unrecorded(&mut left)?;
+        // Bridges after their ports.
+        remove_unrecorded(|link| link.kind.as_deref() != Some("bridge"), &mut left)?;
+        if let Some(session) = &session {
+            remove_networks(session, &mut left)?;
+        }
+        remove_unrecorded(|_| true, &mut left)?;
         // Only this host's: another one's is a conflict.
         match Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?) {
             Err(error @ bpf::BpfError::OtherHost { .. }) => return Err(error.into()),
@@ -65,45 +73,36 @@ impl Host {
         }
         Ok(plan)
     }
+}
 
-    fn remove_recorded(&self, session: &Session, left: &mut Left) -> Result<(), Error> {
-        for endpoint in session.state.sound_endpoints()? {
-            let what = format!("endpoint {}", endpoint.id);
-            collect(left, what, detach::remove(session, endpoint));
+fn remove_networks(session: &Session, left: &mut Left) -> Result<(), Error> {
+    for network in session.state.sound_networks()? {
+        let what = format!("network {}", network.name);
+        let mut world = World::new(session);
+        match Datapath::open_existing(session.bpffs(), &session.bpf_host) {
+            Ok(datapath) => world.datapath = datapath,
+            Err(error @ bpf::BpfError::OtherHost { .. }) => return Err(error.into()),
+            // It goes altogether, below.
+            Err(_) => {}
         }
-        for network in session.state.sound_networks()? {
-            let what = format!("network {}", network.name);
-            let mut world = World::new(session);
-            match Datapath::open_existing(session.bpffs(), &session.bpf_host) {
-                Ok(datapath) => world.datapath = datapath,
-                Err(error @ bpf::BpfError::OtherHost { .. }) => return Err(error.into()),
-                // It goes altogether, below.
-                Err(_) => {}
-            }
-            collect(left, what, network::tear_down(&mut world, network));
-        }
-        Ok(())
+        collect(left, what, network::tear_down(&mut world, network));
     }
+    Ok(())
+}
 
-    /// Links that carry nucnet's mark, whatever became of their records.
-    fn remove_unrecorded(&self, left: &mut Left) -> Result<(), Error> {
-        let netlink = Netlink::open()?;
-        let (bridges, others): (Vec<_>, Vec<_>) = netlink
-            .links()?
-            .into_iter()
-            .filter(|link| link.is_owned())
-            .partition(|link| link.kind.as_deref() == Some("bridge"));
-        // Bridges last: they have the others as ports.
-        for link in others.into_iter().chain(bridges) {
-            let deleted = netlink.delete_link(link.index, Owner::Nucnet);
-            collect(
-                left,
-                format!("interface {}", link.name),
-                deleted.map(drop).map_err(Error::from),
-            );
-        }
-        Ok(())
+/// Removes links that carry nucnet's mark, whatever became of their records.
+fn remove_unrecorded(which: impl Fn(&Link) -> bool, left: &mut Left) -> Result<(), Error> {
+    let netlink = Netlink::open()?;
+    for link in netlink
+        .links()?
+        .iter()
+        .filter(|link| link.is_owned() && which(link))
+    {
+        let deleted = netlink.delete_link(link.index, Owner::Nucnet);
+        let what = format!("interface {}", link.name);
+        collect(left, what, deleted.map(drop).map_err(Error::from));
     }
+    Ok(())
 }
 
 fn collect(left: &mut Left, what: String, result: Result<(), Error>) {

@@ -296,6 +296,17 @@ impl Error {
         }
     }
 
+    /// The endpoint that has what was wanted.
+    pub fn owner(&self) -> Option<&EndpointId> {
+        match self {
+            Self::NamespaceTaken { owner, .. }
+            | Self::AddressTaken { owner, .. }
+            | Self::MacTaken { owner, .. }
+            | Self::PortPublished { owner, .. } => Some(owner),
+            _ => None,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         if let Self::SetUp { source, .. } = self {

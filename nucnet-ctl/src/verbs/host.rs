@@ -1,9 +1,9 @@
 //! The host: where its state and its datapath are, and access to both.
 
-use super::Error;
+use super::{Error, step::endpoint_alias};
 use crate::{
     kernel::{boot, bpf, netlink::Netlink, netns::NetnsFd, store},
-    model::record::{HostRecord, Namespace, Numbers},
+    model::record::{EndpointRecord, HostRecord, Namespace, Numbers},
 };
 use std::{
     path::{Path, PathBuf},
@@ -72,9 +72,11 @@ impl Host {
         if options.datapath == DatapathChoice::Iptables {
             return Err(Error::NoIptables);
         }
-        // Without a trailing slash or double slashes: paths are compared.
-        options.bpffs = options.bpffs.components().collect();
-        options.state_dir = options.state_dir.components().collect();
+        // In one form, because they are recorded and compared.
+        for path in [&mut options.bpffs, &mut options.state_dir] {
+            *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+            *path = path.components().collect();
+        }
         Ok(Self { options })
     }
 
@@ -220,6 +222,20 @@ impl Session {
 
     pub(super) fn bpffs(&self) -> &Path {
         &self.host.options.bpffs
+    }
+
+    /// Whether an endpoint can never pass packets again: its link is gone, and its namespace is
+    /// not where it was found.
+    pub(super) fn is_dead(&self, endpoint: &EndpointRecord) -> Result<bool, Error> {
+        let alias = endpoint_alias(endpoint);
+        let link = self.netlink.find_link(endpoint.host_ifname.as_str())?;
+        if link.is_some_and(|link| link.alias.as_deref() == Some(&alias)) {
+            return Ok(false);
+        }
+        Ok(match NetnsFd::open(&endpoint.netns) {
+            Ok(netns) => namespace(&netns)? != endpoint.namespace,
+            Err(_) => true,
+        })
     }
 
     /// The cgroup for the connect hooks.

@@ -109,6 +109,30 @@ pub(super) fn repair(
     Ok(times)
 }
 
+/// Whether a network has neither endpoints nor, whatever became of its records, ports.
+fn is_unused(session: &Session, network: &NetworkRecord) -> Result<bool, Error> {
+    if session.state.endpoint_of(network.number)?.is_some() {
+        return Ok(false);
+    }
+    match session.netlink.port_count(network.bridge.as_str()) {
+        Ok(ports) => Ok(ports == 0),
+        Err(netlink::Error::NoLink { .. }) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the networks that were made on first use and have no endpoints any more.
+pub(super) fn remove_unused(session: &Session) -> Result<(), Error> {
+    for network in session.state.sound_networks()? {
+        if network.wish.is_none() && is_unused(session, &network)? {
+            let mut world = World::new(session);
+            world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+            tear_down(&mut world, network)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a network without endpoints.
 pub(super) fn tear_down(world: &mut World<'_>, network: NetworkRecord) -> Result<(), Error> {
     let what = format!("remove network {}", network.name);

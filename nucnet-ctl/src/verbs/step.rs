@@ -8,7 +8,7 @@ use super::{Error, host::Session};
 use crate::{
     kernel::{
         bpf::{Datapath, HostInterface, LinkLayer, Prefix},
-        claims::{Claim, Holder},
+        claims::{Claim, Holder, Use},
         netlink::{
             self, BridgeSpec, Change, LinkType, Neighbour, Netlink, Owner, Port, Route, VethSpec,
         },
@@ -186,6 +186,8 @@ pub(super) struct World<'a> {
     pub(super) endpoint: Option<EndpointRecord>,
     pub(super) policy: Option<Compiled>,
     pub(super) netns: Option<&'a NetnsFd>,
+    /// Whether what is undone was ever in use.
+    pub(super) usage: Use,
     /// Something could not be removed: what says that it may be there stays.
     pub(super) troubled: bool,
 }
@@ -200,6 +202,7 @@ impl<'a> World<'a> {
             endpoint: None,
             policy: None,
             netns: None,
+            usage: Use::Unused,
             troubled: false,
         }
     }
@@ -425,7 +428,7 @@ impl<'a> World<'a> {
             .map(|address| Claim::Address(*address));
         let namespace = Claim::Namespace(endpoint.namespace.number());
         for claim in addresses.chain([Claim::Mac(endpoint.mac), namespace]) {
-            state.release(endpoint.network, claim, endpoint.number)?;
+            state.release(endpoint.network, claim, endpoint.number, self.usage)?;
         }
         Ok(())
     }

@@ -1,0 +1,825 @@
+//! The verbs by way of the program, on hosts that each test makes: a network namespace with an
+//! uplink, a mount namespace, a BPF filesystem and a cgroup2 hierarchy.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    unistd::geteuid,
+};
+use nucnet_ctl::{
+    AttachRequest, Container, Error, Host, Kind, Options,
+    kernel::{
+        bpf::{self, Datapath},
+        netns::{self, NetnsFd, run_in},
+    },
+    model::EndpointId,
+};
+use serde_json::Value;
+
+/// A host of the test's own.
+struct Lab {
+    place: PathBuf,
+}
+
+/// Runs `test` on a host of its own: the calling thread's, and its children's, namespaces.
+fn on_a_host(test: impl FnOnce(&Lab) + Send + 'static) {
+    if !geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    // Namespaces of this thread, and what is mounted in them, end with it.
+    let outcome = thread::spawn(move || {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
+        let lab = Lab {
+            place: directory.path().to_owned(),
+        };
+        lab.build();
+        test(&lab);
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Lab {
+    fn build(&self) {
+        let none = None::<&str>;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).expect("private mounts");
+        mount(
+            Some("tmpfs"),
+            &self.place,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            none,
+        )
+        .expect("tmpfs");
+        for (name, kind) in [("bpf", "bpf"), ("cgroup", "cgroup2")] {
+            let path = self.place.join(name);
+            fs::create_dir(&path).expect("directory");
+            mount(Some(kind), &path, Some(kind), MsFlags::empty(), none).expect(kind);
+        }
+        ip("link set lo up");
+        ip("link add up0 type veth peer name up1");
+        // What the kernel does by itself in its own time would differ between snapshots.
+        ip("link set up0 addrgenmode none");
+        ip("link set up1 addrgenmode none");
+        ip("link set up1 up");
+        ip("link set up0 mtu 1480 up");
+        while !ip("link show up1").contains("state UP") || !ip("link show up0").contains("state UP")
+        {
+            thread::yield_now();
+        }
+        ip("address add 192.0.2.1/24 dev up0");
+        ip("address add 2001:db8::1/64 dev up0 nodad");
+        ip("route add default via 192.0.2.254");
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            state_dir: self.place.join("state"),
+            bpffs: self.place.join("bpf/nucnet"),
+            cgroup: Some(self.place.join("cgroup")),
+            ..Options::default()
+        }
+    }
+
+    fn host(&self) -> Host {
+        Host::new(self.options()).expect("host")
+    }
+
+    /// A container: a namespace that the file holds.
+    fn container(&self, name: &str) -> PathBuf {
+        let path = self.place.join(name);
+        netns::create_named(&path).expect("namespace");
+        path
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nucnet-ctl"));
+        let options = self.options();
+        command
+            .args(arguments.split_whitespace())
+            .env("NUCNET_STATE_DIR", options.state_dir)
+            .env("NUCNET_BPFFS", options.bpffs)
+            .env("NUCNET_CGROUP", options.cgroup.expect("cgroup"));
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().expect("nucnet-ctl")
+    }
+
+    fn ok(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments}: {errors}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn json(&self, arguments: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("-o json {arguments}"))).expect("JSON")
+    }
+
+    /// Exit code and error object.
+    fn refused(&self, arguments: &str) -> (i32, Value) {
+        let output = self.run(&format!("{arguments} -o json"));
+        let code = output.status.code().expect("exit code");
+        assert_ne!(code, 0, "{arguments}: was done");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let error: Value = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{arguments}: {error}: {text:?}"));
+        (code, error["error"].clone())
+    }
+
+    /// All that there is on the host that nucnet could have made or changed.
+    fn snapshot(&self) -> String {
+        let mut lines = vec![
+            without_timers(&ip("-details link show")),
+            ip("address show"),
+            ip("route show table all"),
+            ip("-6 route show table all"),
+            ip("neighbour show nud permanent"),
+            command("tc", "qdisc show"),
+            sysctls(Path::new("/proc/sys/net/ipv4/conf")),
+            sysctls(Path::new("/proc/sys/net/ipv6/conf")),
+        ];
+        lines.extend(tree(&self.place.join("bpf")));
+        lines.extend(tree(&self.place.join("state")));
+        lines.join("\n")
+    }
+
+    /// Compares with a snapshot, and shows the lines that differ.
+    fn assert_unchanged(&self, before: &str, when: &str) {
+        let now = self.snapshot();
+        if now == before {
+            return;
+        }
+        let (old, new): (Vec<&str>, Vec<&str>) = (before.lines().collect(), now.lines().collect());
+        let gone = old
+            .iter()
+            .filter(|line| !new.contains(line))
+            .map(|line| format!("- {line}"));
+        let come = new
+            .iter()
+            .filter(|line| !old.contains(line))
+            .map(|line| format!("+ {line}"));
+        let difference: Vec<String> = gone.chain(come).collect();
+        panic!(
+            "{when}: the host is not as it was:\n{}",
+            difference.join("\n")
+        );
+    }
+
+    fn datapath(&self) -> Datapath {
+        let host = bpf::Host::current().expect("host");
+        Datapath::open_existing(&self.options().bpffs, &host)
+            .expect("open")
+            .expect("datapath")
+    }
+}
+
+fn command(name: &str, arguments: &str) -> String {
+    let output = Command::new(name)
+        .args(arguments.split_whitespace())
+        .output()
+        .expect(name);
+    assert!(output.status.success(), "{name} {arguments}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn ip(arguments: &str) -> String {
+    command("ip", arguments)
+}
+
+fn without_timers(text: &str) -> String {
+    let mut words = text.split(' ').peekable();
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        if word.ends_with("_timer") {
+            while words.next_if(|next| next.is_empty()).is_some() {}
+            words.next();
+        } else {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
+}
+
+fn inside(netns: &Path, arguments: &str) -> String {
+    let netns = NetnsFd::open(netns).expect("namespace");
+    run_in(&netns, || ip(arguments)).expect("inside")
+}
+
+fn tree(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.expect("entry"))
+    {
+        // The kernel's own.
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "debug")
+        {
+            continue;
+        }
+        found.push(entry.path().display().to_string());
+        if entry.file_type().expect("type").is_dir() {
+            found.extend(tree(&entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sysctls(directory: &Path) -> String {
+    let mut found = Vec::new();
+    for path in tree(directory) {
+        // Some can only be written.
+        if let Ok(value) = fs::read_to_string(&path) {
+            // Chosen by the kernel at its first use.
+            if !path.ends_with("stable_secret") {
+                found.push(format!("{path}={}", value.trim()));
+            }
+        }
+    }
+    found.join("\n")
+}
+
+#[test]
+fn a_container_gets_address_routes_and_neighbours_and_loses_everything_again() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        let before = lab.snapshot();
+        let attach = format!(
+            "attach --netns {} --id web -p 8080:80 --allow any:443",
+            web.display()
+        );
+        let view = lab.json(&attach);
+        assert_eq!(view["state"], "active");
+        assert_eq!(view["network"], "default");
+        assert_eq!(view["netns"], web.display().to_string());
+        assert_eq!(view["datapath"], "ebpf");
+        assert_eq!(view["egress"]["default"], "deny");
+        assert_eq!(view["egress"]["allow"][0], "any:443");
+        assert_eq!(view["published"][0]["host_ip"], Value::Null);
+        assert_eq!(view["published"][0]["host_port"], 8080);
+        assert_eq!(view["addresses"].as_array().expect("list").len(), 2);
+        assert_eq!(view["mtu"], 1480, "the smallest of the uplinks'");
+
+        let addresses = inside(&web, "address show eth0");
+        for address in view["addresses"].as_array().expect("list") {
+            assert!(
+                addresses.contains(address.as_str().expect("text")),
+                "{addresses}"
+            );
+        }
+        assert!(
+            addresses.contains("UP") && !addresses.contains("tentative"),
+            "{addresses}"
+        );
+        assert!(inside(&web, "route show default").contains("via 10.0.42.1 dev eth0 proto 110"));
+        assert!(inside(&web, "-6 route show default").contains("dev eth0 proto 110"));
+        assert!(inside(&web, "neighbour show nud permanent").contains("10.0.42.1 dev eth0"));
+        let host_side = view["host_ifname"].as_str().expect("text");
+        let link = ip(&format!("-details link show dev {host_side}"));
+        assert!(
+            link.contains("alias nucnet:web") && link.contains("locked on"),
+            "{link}"
+        );
+        assert!(command("tc", &format!("filter show dev {host_side} ingress")).contains("bpf"));
+        assert_eq!(
+            fs::read_to_string("/proc/sys/net/ipv4/ip_forward")
+                .expect("read")
+                .trim(),
+            "0"
+        );
+
+        let datapath = lab.datapath();
+        assert_eq!(datapath.endpoints.count().expect("count"), 1);
+        assert_eq!(datapath.addresses.count().expect("count"), 2);
+        assert_eq!(datapath.publishes.count().expect("count"), 2);
+        drop(datapath);
+
+        assert_eq!(lab.json("list")[0]["id"], "web");
+        assert_eq!(lab.json("inspect web")["flows"], 0);
+        assert_eq!(lab.json("network list")[0]["id"], "default");
+
+        lab.ok("detach web");
+        lab.ok("detach web");
+        assert_eq!(lab.json("list"), Value::Array(vec![]));
+        assert_eq!(
+            lab.json("network list"),
+            Value::Array(vec![]),
+            "it went with its endpoint"
+        );
+        let datapath = lab.datapath();
+        for count in [
+            datapath.endpoints.count(),
+            datapath.addresses.count(),
+            datapath.publishes.count(),
+            datapath.policy_cidrs.count(),
+            datapath.policy_ports.count(),
+            datapath.usage.count(),
+        ] {
+            assert_eq!(count.expect("count"), 0);
+        }
+        drop(datapath);
+        lab.ok("down");
+        lab.ok("down");
+        lab.assert_unchanged(&before, "afterwards");
+    });
+}
+
+#[test]
+fn the_same_again_changes_nothing_and_others_are_a_conflict() {
+    on_a_host(|lab| {
+        let (web, db) = (lab.container("web"), lab.container("db"));
+        let attach = format!("attach --netns {} --id web -p 0:80", web.display());
+        let (first, second) = (lab.json(&attach), lab.json(&attach));
+        for field in ["addresses", "mac", "host_ifname", "published"] {
+            assert_eq!(first[field], second[field], "{field}");
+        }
+        for other in [
+            format!("{attach} --mtu 1400"),
+            format!("{attach} -p 81:81"),
+            format!("{attach} --deny any:25"),
+            format!("attach --netns {} --id web -p 0:80", db.display()),
+            // The namespace has an endpoint of the network.
+            format!("attach --netns {} --id other", web.display()),
+        ] {
+            let (code, error) = lab.refused(&other);
+            assert_eq!(
+                (code, &error["kind"]),
+                (4, &Value::from("conflict")),
+                "{other}"
+            );
+            assert!(
+                error["message"].as_str().expect("text").contains("web"),
+                "{error}"
+            );
+        }
+    });
+}
+
+#[test]
+fn bad_input_is_refused_with_the_exit_code_of_the_contract_and_nothing_is_touched() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        fs::write(lab.place.join("file"), "").expect("write");
+        let place = lab.place.display();
+        let before = lab.snapshot();
+        let netns = format!("attach --netns {}", web.display());
+        for (arguments, code, says) in [
+            ("attach", 2, "--pid"),
+            ("attach --pid x", 2, "--pid"),
+            ("attach --pid 1 --netns /x", 2, "--pid"),
+            ("frobnicate", 2, "frobnicate"),
+            (&format!("{netns} --id a/b"), 2, "a/b"),
+            (&format!("{netns} --id {}", "a".repeat(65)), 2, "--id"),
+            (&format!("{netns} --ip 10.0.43.1"), 2, "10.0.42.0/24"),
+            (&format!("{netns} --ip 10.0.42.1"), 2, "gateway"),
+            (&format!("{netns} --ip 10.0.42.0"), 2, "10.0.42.0"),
+            (&format!("{netns} --ip 10.0.42.255"), 2, "broadcast"),
+            (&format!("{netns} --ip 10.0.42.256"), 2, "--ip"),
+            (
+                &format!("{netns} --ip 10.0.42.2 --ip 10.0.42.3"),
+                2,
+                "10.0.42.3",
+            ),
+            (&format!("{netns} --mac 01:00:00:00:00:01"), 2, "--mac"),
+            (&format!("{netns} --mtu 67"), 2, "--mtu"),
+            (&format!("{netns} --mtu 65536"), 2, "--mtu"),
+            (&format!("{netns} --mtu 1000"), 2, "IPv6"),
+            (&format!("{netns} --ifname a/b"), 2, "--ifname"),
+            (&format!("{netns} --ifname sixteen-bytes-xx"), 2, "--ifname"),
+            (&format!("{netns} -p 80"), 2, "80"),
+            (&format!("{netns} -p 80:80/sctp"), 2, "sctp"),
+            (&format!("{netns} -p 80:80 -p 80:81"), 2, "80:81"),
+            (&format!("{netns} --allow 10.0.0.0/33"), 2, "--allow"),
+            (&format!("{netns} --deny any:80/icmp"), 2, "--deny"),
+            (&format!("{netns} --dns 127.0.0.53"), 2, "--dns"),
+            (&format!("{netns} --egress-default maybe"), 2, "maybe"),
+            (&format!("{netns} --network a/b"), 2, "--network"),
+            (&format!("{netns} --network blue"), 3, "blue"),
+            (&format!("{netns} --rootfs /"), 5, "rootfs"),
+            (&format!("{netns} --datapath iptables"), 5, "iptables"),
+            (&format!("attach --netns {place}/none"), 3, "none"),
+            (&format!("attach --netns {place}/file"), 2, "file"),
+            ("attach --netns /proc/self/ns/net", 2, "host"),
+            ("attach --netns /proc/self/ns/mnt", 2, "mnt"),
+            ("attach --pid 4194304", 3, "4194304"),
+            ("attach --pid 0", 3, "0"),
+            ("inspect web", 3, "web"),
+            ("network remove blue", 3, "blue"),
+            ("network create blue --subnet 10.1.0.0/31", 2, "--subnet"),
+            ("network create blue --subnet fd00::/64", 2, "--subnet6"),
+            (
+                "network create blue --subnet 10.1.0.0/24 --gateway 10.2.0.1",
+                2,
+                "--gateway",
+            ),
+            ("network create blue --gateway 10.2.0.1", 2, "--gateway"),
+            (
+                "network create blue --subnet6 fd00::/64 --mtu 1000",
+                2,
+                "--mtu",
+            ),
+            ("network create blue --subnet 192.0.2.128/25", 4, "up0"),
+            (
+                "network create blue --bridge up0 --subnet 10.1.0.0/24",
+                4,
+                "up0",
+            ),
+        ] {
+            let (found, error) = lab.refused(arguments);
+            assert_eq!(found, code, "{arguments}: {error}");
+            let text = error.to_string();
+            assert!(text.contains(says), "{arguments}: {text}");
+            assert!(!error["message"].as_str().expect("text").is_empty());
+        }
+        lab.assert_unchanged(&before, "afterwards");
+    });
+}
+
+#[test]
+fn what_is_taken_is_a_conflict_that_names_its_owner() {
+    on_a_host(|lab| {
+        let (web, db) = (lab.container("web"), lab.container("db"));
+        let listener = std::net::TcpListener::bind("0.0.0.0:7070").expect("bind");
+        lab.ok(&format!(
+            "attach --netns {} --id web --ip 10.0.42.9 --mac 02:00:00:00:00:09 -p 8080:80 \
+             -p 9000-9009:1000-1009/udp",
+            web.display()
+        ));
+        let before = lab.snapshot();
+        let attach = format!("attach --netns {} --id db", db.display());
+        let me = std::process::id().to_string();
+        for (flags, owner) in [
+            ("--ip 10.0.42.9", "web"),
+            ("--mac 02:00:00:00:00:09", "web"),
+            ("-p 127.0.0.1:8080:80", "web"),
+            ("-p 9005:9005/udp", "web"),
+            ("-p 7070:80", me.as_str()),
+        ] {
+            let (code, error) = lab.refused(&format!("{attach} {flags}"));
+            assert_eq!(code, 4, "{flags}: {error}");
+            assert!(
+                error["message"].as_str().expect("text").contains(owner),
+                "{flags}: {error}"
+            );
+        }
+        inside(&db, "link add eth0 type bridge");
+        assert_eq!(lab.refused(&attach).0, 4, "the container has an eth0");
+        inside(&db, "link delete eth0");
+        lab.assert_unchanged(&before, "afterwards");
+        drop(listener);
+        lab.ok(&format!("{attach} -p 8080:80/udp -p 7070:80"));
+    });
+}
+
+#[test]
+fn what_the_dead_have_is_free() {
+    on_a_host(|lab| {
+        let (web, next) = (lab.container("web"), lab.container("next"));
+        lab.ok(&format!(
+            "attach --netns {} --id web --ip 10.0.42.9 -p 8080:80",
+            web.display()
+        ));
+        netns::remove_named(&web).expect("remove");
+        // The kernel takes namespaces apart in its own time.
+        while !ip("link show type veth").contains("up0") || ip("link show").contains("nucnet:web") {
+            thread::yield_now();
+        }
+        assert_eq!(lab.json("list")[0]["state"], "degraded");
+        lab.ok(&format!(
+            "attach --netns {} --id next --ip 10.0.42.9 -p 8080:80",
+            next.display()
+        ));
+        assert_eq!(lab.json("list").as_array().expect("list").len(), 1);
+        // And a container that is started again under its name.
+        netns::remove_named(&next).expect("remove");
+        let again = lab.container("again");
+        lab.ok(&format!(
+            "attach --netns {} --id next --ip 10.0.42.9 -p 8080:80",
+            again.display()
+        ));
+    });
+}
+
+#[test]
+fn created_networks_stay_and_are_what_was_asked_for() {
+    on_a_host(|lab| {
+        let create = "network create blue --bridge br-blue --subnet 10.9.0.7/16 --subnet6 \
+                      fd09::/64 --gateway 10.9.255.254 --mtu 1400 --isolate --uplink up0";
+        let view = lab.json(create);
+        assert_eq!(view["id"], "blue");
+        assert_eq!(
+            view["subnets"],
+            serde_json::json!(["10.9.0.0/16", "fd09::/64"])
+        );
+        assert_eq!(
+            view["gateways"],
+            serde_json::json!(["10.9.255.254", "fd09::1"])
+        );
+        assert_eq!(lab.json(create), view, "the same again");
+        assert_eq!(lab.refused(&create.replace("1400", "1399")).0, 4);
+        assert_eq!(lab.refused("network create red --subnet 10.9.1.0/24").0, 4);
+        assert_eq!(lab.refused("network create red --bridge br-blue").0, 4);
+        let addresses = ip("address show br-blue");
+        assert!(addresses.contains("10.9.255.254/16") && addresses.contains("fd09::1/64"));
+
+        let web = lab.container("web");
+        let view = lab.json(&format!(
+            "attach --netns {} --id web --network blue",
+            web.display()
+        ));
+        assert_eq!(view["mtu"], 1400);
+        let (code, error) = lab.refused("network remove blue");
+        assert_eq!(code, 4);
+        assert!(error["message"].as_str().expect("text").contains("web"));
+        // A second network in the same container: the first owns the default routes.
+        lab.ok(&format!(
+            "attach --netns {} --id web2 --ifname eth1",
+            web.display()
+        ));
+        assert!(inside(&web, "route show default").contains("dev eth0"));
+        assert!(!inside(&web, "route show default").contains("dev eth1"));
+        lab.ok("detach web web2");
+        assert_eq!(lab.json("network list").as_array().expect("list").len(), 1);
+        lab.ok("network remove blue");
+        assert!(!ip("link show").contains("br-blue"));
+        let view = lab.json("network create auto");
+        assert_eq!(view["subnets"][0], "10.0.43.0/24");
+        lab.ok("down");
+    });
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_touches_nothing() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        let before = lab.snapshot();
+        let attach = format!("attach --netns {} --id web -p 8080:80", web.display());
+        let plan = lab.json(&format!("{attach} --dry-run"));
+        assert!(plan["plan"].as_array().expect("list").len() > 10, "{plan}");
+        lab.json("network create blue --dry-run");
+        lab.assert_unchanged(&before, "afterwards");
+        lab.ok(&attach);
+        let before = lab.snapshot();
+        assert!(
+            !lab.json("detach web --dry-run")["plan"]
+                .as_array()
+                .expect("list")
+                .is_empty()
+        );
+        assert!(
+            !lab.json("down --dry-run")["plan"]
+                .as_array()
+                .expect("list")
+                .is_empty()
+        );
+        assert_eq!(
+            lab.json(&format!("{attach} --dry-run"))["plan"],
+            Value::Array(vec![])
+        );
+        lab.assert_unchanged(&before, "afterwards");
+    });
+}
+
+#[test]
+fn a_failure_at_any_step_leaves_the_host_exactly_as_it_was() {
+    on_a_host(|lab| {
+        let (web, db) = (lab.container("web"), lab.container("db"));
+        let flags = "-p 8080:80 -p 53:53/udp --allow 10.0.0.0/8:443 --deny any:25";
+        let first = format!("attach --netns {} --id web {flags}", web.display());
+        let second = format!("attach --netns {} --id db -p 8081:80", db.display());
+        for attach in [first, second] {
+            let before = lab.snapshot();
+            let mut failures = 0;
+            loop {
+                let output = lab
+                    .command(&attach)
+                    .env("NUCNET_FAULT", format!("fail:{failures}"))
+                    .output()
+                    .expect("nucnet-ctl");
+                if output.status.success() {
+                    break;
+                }
+                let text = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert_eq!(output.status.code(), Some(1), "{text}");
+                assert!(text.contains("injected"), "{text}");
+                lab.assert_unchanged(&before, &format!("before step {failures}: {text}"));
+                failures += 1;
+            }
+            assert!(failures > 9, "{failures}");
+        }
+    });
+}
+
+#[test]
+fn whatever_step_it_is_killed_at_the_repeated_call_succeeds_and_nothing_stays() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        let flags = "-p 8080:80 --allow 10.0.0.0/8:443";
+        let attach = format!("attach --netns {} --id web {flags}", web.display());
+        let before = lab.snapshot();
+        let killed = |arguments: &str, step: usize| {
+            let mut command = lab.command(arguments);
+            let output = command.env("NUCNET_FAULT", format!("stop:{step}")).output();
+            output.expect("nucnet-ctl").status.code().is_none()
+        };
+        lab.ok(&attach);
+        lab.ok("detach web");
+        let loaded = lab.snapshot();
+        lab.ok("down");
+        // The call is repeated; at every fourth step all is taken down instead.
+        let mut step = 0;
+        while killed(&attach, step) {
+            let when = format!("attach killed before step {step}");
+            if step % 4 != 3 {
+                lab.ok(&attach);
+                lab.ok("detach web");
+                lab.assert_unchanged(&loaded, &when);
+            } else {
+                lab.ok("down");
+                lab.assert_unchanged(&before, &when);
+            }
+            step += 1;
+        }
+        assert!(step > 15, "{step}");
+        for (verb, after) in [("detach web", loaded), ("down", before)] {
+            let mut step = 0;
+            loop {
+                lab.ok(&attach);
+                let was_killed = killed(verb, step);
+                lab.ok(verb);
+                lab.assert_unchanged(&after, &format!("{verb} killed before step {step}"));
+                if !was_killed {
+                    break;
+                }
+                step += 1;
+            }
+            assert!(step > 9, "{verb}: {step}");
+        }
+    });
+}
+
+#[test]
+fn attaches_from_many_processes_at_once_get_addresses_of_their_own() {
+    const PROCESSES: usize = 16;
+    on_a_host(|lab| {
+        let containers: Vec<PathBuf> = (0..PROCESSES)
+            .map(|n| lab.container(&format!("c{n}")))
+            .collect();
+        for _ in 0..2 {
+            let children: Vec<_> = containers
+                .iter()
+                .enumerate()
+                .map(|(n, netns)| {
+                    let flags = format!("--id c{n} -p 0:80 -p {}:80/udp", 5000 + n);
+                    let attach = format!("-o json attach --netns {} {flags}", netns.display());
+                    let mut command = lab.command(&attach);
+                    command.stdout(std::process::Stdio::piped());
+                    command.spawn().expect("nucnet-ctl")
+                })
+                .collect();
+            let mut addresses = BTreeSet::new();
+            let mut ports = BTreeSet::new();
+            for child in children {
+                let output = child.wait_with_output().expect("wait");
+                assert!(output.status.success());
+                let view: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+                addresses.insert(view["addresses"][0].to_string());
+                ports.insert(view["published"][0]["host_port"].to_string());
+            }
+            assert_eq!((addresses.len(), ports.len()), (PROCESSES, PROCESSES));
+            let detached: Vec<_> = (0..PROCESSES)
+                .map(|n| {
+                    lab.command(&format!("detach c{n}"))
+                        .spawn()
+                        .expect("nucnet-ctl")
+                })
+                .collect();
+            for mut child in detached {
+                assert!(child.wait().expect("wait").success());
+            }
+            assert_eq!(lab.json("list"), Value::Array(vec![]));
+            assert!(!ip("link show").contains("nucnet:"));
+        }
+    });
+}
+
+#[test]
+fn state_of_another_host_or_bpffs_is_refused_with_the_remedy() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        let attach = format!("attach --netns {} --id web", web.display());
+        lab.ok(&attach);
+        let other = lab.place.join("bpf/other");
+        let (code, error) = lab.refused(&format!("{attach} --bpffs {}", other.display()));
+        assert_eq!(code, 4, "{error}");
+        assert!(
+            error["hint"].as_str().expect("hint").contains("--bpffs"),
+            "{error}"
+        );
+        // Another host with the same state directory, or with the same pins only.
+        let elsewhere = lab.container("elsewhere");
+        let elsewhere = NetnsFd::open(&elsewhere).expect("namespace");
+        run_in(&elsewhere, || {
+            assert_eq!(lab.refused(&attach).0, 4);
+            assert_eq!(lab.refused("list").0, 4);
+            assert_eq!(lab.refused("down").0, 4);
+            let state = lab.place.join("state2");
+            assert_eq!(
+                lab.refused(&format!("{attach} --state-dir {}", state.display()))
+                    .0,
+                4
+            );
+            assert!(!state.exists());
+        })
+        .expect("elsewhere");
+        assert_eq!(lab.json("list")[0]["state"], "active");
+    });
+}
+
+#[test]
+fn an_attachment_detaches_when_dropped_unless_kept() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        let mut request = AttachRequest::new(Container::Netns(web));
+        let id: EndpointId = "web".parse().expect("id");
+        request.id = Some(id.clone());
+        let host = lab.host();
+        drop(host.attach(&request).expect("attach"));
+        assert_eq!(host.list().expect("list"), []);
+        let view = host.attach(&request).expect("attach").keep();
+        assert_eq!(host.list().expect("list"), [view]);
+        // Whoever finds it attached does not own it.
+        drop(host.attach(&request).expect("attach"));
+        assert_eq!(host.list().expect("list").len(), 1);
+        let mut other = request.clone();
+        other.id = None;
+        let error: Error = host.attach(&other).expect_err("taken");
+        assert_eq!(error.kind(), Kind::Conflict);
+        assert_eq!(host.detach(&[id]).expect("detach").removed.len(), 1);
+    });
+}
+
+#[test]
+fn a_container_given_by_process_id_gets_a_derived_id() {
+    on_a_host(|lab| {
+        let netns = NetnsFd::open(&lab.container("web")).expect("namespace");
+        let mut process = run_in(&netns, || Command::new("sleep").arg("600").spawn())
+            .expect("inside")
+            .expect("sleep");
+        let attach = format!("attach --pid {}", process.id());
+        let view = lab.json(&attach);
+        assert_eq!(view["netns"], format!("/proc/{}/ns/net", process.id()));
+        assert_eq!(lab.json(&attach)["id"], view["id"]);
+        lab.ok(&format!("detach {}", view["id"].as_str().expect("text")));
+        process.kill().expect("kill");
+        process.wait().expect("wait");
+        assert_eq!(lab.refused(&attach).0, 3);
+    });
+}
+
+#[test]
+fn a_damaged_record_stops_nobody_else() {
+    on_a_host(|lab| {
+        let (web, db) = (lab.container("web"), lab.container("db"));
+        lab.ok(&format!("attach --netns {} --id web", web.display()));
+        let record = lab.place.join("state/endpoints/web.json");
+        fs::write(&record, "{").expect("write");
+        let output = lab.run("list -o json");
+        assert!(output.status.success());
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("web.json"),
+            "it is reported"
+        );
+        lab.ok(&format!("attach --netns {} --id db", db.display()));
+        lab.ok("detach db");
+        let before = fs::read_to_string(lab.place.join("state/host.json")).expect("read");
+        fs::write(lab.place.join("state/host.json"), &before[..20]).expect("write");
+        // Numbers are not given twice for that.
+        let view = lab.json(&format!("attach --netns {} --id db", db.display()));
+        assert!(
+            view["host_ifname"].as_str().expect("text") > "nn00000002",
+            "{view}"
+        );
+        lab.ok("down");
+    });
+}
