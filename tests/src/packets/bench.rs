@@ -1,10 +1,14 @@
 //! What rows are written in: a site that is set up, packets that are sent, and everything that
 //! must be true of what comes out.
 
-use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use nucnet_common::{
-    abi::{Address, Delivery, Endpoint, Flow, FlowKey, FlowState, Mac, Reason, Settings, Usage},
+    abi::{Delivery, Endpoint, Flow, FlowKey, FlowState, Mac, Reason, Settings, Usage},
     path::Way,
 };
 use nucnet_ctl::model::{
@@ -26,6 +30,9 @@ pub struct Bench<'e> {
     settings: Settings,
     numbers: u32,
 }
+
+/// Who sends the frames that come in by uplinks.
+pub const ROUTER_MAC: Mac = [2, 0xff, 0, 0, 0, 1];
 
 /// What can be sent: a packet, put into a frame where it has none, or the bytes of a frame.
 pub trait Frame {
@@ -181,7 +188,7 @@ impl<'e> Bench<'e> {
     /// A packet comes in by an uplink from the router there.
     #[track_caller]
     pub fn from_uplink(&mut self, link: u32, frame: &impl Frame) -> Sent {
-        let frame = frame.framed(site::interface(link).mac, [2, 0xff, 0, 0, 0, 1]);
+        let frame = frame.framed(site::interface(link).mac, ROUTER_MAC);
         self.send(Hook::FromUplink { link }, frame, 0)
     }
 
@@ -342,10 +349,17 @@ impl Sent {
     /// It leaves by an uplink for a neighbour there as this packet. The kernel fills the
     /// link-layer addresses in.
     #[track_caller]
-    pub fn leaves(&self, link: u32, next_hop: Option<std::net::IpAddr>, packet: &Packet) {
-        let next_hop: Address = next_hop.map_or([0; 16], to_abi);
+    pub fn leaves(&self, link: u32, next_hop: IpAddr, packet: &Packet) {
+        let next_hop = to_abi(next_hop);
         self.expect(Outcome::Redirected(Some(Way::Uplink { link, next_hop })));
         self.expect_bytes(&packet.framed(self.mac_at(0), self.mac_at(6)));
+    }
+
+    /// It goes back out of an uplink to the frame address that its peer's packets come from.
+    #[track_caller]
+    pub fn goes_back(&self, link: u32, packet: &Packet) {
+        self.expect(Outcome::Redirected(Some(Way::Link { link })));
+        self.expect_bytes(&packet.framed(ROUTER_MAC, site::interface(link).mac));
     }
 
     /// It reaches the host by way of a bridge, as this packet.

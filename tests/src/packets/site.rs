@@ -349,7 +349,6 @@ pub const SETTINGS: Settings = Settings {
     dynamic_port_mask: DYNAMIC_LAST - DYNAMIC_FIRST,
     host_port_first: 32_768,
     host_port_last: 60_999,
-    fib_link: BRIDGE,
     flows_per_endpoint: 1_000,
     tcp_established_s: 60,
     tcp_transitory_s: 40,
@@ -357,6 +356,7 @@ pub const SETTINGS: Settings = Settings {
     udp_dns_s: 20,
     icmp_s: 30,
     nonlocal_bind: 0,
+    pad: 0,
 };
 
 /// Whether an address is in a prefix.

@@ -361,7 +361,8 @@ fn blank() -> Scratch {
             peer: garbage,
             next_hop: garbage,
             flags: 0xeeee_eeee,
-            reserved: [0xee; 28],
+            macs: [0xee; 12],
+            reserved: [0xee; 16],
             ..Flow::default()
         },
         binding: Binding {

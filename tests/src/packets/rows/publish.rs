@@ -59,7 +59,7 @@ fn connection_to_a_published_port_reaches_the_endpoint_and_its_replies_go_back(
         .reaches(&WEB, &tcp("S", client, web).ttl(63));
     bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
         UPLINK,
-        None,
+        ip.router,
         &tcp("SA", host, client).ttl(63),
     );
     bench
@@ -72,7 +72,7 @@ fn connection_to_a_published_port_reaches_the_endpoint_and_its_replies_go_back(
         .from_endpoint(&WEB, &tcp("A", web, client).payload([0x5a; 1_001]))
         .leaves(
             UPLINK,
-            None,
+            ip.router,
             &tcp("A", host, client).payload([0x5a; 1_001]).ttl(63),
         );
     assert_eq!(bench.only_state(), FlowState::Established);
@@ -93,7 +93,7 @@ fn datagram_to_a_published_port_reaches_the_endpoint_and_its_replies_go_back(
         .from_endpoint(&WEB, &udp(web, client).payload("an answer"))
         .leaves(
             UPLINK,
-            None,
+            ip.router,
             &udp(host, client).payload("an answer").ttl(63),
         );
     assert_eq!(bench.counts(), (1, 0));
@@ -155,7 +155,7 @@ fn publish_to_a_microvm_leaves_by_its_interface(bench: &mut Bench<'_>, ip: &Fami
         .reaches(&SLOT, &tcp("S", client, slot).ttl(63));
     bench.from_endpoint(&SLOT, &tcp("SA", slot, client)).leaves(
         UPLINK,
-        None,
+        ip.router,
         &tcp("SA", host, client).ttl(63),
     );
 }
@@ -353,12 +353,12 @@ fn same_client_port_by_two_published_ports_stays_apart(bench: &mut Bench<'_>, ip
     second.reaches(&WEB, &tcp("S", seen, web).ttl(63));
     bench.from_endpoint(&WEB, &tcp("SA", web, seen)).leaves(
         UPLINK,
-        None,
+        ip.router,
         &tcp("SA", (ip.host, 9090), client).ttl(63),
     );
     bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
         UPLINK,
-        None,
+        ip.router,
         &tcp("SA", (ip.host, 8080), client).ttl(63),
     );
 }
@@ -389,17 +389,17 @@ fn reply_leaves_by_the_uplink_that_the_connection_came_in_on(bench: &mut Bench<'
     let reply = tcp("SA", host, client).ttl(63);
     bench
         .from_endpoint(&WEB, &tcp("SA", web, client))
-        .leaves(SECOND_UPLINK, None, &reply);
+        .goes_back(SECOND_UPLINK, &reply);
     // Looked up again after a second: the route prefers another, this one still exists.
     bench.wait(2.0);
     bench
         .from_endpoint(&WEB, &tcp("SA", web, client))
-        .leaves(SECOND_UPLINK, None, &reply);
+        .goes_back(SECOND_UPLINK, &reply);
     bench.remove_uplink(SECOND_UPLINK);
     bench.wait(2.0);
     bench
         .from_endpoint(&WEB, &tcp("SA", web, client))
-        .leaves(UPLINK, Some(ip.router), &reply);
+        .leaves(UPLINK, ip.router, &reply);
 }
 
 fn multicast_and_loopback_sources_from_outside_are_martians(bench: &mut Bench<'_>) {
@@ -447,11 +447,12 @@ fn packet_without_link_layer_header_gets_one(bench: &mut Bench<'_>) {
         bench
             .from_tunnel(&tcp("S", client, (family.host, 8080)))
             .reaches(&WEB, &tcp("S", client, web).ttl(63));
-        bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-            TUNNEL,
-            None,
-            &tcp("SA", (family.host, 8080), client).ttl(63),
-        );
+        // The route to the client leads elsewhere: back with whatever addresses, which the
+        // kernel takes off again.
+        let reply = tcp("SA", (family.host, 8080), client).ttl(63);
+        bench
+            .from_endpoint(&WEB, &tcp("SA", web, client))
+            .goes_back(TUNNEL, &reply.macs([0; 6], [0; 6]));
     }
     bench
         .from_tunnel(&tcp("S", (CLIENT4, 40_000), (HOST4, 22)))
