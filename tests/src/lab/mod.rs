@@ -134,21 +134,6 @@ fn connect(
          link set {ifname} up",
         addresses.v4, addresses.v6
     ))?;
-    // Until carrier and link-local addresses are there, the two are not what they will be.
-    for (node, name) in [(remote, "eth0"), (host, ifname)] {
-        // Asking for one link makes the kernel notice its carrier now (Linux 6.5), and not up to
-        // a second later.
-        node.ip(&format!("link show dev {name}"))?;
-        wait::until("the wire is up", wait::SOON, || {
-            node.within(|| has_link_local(name))
-        })?;
-    }
-    Ok(())
-}
-
-/// Whether an interface of this thread's namespace has its link-local IPv6 address.
-fn has_link_local(ifname: &str) -> bool {
-    let text = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
-    text.lines()
-        .any(|line| line.starts_with("fe80") && line.ends_with(&format!(" {ifname}")))
+    remote.settle("eth0", remote_addresses.v6)?;
+    host.settle(ifname, addresses.v6)
 }

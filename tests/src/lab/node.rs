@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::agent;
 use super::programs::peer_program;
+use super::wait::{SOON, until};
 
 /// A machine: a process (the agent) in a network namespace of its own. A host has mounts and a
 /// cgroup of its own as well. It is gone when this value is.
@@ -195,6 +196,35 @@ impl Node {
             lines.trim()
         );
         Ok(())
+    }
+
+    /// Waits until an interface that was just set up takes packets.
+    ///
+    /// The kernel finishes in the background: it notices the carrier up to a second late, and
+    /// routes packets for a new IPv6 address to itself only when its turn in a work queue comes.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn settle(&self, ifname: &str, address: Ipv6Addr) -> Result<()> {
+        let address: String = address
+            .octets()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let what = format!("{}: {ifname} is up", self.name);
+        until(&what, SOON, || {
+            // Being asked for this one link makes the kernel notice now (Linux 6.5).
+            self.ip(&format!("link show dev {ifname}"))?;
+            self.within(|| {
+                let text = fs::read_to_string("/proc/thread-self/net/ipv6_route");
+                let text = text.unwrap_or_default();
+                let hosts = text.lines().filter(|line| {
+                    line.get(32..36) == Some(" 80 ") && line.split(' ').next_back() == Some(ifname)
+                });
+                let known = |start: &str| hosts.clone().any(|line| line.starts_with(start));
+                known("fe80") && known(&address)
+            })
+        })
     }
 
     /// Runs a closure on a thread of its own in the machine's network namespace.

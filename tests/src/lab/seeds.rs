@@ -1,6 +1,7 @@
 //! What nucnet is measured against: plain routing, and the way of the tools before it (`ip` and
 //! `iptables`, one process a rule, as they do it).
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
@@ -108,12 +109,7 @@ impl Seeds {
              addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via 10.0.43.1\n\
-             route add default via fd00:43::1\n\
-             link show dev eth0"
-        ))?;
-        // As in the lab's own wires: the kernel notices the carrier now.
-        lab.host.ip(&format!(
-            "link show dev vseed{number}\nlink show dev {BRIDGE}"
+             route add default via fd00:43::1"
         ))?;
         let endpoint = Endpoint {
             id: format!("seed{number}"),
@@ -123,6 +119,24 @@ impl Seeds {
         };
         change(lab, "-A", &endpoint, rules, families, forwards)?;
         Ok(endpoint)
+    }
+
+    /// Waits until a container that was just attached can be spoken to.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn settle(&self, lab: &Lab, container: &Node, endpoint: &Endpoint) -> Result<()> {
+        for (node, ifname, addresses) in [
+            (container, "eth0", &endpoint.addresses),
+            (&lab.host, BRIDGE, &endpoint.gateways),
+        ] {
+            for address in addresses {
+                if let IpAddr::V6(address) = address {
+                    node.settle(ifname, *address)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes away what [`Self::attach`] made.

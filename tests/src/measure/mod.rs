@@ -128,6 +128,7 @@ impl Track {
                 let endpoint = lab
                     .seeds()
                     .attach(&lab, &container, rules, &[family], forwards)?;
+                lab.seeds().settle(&lab, &container, &endpoint)?;
                 match rules {
                     Rules::Routed => SocketAddr::new(endpoint.address(family)?, PORT),
                     _ => HOST.port(family, HOST_PORT),

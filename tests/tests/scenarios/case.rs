@@ -99,9 +99,11 @@ impl Case {
                 if rules == Rules::Routed && !forwards.is_empty() {
                     return skip("plain routing publishes nothing");
                 }
-                self.lab
-                    .seeds()
-                    .attach(&self.lab, container, rules, &Family::ALL, &forwards)
+                let seeds = self.lab.seeds();
+                let endpoint =
+                    seeds.attach(&self.lab, container, rules, &Family::ALL, &forwards)?;
+                seeds.settle(&self.lab, container, &endpoint)?;
+                Ok(endpoint)
             }
         }
     }

@@ -18,6 +18,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: masquerade,
     },
     Scenario {
+        name: "first_datagram_after_attach_gets_its_answer",
+        what: "when attach returns the container is ready, however busy the kernel is",
+        families: Families::Each,
+        run: first_datagram,
+    },
+    Scenario {
         name: "two_containers_with_one_source_port_both_get_their_answers",
         what: "equal source ports must not meet behind one address",
         families: Families::Each,
@@ -93,6 +99,27 @@ fn masquerade(case: &Case) -> Result<()> {
         );
     }
     sniffer.never_saw(endpoint.address(case.family)?)
+}
+
+fn first_datagram(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let _server = case.udp(&case.lab.outside, 53)?;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = ["a", "b", "c", "d", "e", "f"]
+            .into_iter()
+            .map(|name| {
+                scope.spawn(move || -> Result<()> {
+                    let (container, _) = case.attached(name, &[])?;
+                    case.who_udp(&container, OUTSIDE.port(case.family, 53))?;
+                    Ok(())
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        }
+        Ok(())
+    })
 }
 
 fn same_source_port(case: &Case) -> Result<()> {
