@@ -114,7 +114,8 @@ impl Skb {
     }
 
     /// The same for a packet without link-layer header, of which every endpoint expects one.
-    #[inline(always)]
+    /// A function of its own: its stack would be the entry's for all that the entry calls.
+    #[inline(never)]
     fn conclude_headerless(&self, verdict: Verdict) -> i32 {
         if let Ok(Way::Peer { .. } | Way::Link { .. }) = verdict {
             // SAFETY: the context is the program's own.
