@@ -117,9 +117,37 @@ fn uplink(name: &str, index: u32) -> HostInterface {
     }
 }
 
+/// Programs that TCX links put on an interface; none on a kernel without TCX.
 fn tcx_programs(interface: &str, direction: TcAttachType) -> Vec<u32> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, direction).expect("query");
-    programs.iter().map(ProgramInfo::id).collect()
+    match SchedClassifier::query_tcx(interface, direction) {
+        Ok((_, programs)) => programs.iter().map(ProgramInfo::id).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Programs on an interface in their order, however they were put there.
+fn programs_on(interface: &str, direction: TcAttachType) -> Vec<u32> {
+    let hook = match direction {
+        TcAttachType::Egress => "egress",
+        _ => "ingress",
+    };
+    let filters = tc(&format!("filter show dev {interface} {hook}"));
+    let words: Vec<&str> = filters.split_whitespace().collect();
+    let of_filters = words
+        .windows(2)
+        .filter(|pair| pair[0] == "id")
+        .map(|pair| pair[1].parse::<u32>().expect("id"));
+    let mut programs = tcx_programs(interface, direction);
+    programs.extend(of_filters);
+    programs
+}
+
+/// How this kernel attaches to host interfaces.
+fn attach_kind() -> AttachKind {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => AttachKind::Tcx,
+        Err(_) => AttachKind::Clsact,
+    }
 }
 
 #[test]
@@ -159,10 +187,8 @@ fn first_use_pins_every_map_and_program() {
         assert_eq!(names(&bpffs), ["links", "maps", "progs", "version"]);
         assert_eq!(names(&bpffs.join("links")), Vec::<String>::new());
         for status in datapath.programs().expect("programs") {
-            assert!(
-                status.verified_instructions.is_some_and(|n| n > 0),
-                "{status:?}"
-            );
+            assert_ne!(status.id, 0, "{status:?}");
+            assert_ne!(status.verified_instructions, Some(0), "{status:?}");
         }
     });
 }
@@ -293,7 +319,7 @@ fn remains_of_a_crash_are_replaced() {
         );
         let mut datapath = load(&bpffs);
         assert_ne!(program_id(&bpffs, program::FROM_HOST), before);
-        assert!(tcx_programs("up0", TcAttachType::Egress).is_empty());
+        assert!(programs_on("up0", TcAttachType::Egress).is_empty());
         datapath
             .sync_uplinks(&[uplink("up0", index)])
             .expect("usable");
@@ -364,11 +390,11 @@ fn load_that_is_killed_at_any_moment_leaves_nothing_half() {
                 .sync_uplinks(&[uplink("up0", index)])
                 .expect("sync");
             let ours = program_id(&bpffs, program::FROM_UPLINK);
-            assert_eq!(tcx_programs("up0", TcAttachType::Ingress), [ours]);
+            assert_eq!(programs_on("up0", TcAttachType::Ingress), [ours]);
             let problems = Datapath::remove(&bpffs);
             assert!(problems.is_empty(), "{problems:?}");
             assert_eq!(names(root), Vec::<String>::new());
-            assert!(tcx_programs("up0", TcAttachType::Ingress).is_empty());
+            assert!(programs_on("up0", TcAttachType::Ingress).is_empty());
         }
     });
 }
@@ -418,7 +444,10 @@ fn user_without_privilege_is_told_what_is_missing() {
             .env("NUCNET_TEST_BPFFS", &bpffs)
             .output();
         fs::remove_dir_all(&directory).expect("remove");
-        let output = output.expect("setpriv");
+        let Ok(output) = output else {
+            eprintln!("skipped: no setpriv");
+            return;
+        };
         println!("{}", String::from_utf8_lossy(&output.stdout));
         assert!(
             output.status.success(),
@@ -482,7 +511,10 @@ fn map_of_another_size_is_refused() {
 fn pins_of_another_host_are_refused() {
     in_private_namespaces(|root| {
         let bpffs = root.join("nucnet");
-        load(&bpffs);
+        if load(&bpffs).settings().expect("settings").netns_cookie == 0 {
+            eprintln!("skipped: this kernel does not tell network namespaces apart");
+            return;
+        }
         unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
         let error = Datapath::open_or_load(&bpffs, &Host::current().expect("host"))
             .expect_err("other host");
@@ -528,11 +560,11 @@ fn another_object_takes_over_maps_and_links() {
         assert_eq!(names(&bpffs.join("links")), links_before);
         let id = |name| program_id(&bpffs, name);
         assert_eq!(
-            tcx_programs("up0", TcAttachType::Ingress),
+            programs_on("up0", TcAttachType::Ingress),
             [id(program::FROM_UPLINK)]
         );
         assert_eq!(
-            tcx_programs("br0", TcAttachType::Egress),
+            programs_on("br0", TcAttachType::Egress),
             [id(program::FROM_HOST)]
         );
         let filters = tc("filter show dev ep0 ingress");
@@ -583,10 +615,7 @@ fn uplinks_follow_the_interfaces_of_the_host() {
             .expect("sync");
         assert_eq!(
             changes.attached,
-            [
-                ("a".into(), AttachKind::Tcx),
-                ("b.1".into(), AttachKind::Tcx)
-            ]
+            [("a".into(), attach_kind()), ("b.1".into(), attach_kind())]
         );
         assert_eq!(
             names(&bpffs.join("links")),
@@ -614,7 +643,7 @@ fn uplinks_follow_the_interfaces_of_the_host() {
             .sync_uplinks(&[uplink("b.1", a), uplink("a", b)])
             .expect("sync");
         assert_eq!(swapped, Default::default());
-        assert_eq!(tcx_programs("a", TcAttachType::Ingress).len(), 1);
+        assert_eq!(programs_on("a", TcAttachType::Ingress).len(), 1);
 
         // One vanishes and another takes its name.
         ip("link del dev a");
@@ -624,13 +653,13 @@ fn uplinks_follow_the_interfaces_of_the_host() {
             .sync_uplinks(&[uplink("b.1", a), uplink("a", new)])
             .expect("sync");
         assert_eq!(changes.detached, ["a"]);
-        assert_eq!(changes.attached, [("a".into(), AttachKind::Tcx)]);
-        assert_eq!(tcx_programs("a", TcAttachType::Ingress).len(), 1);
+        assert_eq!(changes.attached, [("a".into(), attach_kind())]);
+        assert_eq!(programs_on("a", TcAttachType::Ingress).len(), 1);
         assert!(datapath.uplinks.get(&b).expect("get").is_none());
 
         let changes = datapath.sync_uplinks(&[]).expect("sync");
         assert_eq!(changes.detached, ["a", "b.1"]);
-        assert!(tcx_programs("a", TcAttachType::Ingress).is_empty());
+        assert!(programs_on("a", TcAttachType::Ingress).is_empty());
         assert_eq!(names(&bpffs.join("links")), Vec::<String>::new());
         assert_eq!(datapath.uplinks.count().expect("count"), 0);
     });
@@ -641,6 +670,10 @@ fn uplink_program_is_the_first_on_its_interface() {
     in_private_namespaces(|root| {
         let bpffs = root.join("nucnet");
         let mut datapath = load(&bpffs);
+        if attach_kind() == AttachKind::Clsact {
+            eprintln!("skipped: this kernel has no TCX");
+            return;
+        }
         let up = add_veth("up0");
         let mut foreign = load_unpinned().expect("load");
         let other: &mut SchedClassifier = foreign
@@ -652,9 +685,9 @@ fn uplink_program_is_the_first_on_its_interface() {
         let theirs = other.info().expect("info").id();
         datapath.sync_uplinks(&[uplink("up0", up)]).expect("sync");
         let ours = program_id(&bpffs, program::FROM_UPLINK);
-        assert_eq!(tcx_programs("up0", TcAttachType::Ingress), [ours, theirs]);
+        assert_eq!(programs_on("up0", TcAttachType::Ingress), [ours, theirs]);
         assert!(Datapath::remove(&bpffs).is_empty());
-        assert_eq!(tcx_programs("up0", TcAttachType::Ingress), [theirs]);
+        assert_eq!(programs_on("up0", TcAttachType::Ingress), [theirs]);
     });
 }
 
@@ -671,7 +704,7 @@ fn interface_without_link_layer_gets_its_own_program() {
         };
         datapath.sync_uplinks(&[tun]).expect("sync");
         let ours = program_id(&bpffs, program::FROM_UPLINK_L3);
-        assert_eq!(tcx_programs("t0", TcAttachType::Ingress), [ours]);
+        assert_eq!(programs_on("t0", TcAttachType::Ingress), [ours]);
         assert_eq!(
             datapath
                 .uplinks
@@ -792,7 +825,7 @@ fn removal_leaves_nothing_and_can_be_repeated() {
             assert!(!bpffs.exists());
         }
         assert_eq!(tc("filter show dev ep0 ingress"), "");
-        assert!(tcx_programs("up0", TcAttachType::Ingress).is_empty());
+        assert!(programs_on("up0", TcAttachType::Ingress).is_empty());
     });
 }
 
