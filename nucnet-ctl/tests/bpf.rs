@@ -371,13 +371,18 @@ fn load_that_is_killed_at_any_moment_leaves_nothing_half() {
     in_private_namespaces(|root| {
         let bpffs = root.join("nucnet");
         let index = add_veth("up0");
-        for round in 0..20u64 {
+        let start = Instant::now();
+        load(&bpffs);
+        assert!(Datapath::remove(&bpffs).is_empty());
+        let cycle = start.elapsed();
+        const ROUNDS: u32 = 20;
+        for round in 0..ROUNDS {
             let mut loading = child("child_that_loads_and_removes", &bpffs)
                 .stdout(std::process::Stdio::null())
                 .spawn()
                 .expect("child");
             // Spread over a load, an attach and a removal.
-            thread::sleep(Duration::from_millis(5 + 13 * round));
+            thread::sleep(cycle * 3 / 2 * round / ROUNDS);
             assert!(
                 loading.try_wait().expect("wait").is_none(),
                 "it failed by itself"
