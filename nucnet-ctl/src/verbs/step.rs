@@ -24,7 +24,7 @@ use crate::{
 };
 use ipnet::IpNet;
 use nucnet_common::abi;
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 /// Length of transmit queues in packets: the kernel's default for Ethernet.
 const TX_QUEUE_LEN: u32 = 1000;
@@ -611,7 +611,9 @@ impl<'a> World<'a> {
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.default_route = default_route;
         }
-        Ok(())
+        // With its first port the bridge gets carrier, and only then its addresses work.
+        let gateways = self.network().subnets.iter().map(|subnet| subnet.gateway());
+        await_addresses(self.netlink(), self.bridge_link()?, gateways)
     }
 
     fn publish_entries(&self) -> Vec<(Prefix<abi::PublishKey>, abi::Publish)> {
@@ -713,7 +715,29 @@ fn configure(endpoint: &EndpointRecord, network: &NetworkRecord) -> Result<bool,
             added = true;
         }
     }
+    await_addresses(
+        &netlink,
+        link,
+        pairs.iter().map(|(address, _)| address.addr()),
+    )?;
     Ok(added)
+}
+
+/// Waits until packets to addresses of a link are taken, so that the first one after an attach
+/// gets its answer.
+fn await_addresses(
+    netlink: &Netlink,
+    link: u32,
+    addresses: impl Iterator<Item = IpAddr>,
+) -> Result<(), Error> {
+    // Being asked for the link has the kernel notice its carrier now, not within a second.
+    netlink.link(link)?;
+    for address in addresses {
+        if !netlink.await_local(address, Duration::from_secs(2))? {
+            tracing::warn!(%address, "the kernel does not take packets to this address yet");
+        }
+    }
+    Ok(())
 }
 
 impl Executor<Step> for World<'_> {
@@ -745,7 +769,8 @@ impl Executor<Step> for World<'_> {
             }
             Step::BridgeUp(_) => {
                 let link = self.bridge_link()?;
-                Ok(self.netlink().set_up(link)?)
+                self.netlink().set_up(link)?;
+                Ok(())
             }
             Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Active),
             Step::EndpointIntent(_) => {

@@ -1,6 +1,10 @@
 //! Routes of the main table.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
@@ -136,6 +140,9 @@ pub struct Hop {
     pub gateway: Option<IpAddr>,
 }
 
+/// How often the kernel is asked again.
+const POLL: Duration = Duration::from_micros(200);
+
 /// Metric of IPv6 routes that are made without one (`IP6_RT_PRIO_USER`).
 const IPV6_METRIC: u32 = 1024;
 
@@ -170,6 +177,41 @@ impl Netlink {
                 _ => None,
             })
             .collect())
+    }
+
+    /// Waits until the kernel takes packets to an address of its own: the route behind an IPv6
+    /// address is made by a worker (`addrconf_dad_work`), some time after the address is there
+    /// and its link is up. False: it does not within `patience`.
+    pub fn await_local(&self, address: IpAddr, patience: Duration) -> Result<bool, Error> {
+        let start = Instant::now();
+        loop {
+            if self.is_local(address)? {
+                return Ok(true);
+            }
+            if start.elapsed() >= patience {
+                return Ok(false);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn is_local(&self, address: IpAddr) -> Result<bool, Error> {
+        let destination = IpNet::from(address);
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(&destination);
+        message.header.destination_prefix_length = destination.prefix_len();
+        message.attributes = vec![RouteAttribute::Destination(match address {
+            IpAddr::V4(address) => RouteAddress::Inet(address),
+            IpAddr::V6(address) => RouteAddress::Inet6(address),
+        })];
+        match self.get(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(RouteNetlinkMessage::NewRoute(message)) => {
+                Ok(message.header.kind == RouteType::Local)
+            }
+            Ok(_) => Ok(false),
+            Err(failure) if failure.errno().is_some() => Ok(false),
+            Err(failure) => Err(failure.to("look up", address)),
+        }
     }
 
     /// The default routes of the main table, both families, best first.
