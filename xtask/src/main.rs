@@ -8,6 +8,7 @@ mod loops;
 mod object;
 mod progress;
 mod run;
+mod stack;
 mod test;
 mod toolchain;
 mod vm;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    loops, run,
+    loops, run, stack,
     toolchain::{LINKER_VERSION, TARGET, Toolchain},
     workspace::Workspace,
 };
@@ -167,6 +167,7 @@ fn verify_bytes(workspace: &Workspace, bytes: &[u8]) -> Result<()> {
             rustc_demangle::demangle(symbol.name()?)
         );
     }
+    stack::check(&elf)?;
 
     let root = workspace.root.as_os_str().as_encoded_bytes();
     ensure!(
