@@ -1,6 +1,6 @@
 //! The BPF object inside this program, and how it gets into the kernel.
 
-use std::path::Path;
+use std::{path::Path, thread};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -42,15 +42,27 @@ pub(super) fn load(maps: Option<&Path>) -> Result<Ebpf, BpfError> {
         }
     }
     let mut object = loader.load(OBJECT).map_err(object_error)?;
-    for (name, program) in object.programs_mut() {
-        match program {
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => return Err(BpfError::NoProgram { name: name.into() }),
-        }
-        .map_err(|source| program_error(name, "loaded", source))?;
-    }
+    // The verifier walks through one program a processor at a time.
+    thread::scope(|scope| {
+        let loads: Vec<_> = object
+            .programs_mut()
+            .map(|(name, program)| scope.spawn(move || load_program(name, program)))
+            .collect();
+        loads.into_iter().try_for_each(|load| match load.join() {
+            Ok(loaded) => loaded,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
     Ok(object)
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<(), BpfError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(BpfError::NoProgram { name: name.into() }),
+    }
+    .map_err(|source| program_error(name, "loaded", source))
 }
 
 /// Before Linux 5.11 the memory of maps counts as locked memory of the process.
