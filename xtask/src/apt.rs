@@ -70,12 +70,24 @@ pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Where a program is: `PATH`, then the directories of administrators' programs, which
-/// are not in everybody's `PATH`.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+/// Adds the directories of administrators' programs to `PATH`, for us and what we run: `su`
+/// keeps that of a user, who does not have them there.
+///
+/// # Safety
+/// No other thread runs.
+pub(crate) unsafe fn complete_path() {
     let path = env::var_os("PATH").unwrap_or_default();
     let directories = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    directories
+    if let Ok(path) = env::join_paths(directories) {
+        // SAFETY: the caller's promise.
+        unsafe { env::set_var("PATH", path) };
+    }
+}
+
+/// Where a program is.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
         .map(|directory| directory.join(name))
         .find(|path| is_program(path))
 }

@@ -4,7 +4,7 @@
 //! Figures of different minutes do not compare (the same path moves by a third on a shared
 //! machine), so every ratio is taken inside a round, and the median of those counts.
 
-mod figures;
+pub(crate) mod figures;
 mod report;
 
 use std::{fs, time::Duration};
@@ -12,15 +12,14 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use nucnet_tests::lab::{Family, Programs, seeds::Rules, use_programs};
+use nucnet_tests::lab::{Family, seeds::Rules};
 use nucnet_tests::measure::{Direction, Gate, Kind, Sample, Track, Way};
 
 use crate::{
     apt::{self, Consent, tool},
     bench::figures::{Figures, Pass, Round},
     progress::Step,
-    run,
-    workspace::{Profile, Workspace},
+    workspace::Workspace,
 };
 
 /// What is measured, in the order of the tables.
@@ -60,21 +59,7 @@ pub(crate) struct Arguments {
 pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Arguments) -> Result<()> {
     ensure!(apt::is_root(), "network namespaces need root");
     apt::ensure_tools(&[tool::IP, tool::IPTABLES], "the benchmark", consent)?;
-    let nucnet = workspace.build_ctl(Profile::Release, None)?;
-    let mut peer = workspace.cargo("build");
-    peer.args([
-        "--locked",
-        "--release",
-        "--package",
-        "nucnet-tests",
-        "--bin",
-        "nucnet-peer",
-    ]);
-    run::step("building the clients and servers", &mut peer)?;
-    use_programs(Programs {
-        peer: nucnet.with_file_name("nucnet-peer"),
-        nucnet,
-    });
+    workspace.build_for_lab()?;
 
     let machine = figures::Machine::look()?;
     leave(arguments.cpu)?;
@@ -100,7 +85,7 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
 }
 
 /// Keeps this process and what it starts off the CPU on which is measured, if there is another.
-fn leave(cpu: usize) -> Result<()> {
+pub(crate) fn leave(cpu: usize) -> Result<()> {
     let this = Pid::from_raw(0);
     let mut set = sched_getaffinity(this)?;
     ensure!(

@@ -4,6 +4,7 @@ mod apt;
 mod archive;
 mod bench;
 mod build;
+mod demo;
 mod loops;
 mod object;
 mod progress;
@@ -37,6 +38,7 @@ struct Arguments {
 enum Verb {
     Build(build::Arguments),
     Test(test::Arguments),
+    Demo(demo::Arguments),
     Bench(bench::Arguments),
     Vm(vm::Arguments),
     /// Check a BPF object: no panic left in it, every map and program there, licence
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
     if vm::is_guest() {
         vm::guest::main();
     }
+    // SAFETY: this is the only thread yet.
+    unsafe { apt::complete_path() };
     match Arguments::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -70,6 +74,7 @@ impl Arguments {
         match &self.verb {
             Verb::Build(build) => build::main(&workspace, consent, build),
             Verb::Test(test) => test::main(&workspace, consent, test),
+            Verb::Demo(demo) => demo::main(&workspace, consent, demo),
             Verb::Bench(bench) => bench::main(&workspace, consent, bench),
             Verb::Vm(vm) => vm::main(&workspace, consent, vm),
             Verb::VerifyObject { object } => {

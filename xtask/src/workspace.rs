@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use cargo_metadata::{Metadata, MetadataCommand};
+use nucnet_tests::lab::{Programs, use_programs};
 
 use crate::run;
 
@@ -71,6 +72,27 @@ impl Workspace {
             Profile::Release => "release",
         };
         Ok(self.target.join(directory).join("nucnet-ctl"))
+    }
+
+    /// Builds what a lab runs, optimised, and has every lab of this process run it.
+    pub(crate) fn build_for_lab(&self) -> Result<Programs> {
+        let nucnet = self.build_ctl(Profile::Release, None)?;
+        let mut peer = self.cargo("build");
+        peer.args([
+            "--locked",
+            "--release",
+            "--package",
+            "nucnet-tests",
+            "--bin",
+            "nucnet-peer",
+        ]);
+        run::step("building the clients and servers", &mut peer)?;
+        let programs = Programs {
+            peer: nucnet.with_file_name("nucnet-peer"),
+            nucnet,
+        };
+        use_programs(programs.clone());
+        Ok(programs)
     }
 }
 
