@@ -1,6 +1,6 @@
 //! Arguments, output and exit codes.
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use nucnet_ctl::{
     AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
     model::{
@@ -11,7 +11,9 @@ use nucnet_ctl::{
         record::NetworkWish,
         rule::Rule,
     },
-    verbs::{DatapathChoice, Dropped, EndpointDetails, EndpointView, NetworkView, Step, chain},
+    verbs::{
+        DatapathChoice, Dropped, EndpointDetails, EndpointView, NetworkView, Removal, Step, chain,
+    },
 };
 use serde::Serialize;
 use std::{
@@ -148,6 +150,12 @@ enum Verb {
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
     },
+    /// Forward more ports of the host to an endpoint
+    #[command(after_help = "Example:\n  nucnet-ctl publish web 8443:443 127.0.0.1:5353:53/udp")]
+    Publish(PublishArgs),
+    /// Take ports back, and end what came in by them
+    #[command(after_help = "Example:\n  nucnet-ctl unpublish web 8443:443")]
+    Unpublish(PublishArgs),
     /// Show all endpoints
     #[command(after_help = "Example:\n  nucnet-ctl list -o json | jq -r '.[].addresses[]'")]
     List,
@@ -164,9 +172,33 @@ enum Verb {
     /// first use and goes with its last endpoint.
     #[command(subcommand)]
     Network(NetworkVerb),
+    /// Remove what dead endpoints and crashes left
+    ///
+    /// Nothing foreign is touched, and nothing of an endpoint that lives.
+    #[command(after_help = "Example:\n  nucnet-ctl gc --dry-run")]
+    Gc,
+    /// Print shell completions
+    #[command(
+        after_help = "Example:\n  nucnet-ctl completions bash > /etc/bash_completion.d/nucnet-ctl"
+    )]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
     /// Remove every trace of nucnet from this host
     #[command(after_help = "Example:\n  nucnet-ctl down")]
     Down,
+}
+
+#[derive(Debug, Args)]
+struct PublishArgs {
+    /// The endpoint
+    #[arg(value_name = "ID")]
+    id: String,
+    /// [HOST_IP:]HOST_PORT[-END]:PORT[-END][/tcp|udp]
+    #[arg(required = true, value_name = "SPEC")]
+    specs: Vec<String>,
 }
 
 const ATTACH_EXAMPLES: &str = "\
@@ -428,6 +460,52 @@ fn call(cli: Cli) -> Result<(), Error> {
                 },
             )
         }
+        Verb::Publish(arguments) => {
+            let (id, specs) = publish(&arguments)?;
+            if global.dry_run {
+                return show_plan(&global, &done(&host.plan_publish(&id, &specs)?));
+            }
+            show_publishes(&global, &host.publish(&id, &specs)?)
+        }
+        Verb::Unpublish(arguments) => {
+            let (id, specs) = publish(&arguments)?;
+            if global.dry_run {
+                return show_plan(&global, &undone(&host.plan_unpublish(&id, &specs)?));
+            }
+            show_publishes(&global, &host.unpublish(&id, &specs)?)
+        }
+        Verb::Gc => {
+            let removal = if global.dry_run {
+                Removal::Planned
+            } else {
+                Removal::Done
+            };
+            let found = host.gc(removal)?;
+            show(&global, &found, |out| {
+                let removed = if global.dry_run {
+                    "would remove"
+                } else {
+                    "removed"
+                };
+                found
+                    .removed
+                    .iter()
+                    .try_for_each(|what| writeln!(out, "{removed} {what}"))?;
+                found.unrecorded.iter().try_for_each(|id| {
+                    writeln!(
+                        out,
+                        "endpoint {id} has no sound record: detach it when it may go"
+                    )
+                })
+            })
+        }
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "nucnet-ctl", &mut script);
+            // Nobody reads it any more.
+            let _ = io::stdout().write_all(&script);
+            Ok(())
+        }
         Verb::List => {
             let endpoints = host.list()?;
             show(&global, &endpoints, |out| list(out, &endpoints))
@@ -443,6 +521,16 @@ fn call(cli: Cli) -> Result<(), Error> {
             show(&global, &serde_json::json!({}), |_| Ok(()))
         }
     }
+}
+
+fn publish(arguments: &PublishArgs) -> Result<(EndpointId, Vec<PublishSpec>), Error> {
+    Ok((one(&arguments.id, "ID")?, all(&arguments.specs, "SPEC")?))
+}
+
+fn show_publishes(global: &Global, view: &EndpointView) -> Result<(), Error> {
+    show(global, view, |out| {
+        writeln!(out, "{}: {}", view.id, joined(published(view)))
+    })
 }
 
 fn one<T: FromStr<Err = Invalid>>(text: &str, field: &'static str) -> Result<T, Error> {
@@ -773,7 +861,6 @@ fn table<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

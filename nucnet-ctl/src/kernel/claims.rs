@@ -225,6 +225,38 @@ impl Locked {
         Ok(None)
     }
 
+    /// Removes claims that do not count, and claims on what belongs to none of these networks.
+    /// Returns what they were.
+    pub fn forget_stale(&self, networks: &[u32]) -> Result<Vec<String>, Error> {
+        let mut forgotten = Vec::new();
+        let claims = self.claims()?;
+        for place in claims.names()? {
+            let Some(directory) = claims.enter(&place)? else {
+                continue;
+            };
+            let (kind, rest) = place.split_once('.').unwrap_or((place.as_str(), ""));
+            let of_network = ["address", "rested", "mac", "netns"].contains(&kind);
+            if of_network && !rest.parse().is_ok_and(|number| networks.contains(&number)) {
+                claims.remove_tree(&place)?;
+                forgotten.push(place);
+                continue;
+            }
+            for name in directory.names()? {
+                let is_stale = match kind {
+                    "rested" => false,
+                    _ => self.live_holder(&directory, &name)?.is_none(),
+                };
+                if is_stale && directory.remove(&name)? {
+                    forgotten.push(format!("{place}/{name}"));
+                }
+            }
+            if kind == "port" {
+                claims.remove_directory(&place)?;
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// Removes all claims on what belongs to a network.
     pub fn forget_network(&self, network: u32) -> Result<(), Error> {
         let claims = self.claims()?;

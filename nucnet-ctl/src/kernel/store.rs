@@ -492,6 +492,52 @@ impl Locked {
         Ok(parent.join(aside))
     }
 
+    /// How many damaged records of the host were set aside.
+    pub fn set_aside_hosts(&self) -> Result<usize, Error> {
+        let begin = format!("{}.damaged-", file_name(None));
+        Ok(self
+            .root
+            .names()?
+            .iter()
+            .filter(|name| name.starts_with(&begin))
+            .count())
+    }
+
+    /// The ids of endpoints whose records were damaged and set aside.
+    pub fn set_aside_endpoints(&self) -> Result<Vec<String>, Error> {
+        let directory = EndpointRecord::DIRECTORY
+            .map(|inner| self.root.enter(inner))
+            .transpose()?;
+        let names = match directory.flatten() {
+            Some(directory) => directory.names()?,
+            None => Vec::new(),
+        };
+        let mut ids: Vec<String> = names
+            .iter()
+            .filter_map(|name| Some(name.split_once(".json.damaged-")?.0.to_owned()))
+            .collect();
+        ids.sort();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// Removes what was set aside of an endpoint.
+    pub fn remove_set_aside(&self, id: &EndpointId) -> Result<(), Error> {
+        let directory = EndpointRecord::DIRECTORY
+            .map(|inner| self.root.enter(inner))
+            .transpose()?;
+        let Some(directory) = directory.flatten() else {
+            return Ok(());
+        };
+        let prefix = format!("{}.damaged-", file_name(Some(id.as_str())));
+        for name in directory.names()? {
+            if name.starts_with(&prefix) {
+                directory.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether there is no record but that of the host, damaged ones included.
     pub fn is_empty(&self) -> Result<bool, Error> {
         for inner in [NetworkRecord::DIRECTORY, EndpointRecord::DIRECTORY]

@@ -5,15 +5,14 @@ use super::{
     error::Left,
     host::{Session, namespace},
     network::{self, Prepared},
+    publish,
     step::{Step, World, endpoint_alias, endpoint_steps},
 };
 use crate::{
     kernel::{
-        bpf::HostPorts,
         claims::{Claim, Holder},
         netns::NetnsFd,
         process::Process,
-        sockets::{self, Listener},
     },
     model::{
         EndpointId, IfName, Invalid, Kind, Mac, Mtu, NetworkName, Problem, ipam,
@@ -23,7 +22,6 @@ use crate::{
         record::{AttachWish, EndpointRecord, NetworkRecord, PolicyNumbers, State},
     },
 };
-use rand::{Rng, seq::SliceRandom};
 use std::{
     collections::HashSet,
     net::IpAddr,
@@ -267,6 +265,11 @@ fn attach(
     world.network = Some(intent.network.record);
     world.endpoint = Some(intent.endpoint);
     world.policy = intent.policy;
+    world.publishes = world
+        .endpoint
+        .iter()
+        .flat_map(|e| e.publishes.clone())
+        .collect();
     world.netns = Some(netns);
     let mut times = Vec::new();
     if !repair.is_empty() {
@@ -379,7 +382,7 @@ fn intend(
         },
         None => Mac::local(rand::random()),
     };
-    let publishes = publishes(session, &wish.publishes, v4, v6)?;
+    let publishes = publish::choose(session, &wish.publishes, v4, v6)?;
     let number = session.record.next.endpoint()?;
     let (policy_numbers, policy) = match wish.egress.is_in_force() {
         true => {
@@ -494,95 +497,4 @@ fn addresses(
         })?);
     }
     Ok(chosen)
-}
-
-/// The publishes with their host ports, none of which is taken.
-fn publishes(
-    session: &Session,
-    wanted: &[PublishSpec],
-    v4: bool,
-    v6: bool,
-) -> Result<Vec<PublishSpec>, Error> {
-    let mut listeners = Vec::new();
-    let mut protocols: Vec<_> = wanted.iter().map(PublishSpec::protocol).collect();
-    protocols.sort();
-    protocols.dedup();
-    for protocol in protocols {
-        listeners.extend(sockets::listeners(protocol)?);
-    }
-    let taken = |spec: &PublishSpec| -> Result<Option<Error>, Error> {
-        let narrow = spec.narrowed(v4, v6);
-        // No endpoint has the number 0.
-        if let Some((owner, taken)) = session.state.publish_conflict(&narrow, 0)? {
-            let (spec, owner) = (spec.to_string(), owner.id);
-            return Ok(Some(Error::PortPublished { spec, taken, owner }));
-        }
-        Ok(sockets::in_the_way(&narrow, &listeners).map(|listener| in_use(spec, listener)))
-    };
-    let mut chosen = wanted.to_vec();
-    for spec in &chosen {
-        spec.check_families(v4, v6)?;
-        if let Some(error) = taken(spec)? {
-            return Err(error);
-        }
-    }
-    if chosen.iter().all(|spec| spec.host_ports().is_some()) {
-        return Ok(chosen);
-    }
-    let candidates = choosable()?;
-    for index in 0..chosen.len() {
-        let spec = chosen[index];
-        if spec.host_ports().is_some() {
-            continue;
-        }
-        for first in &candidates {
-            if let Some(candidate) = spec.with_host_port(*first)
-                && !chosen.iter().any(|other| other.overlaps(&candidate))
-                && taken(&candidate)?.is_none()
-            {
-                chosen[index] = candidate;
-                break;
-            }
-        }
-        if chosen[index].host_ports().is_none() {
-            return Err(Error::NoFreePort {
-                spec: spec.to_string(),
-            });
-        }
-    }
-    Ok(chosen)
-}
-
-fn in_use(spec: &PublishSpec, listener: &Listener) -> Error {
-    let owner = sockets::process_of(listener).map_or_else(
-        || "a socket of the host".to_owned(),
-        |(pid, command)| format!("process {pid} ({})", command.escape_debug()),
-    );
-    Error::PortInUse {
-        spec: spec.to_string(),
-        taken: listener.to_string(),
-        owner,
-    }
-}
-
-/// Host ports that nucnet may choose for a publish, in random order: neither well-known nor
-/// such as the host, or masquerade, takes for connections; of those, beyond the range of the
-/// host first, because few expect anything there.
-fn choosable() -> Result<Vec<u16>, Error> {
-    let ports = HostPorts::read()?;
-    let (first, mask) = ports.dynamic(None)?;
-    let usable = |port: &u16| {
-        !ports.ephemeral.contains(port) && !(first..=first.saturating_add(mask)).contains(port)
-    };
-    let mut rng = rand::rng();
-    let mut above: Vec<u16> = (*ports.ephemeral.end()..=u16::MAX).filter(usable).collect();
-    let mut below: Vec<u16> = (1024..*ports.ephemeral.start()).filter(usable).collect();
-    above.shuffle(&mut rng);
-    below.shuffle(&mut rng);
-    above.extend(below);
-    // A host that takes nearly all ports for itself still has some that nobody listens on.
-    if above.is_empty() {
-        above.extend((0..1000).map(|_| rng.random_range(1024..=u16::MAX)));
-    }
-    Ok(above)
 }

@@ -3,6 +3,7 @@
 use super::{
     Error, Host,
     error::Left,
+    gc,
     host::Session,
     network,
     step::{World, endpoint_steps},
@@ -37,7 +38,11 @@ impl Host {
         let mut left = Left::default();
         for id in ids {
             match session.state.sound_endpoint(id)? {
-                None => detached.absent.push(id.clone()),
+                None => match gc::remove_unrecorded(&session, id) {
+                    Ok(true) => detached.removed.push(id.clone()),
+                    Ok(false) => detached.absent.push(id.clone()),
+                    Err(error) => left.0.push((format!("endpoint {id}"), error)),
+                },
                 Some(record) => match remove(&session, record) {
                     Ok(()) => detached.removed.push(id.clone()),
                     Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
@@ -102,6 +107,7 @@ pub(super) fn remove(session: &Session, endpoint: EndpointRecord) -> Result<(), 
     let plan: Plan<_> = steps.into_iter().collect();
     let what = format!("detach {}", endpoint.id);
     world.network = network;
+    world.publishes = endpoint.publishes.clone();
     world.endpoint = Some(endpoint);
     let left = plan::tear_down(&plan, &mut world)?;
     match left.is_empty() {

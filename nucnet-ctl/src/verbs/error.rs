@@ -17,6 +17,17 @@ pub enum Error {
     /// There is no such endpoint.
     #[error("there is no endpoint {0}")]
     NoEndpoint(EndpointId),
+    /// The endpoint does not publish that.
+    #[error("endpoint {id} does not publish {spec}")]
+    NoPublish {
+        /// The endpoint.
+        id: EndpointId,
+        /// What was to be taken back.
+        spec: String,
+    },
+    /// The endpoint is there only in part.
+    #[error("endpoint {0} is not active")]
+    NotActive(EndpointId),
     /// There is no such network.
     #[error("there is no network {0}")]
     NoNetwork(NetworkName),
@@ -242,7 +253,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Invalid(_) => Kind::Usage,
-            Self::NoEndpoint(_) | Self::NoNetwork(_) => Kind::NotFound,
+            Self::NoEndpoint(_) | Self::NoPublish { .. } | Self::NoNetwork(_) => Kind::NotFound,
             Self::EndpointExists { .. }
             | Self::NamespaceTaken { .. }
             | Self::AddressTaken { .. }
@@ -256,7 +267,8 @@ impl Error {
             | Self::NetworkInUse { .. }
             | Self::OtherHost { .. }
             | Self::OtherBpffs { .. } => Kind::Conflict,
-            Self::SubnetFull { .. }
+            Self::NotActive(_)
+            | Self::SubnetFull { .. }
             | Self::NoFreePort { .. }
             | Self::NoFreeSubnet(_)
             | Self::UsedUp(_)
@@ -317,6 +329,8 @@ impl Error {
             Self::Store(error) => error.hint(),
             Self::Bpf(error) => error.hint(),
             Self::NoEndpoint(_) => Some("see `nucnet-ctl list`".to_owned()),
+            Self::NoPublish { id, .. } => Some(format!("see `nucnet-ctl inspect {id}`")),
+            Self::NotActive(_) => Some("attach it again".to_owned()),
             Self::NoNetwork(name) => Some(format!(
                 "see `nucnet-ctl network list`, or: nucnet-ctl network create {name}"
             )),

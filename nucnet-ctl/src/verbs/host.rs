@@ -175,17 +175,18 @@ impl Host {
     }
 }
 
-/// Numbers that nothing here has: the first ones, unless the record of the host was lost while
-/// others stayed.
+/// Numbers that nothing here has, nor had: the first ones, unless the record of the host was lost.
 fn numbers_after(state: &store::Locked) -> Result<Numbers, Error> {
-    /// What came and went since the records that are left were written.
+    /// What may have come and gone since the records that are left were written.
     const GAP: u32 = 1 << 20;
     let (endpoints, networks) = (state.sound_endpoints()?, state.sound_networks()?);
-    if endpoints.is_empty() && networks.is_empty() {
+    let lost = state.set_aside_hosts()?;
+    if endpoints.is_empty() && networks.is_empty() && lost == 0 {
         return Ok(Numbers::default());
     }
+    let gaps = GAP.saturating_mul(u32::try_from(lost.max(1)).unwrap_or(u32::MAX));
+    let after = |largest: Option<u32>| largest.unwrap_or(0).max(gaps).saturating_add(GAP);
     let policies = || endpoints.iter().filter_map(|endpoint| endpoint.policy);
-    let after = |largest: Option<u32>| largest.unwrap_or(0).saturating_add(GAP);
     Ok(Numbers {
         endpoint: after(endpoints.iter().map(|endpoint| endpoint.number).max()),
         network: after(networks.iter().map(|network| network.number).max()),

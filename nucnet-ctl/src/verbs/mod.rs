@@ -6,15 +6,18 @@ mod down;
 mod error;
 #[cfg(any(debug_assertions, feature = "faults"))]
 mod faults;
+mod gc;
 mod host;
 mod list;
 mod network;
+mod publish;
 mod step;
 mod view;
 
 pub use attach::{AttachRequest, Attachment, Container};
 pub use detach::Detached;
 pub use error::{Error, Left, chain};
+pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};
 pub use step::Step;
 pub use view::{Dropped, EndpointDetails, EndpointView, NetworkView};

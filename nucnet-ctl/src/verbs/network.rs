@@ -110,7 +110,7 @@ pub(super) fn repair(
 }
 
 /// Whether a network has neither endpoints nor, whatever became of its records, ports.
-fn is_unused(session: &Session, network: &NetworkRecord) -> Result<bool, Error> {
+pub(super) fn is_unused(session: &Session, network: &NetworkRecord) -> Result<bool, Error> {
     if session.state.endpoint_of(network.number)?.is_some() {
         return Ok(false);
     }

@@ -18,6 +18,8 @@ use crate::{
     model::{
         plan::Executor,
         policy::Compiled,
+        ports::PortRange,
+        publish::PublishSpec,
         record::{EndpointRecord, NetworkRecord, NetworkWish, State},
         to_abi,
     },
@@ -70,6 +72,10 @@ pub enum Step {
     ContainerSide(String),
     /// Publish the ports.
     Publishes(String),
+    /// Record that ports are being published.
+    PublishIntent(String),
+    /// Take the ports.
+    PublishClaims(String),
     /// Record that the endpoint is there.
     EndpointRecord(String),
 }
@@ -98,6 +104,8 @@ impl fmt::Display for Step {
             Self::HostSide(link) => write!(f, "set {link} up"),
             Self::ContainerSide(what) => write!(f, "configure {what} in the container"),
             Self::Publishes(what) => write!(f, "publish {what}"),
+            Self::PublishIntent(what) => write!(f, "record {what}"),
+            Self::PublishClaims(what) => write!(f, "take {what}"),
             Self::EndpointRecord(id) => write!(f, "record endpoint {id} as active"),
         }
     }
@@ -176,6 +184,17 @@ pub(super) fn endpoint_steps(
 type CidrEntries = Vec<(Prefix<abi::PolicyCidrKey>, abi::PolicyClass)>;
 type PortEntries = Vec<(Prefix<abi::PolicyPortKey>, abi::PolicyRule)>;
 
+/// The steps that publish more ports of an endpoint.
+pub(super) fn publish_steps(publishes: &[PublishSpec]) -> Vec<Step> {
+    let list: Vec<String> = publishes.iter().map(|spec| format!("-p {spec}")).collect();
+    let what = list.join(", ");
+    vec![
+        Step::PublishIntent(what.clone()),
+        Step::PublishClaims(what.clone()),
+        Step::Publishes(what),
+    ]
+}
+
 /// What steps act upon.
 pub(super) struct World<'a> {
     pub(super) session: &'a Session,
@@ -185,6 +204,8 @@ pub(super) struct World<'a> {
     pub(super) network: Option<NetworkRecord>,
     pub(super) endpoint: Option<EndpointRecord>,
     pub(super) policy: Option<Compiled>,
+    /// The publishes that steps are about: all of the endpoint's, or those that change.
+    pub(super) publishes: Vec<PublishSpec>,
     pub(super) netns: Option<&'a NetnsFd>,
     /// Whether what is undone was ever in use.
     pub(super) usage: Use,
@@ -201,6 +222,7 @@ impl<'a> World<'a> {
             network: None,
             endpoint: None,
             policy: None,
+            publishes: Vec::new(),
             netns: None,
             usage: Use::Unused,
             troubled: false,
@@ -408,20 +430,13 @@ impl<'a> World<'a> {
                 owner: owner.id,
             });
         }
-        let (v4, v6) = families(endpoint);
-        for spec in &endpoint.publishes {
-            state.claim_publish(&spec.narrowed(v4, v6), &holder)?;
-        }
-        Ok(())
+        self.claim_publishes()
     }
 
     fn release(&self) -> Result<(), Error> {
         let endpoint = self.endpoint();
         let state = &self.session.state;
-        let (v4, v6) = families(endpoint);
-        for spec in &endpoint.publishes {
-            state.release_publish(&spec.narrowed(v4, v6), endpoint.number)?;
-        }
+        self.release_publishes()?;
         let addresses = endpoint
             .addresses
             .iter()
@@ -538,15 +553,7 @@ impl<'a> World<'a> {
             mtu: endpoint.mtu.bytes(),
             reserved: [0; 16],
         };
-        let datapath = self.datapath()?;
-        datapath
-            .usage
-            .insert(&owner.endpoint, &abi::Usage::default())?;
-        datapath.endpoints.insert(&owner.link, &entry)?;
-        for address in &endpoint.addresses {
-            datapath.addresses.insert(&to_abi(*address), &owner)?;
-        }
-        Ok(())
+        Ok(self.datapath()?.put_endpoint(owner.link, &entry)?)
     }
 
     fn remove_entries(&mut self) -> Result<(), Error> {
@@ -554,31 +561,27 @@ impl<'a> World<'a> {
         let Some(datapath) = &mut self.datapath else {
             return Ok(());
         };
-        for address in &endpoint.addresses {
-            let key = to_abi(*address);
-            // The address, or the index of the link, may have come to be somebody else's.
-            if datapath
-                .addresses
-                .get(&key)?
-                .is_some_and(|o| o.endpoint == endpoint.number)
-            {
-                datapath.addresses.remove(&key)?;
-            }
-        }
+        // The index of the link, or the address, may have come to be somebody else's.
         if let Some(link) = endpoint.link
             && datapath
                 .endpoints
                 .get(&link)?
-                .is_some_and(|e| e.number == endpoint.number)
+                .is_some_and(|entry| entry.number == endpoint.number)
         {
-            datapath.endpoints.remove(&link)?;
+            datapath.remove_endpoint(link)?;
+            return Ok(());
         }
-        let purged = datapath.purge_endpoint(endpoint.number)?;
-        tracing::debug!(
-            flows = purged.flows,
-            bindings = purged.bindings,
-            "removed flows"
-        );
+        for address in &endpoint.addresses {
+            let key = to_abi(*address);
+            if datapath
+                .addresses
+                .get(&key)?
+                .is_some_and(|owner| owner.endpoint == endpoint.number)
+            {
+                datapath.addresses.remove(&key)?;
+            }
+        }
+        datapath.purge_endpoint(endpoint.number)?;
         Ok(())
     }
 
@@ -621,8 +624,8 @@ impl<'a> World<'a> {
             return Vec::new();
         };
         let (v4, v6) = families(self.endpoint());
-        let specs = self.endpoint().publishes.iter();
-        specs
+        self.publishes
+            .iter()
             .flat_map(|spec| spec.entries(owner, v4, v6))
             .map(|(bits, key, value)| (Prefix::new(bits, key), value))
             .collect()
@@ -638,8 +641,10 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// Removes the entries, and ends what came in by them.
     fn unpublish(&mut self) -> Result<(), Error> {
         let (entries, number) = (self.publish_entries(), self.endpoint().number);
+        let publishes = self.publishes.clone();
         let Some(datapath) = &mut self.datapath else {
             return Ok(());
         };
@@ -652,8 +657,55 @@ impl<'a> World<'a> {
                 datapath.publishes.remove(&key)?;
             }
         }
+        let flows = datapath.usage.get(&number)?.map_or(0, |usage| usage.flows);
+        if flows > 0 {
+            datapath.end_flows(|key, flow| {
+                key.endpoint == number
+                    && flow.flags & abi::flow_flag::INBOUND != 0
+                    && publishes.iter().any(|spec| came_by(spec, key, flow))
+            })?;
+        }
         Ok(())
     }
+
+    fn claim_publishes(&self) -> Result<(), Error> {
+        let ((v4, v6), holder) = (families(self.endpoint()), self.holder());
+        for spec in &self.publishes {
+            self.session
+                .state
+                .claim_publish(&spec.narrowed(v4, v6), &holder)?;
+        }
+        Ok(())
+    }
+
+    fn release_publishes(&self) -> Result<(), Error> {
+        let (endpoint, (v4, v6)) = (self.endpoint(), families(self.endpoint()));
+        for spec in &self.publishes {
+            let spec = spec.narrowed(v4, v6);
+            self.session.state.release_publish(&spec, endpoint.number)?;
+        }
+        Ok(())
+    }
+
+    fn record_publishes(&mut self) -> Result<(), Error> {
+        let more = self.publishes.clone();
+        self.put_endpoint(|endpoint| endpoint.publishes.extend(more))
+    }
+
+    fn forget_publishes(&mut self) -> Result<(), Error> {
+        let less = self.publishes.clone();
+        self.put_endpoint(|endpoint| endpoint.publishes.retain(|spec| !less.contains(spec)))
+    }
+}
+
+/// Whether a flow came in by a publish.
+fn came_by(spec: &PublishSpec, key: &abi::FlowKey, flow: &abi::Flow) -> bool {
+    let within = |ports: PortRange, port: u16| (ports.first()..=ports.last()).contains(&port);
+    key.protocol == u32::from(spec.protocol().number())
+        && within(spec.ports(), key.inside_port)
+        && spec
+            .host_ports()
+            .is_some_and(|ports| within(ports, flow.external_port))
 }
 
 fn families(endpoint: &EndpointRecord) -> (bool, bool) {
@@ -785,6 +837,8 @@ impl Executor<Step> for World<'_> {
             Step::HostSide(link) => Ok(self.netlink().set_up(link)?),
             Step::ContainerSide(_) => self.configure_container(),
             Step::Publishes(_) => self.publish(),
+            Step::PublishIntent(_) => self.record_publishes(),
+            Step::PublishClaims(_) => self.claim_publishes(),
             Step::EndpointRecord(_) => self.put_endpoint(|endpoint| endpoint.state = State::Active),
         }
         .inspect_err(|_| self.clean_up_after(step))
@@ -817,6 +871,10 @@ impl Executor<Step> for World<'_> {
                 self.put_endpoint(|endpoint| endpoint.state = State::Removing)
             }
             Step::Publishes(_) => self.unpublish(),
+            Step::PublishIntent(_) if self.troubled => Ok(()),
+            Step::PublishIntent(_) => self.forget_publishes(),
+            Step::PublishClaims(_) if self.troubled => Ok(()),
+            Step::PublishClaims(_) => self.release_publishes(),
             Step::Neighbours(_) => self.remove_neighbours(),
             Step::Entries(_) => self.remove_entries(),
             Step::Policy(_) => self.remove_policy(),
@@ -854,6 +912,8 @@ impl World<'_> {
             Step::NetworkIntent(_)
                 | Step::EndpointIntent(_)
                 | Step::Claims(_)
+                | Step::PublishIntent(_)
+                | Step::PublishClaims(_)
                 | Step::Entries(_)
                 | Step::Neighbours(_)
         );

@@ -10,6 +10,7 @@ use aya::{
     Pod,
     maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuHashMap},
 };
+use aya_obj::generated::BPF_EXIST;
 use nucnet_common::abi;
 
 use super::{error::BpfError, sys};
@@ -58,6 +59,18 @@ impl<K: Pod, V: Pod> Table<K, V> {
         self.inner
             .insert(key, value, 0)
             .map_err(|e| error(cause(e)))
+    }
+
+    /// Changes an entry that exists. `false`: there is none, and none is made.
+    pub fn replace(&mut self, key: &K, value: &V) -> Result<bool, BpfError> {
+        let error = self.error("replace");
+        match self.inner.insert(key, value, BPF_EXIST.into()) {
+            Ok(()) => Ok(true),
+            Err(e) => match cause(e) {
+                e if e.kind() == io::ErrorKind::NotFound => Ok(false),
+                e => Err(error(e)),
+            },
+        }
     }
 
     /// Writes entries; those before one that fails stay.

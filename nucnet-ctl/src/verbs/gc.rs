@@ -1,0 +1,375 @@
+//! `gc`: finds and removes what dead endpoints, and crashes, left. It touches nothing foreign,
+//! and nothing of an endpoint that lives.
+//!
+//! Whoever holds the lock knows that nobody is in the middle of anything: a record that is not
+//! of something whole is left over. What carries nucnet's mark, or a number of nucnet's, and has
+//! no record at all, is left over as well. An endpoint whose record was damaged lives on: it is
+//! reported, and `detach` removes it.
+
+use super::{
+    Error, Host, Step, detach,
+    error::Left,
+    host::Session,
+    network,
+    step::{World, endpoint_alias, network_alias},
+};
+use crate::{
+    kernel::{
+        bpf::{Datapath, Prefix},
+        claims::Claim,
+        netlink::{self, Link, Owner},
+    },
+    model::{
+        EndpointId,
+        plan::Executor,
+        record::{EndpointRecord, NetworkRecord, State},
+    },
+};
+use nucnet_common::abi;
+use std::collections::HashSet;
+
+/// What a collection found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Collected {
+    /// What was removed, or would be.
+    pub removed: Vec<String>,
+    /// Endpoints without a sound record, which stay until they are detached.
+    pub unrecorded: Vec<String>,
+}
+
+/// Whether to remove what is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is removed.
+    Done,
+    /// It is only named.
+    Planned,
+}
+
+impl Host {
+    /// Removes what is left over, or says what that is. What cannot be removed stops nothing
+    /// else and is listed in the error. When nothing is left of nucnet's, datapath and state go
+    /// as well.
+    pub fn gc(&self, removal: Removal) -> Result<Collected, Error> {
+        let Some(session) = self.open_existing()? else {
+            return self.without_state(removal);
+        };
+        let mut collection = Collection {
+            session: &session,
+            removal,
+            found: Collected::default(),
+            left: Left::default(),
+        };
+        collection.endpoints()?;
+        collection.networks()?;
+        collection.links()?;
+        collection.neighbours()?;
+        collection.entries()?;
+        collection.files()?;
+        let Collection {
+            mut found, left, ..
+        } = collection;
+        if !left.0.is_empty() {
+            return Err(Error::Teardown {
+                what: "gc".to_owned(),
+                left,
+            });
+        }
+        let is_over = session.state.is_empty()? && found.unrecorded.is_empty();
+        if is_over && self.options.bpffs.exists() {
+            found
+                .removed
+                .push(format!("datapath under {}", self.options.bpffs.display()));
+        }
+        if is_over && removal == Removal::Done {
+            // It waits for no lock but its own, which is held.
+            remove_all(self, session)?;
+        }
+        Ok(found)
+    }
+
+    fn without_state(&self, removal: Removal) -> Result<Collected, Error> {
+        let owned = netlink::Netlink::open()?
+            .links()?
+            .into_iter()
+            .filter(Link::is_owned);
+        let mut removed: Vec<String> = owned
+            .map(|link| format!("interface {}", link.name))
+            .collect();
+        if self.options.bpffs.exists() {
+            removed.push(format!("datapath under {}", self.options.bpffs.display()));
+        }
+        if removal == Removal::Done && !removed.is_empty() {
+            self.down()?;
+        }
+        Ok(Collected {
+            removed,
+            unrecorded: Vec::new(),
+        })
+    }
+}
+
+fn remove_all(host: &Host, session: Session) -> Result<(), Error> {
+    // Only this host's: another one's is a conflict, and stays.
+    drop(Datapath::open_existing(session.bpffs(), &session.bpf_host)?);
+    if let Some(error) = Datapath::remove(&host.options.bpffs).pop() {
+        return Err(error.into());
+    }
+    Ok(session.state.remove_all()?)
+}
+
+struct Collection<'a> {
+    session: &'a Session,
+    removal: Removal,
+    found: Collected,
+    left: Left,
+}
+
+impl Collection<'_> {
+    /// Removes something, if it is to be removed.
+    fn remove(&mut self, what: String, removal: impl FnOnce(&Session) -> Result<(), Error>) {
+        if self.removal == Removal::Done {
+            match removal(self.session) {
+                Ok(()) => {}
+                Err(Error::Teardown { left, .. }) => return self.left.0.extend(left.0),
+                Err(error) => return self.left.0.push((what, error)),
+            }
+        }
+        self.found.removed.push(what);
+    }
+
+    fn endpoints(&mut self) -> Result<(), Error> {
+        for endpoint in self.session.state.sound_endpoints()? {
+            let is_whole = matches!(endpoint.state, State::Active | State::Degraded);
+            if !is_whole || self.session.is_dead(&endpoint)? {
+                let what = format!("endpoint {} ({})", endpoint.id, endpoint.state);
+                self.remove(what, |session| detach::remove(session, endpoint));
+            }
+        }
+        Ok(())
+    }
+
+    fn networks(&mut self) -> Result<(), Error> {
+        for network in self.session.state.sound_networks()? {
+            let is_whole = matches!(network.state, State::Active | State::Degraded);
+            let is_wanted = network.wish.is_some() && is_whole;
+            if !is_wanted && network::is_unused(self.session, &network)? {
+                let what = format!("network {} ({})", network.name, network.state);
+                self.remove(what, |session| {
+                    let mut world = World::new(session);
+                    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+                    network::tear_down(&mut world, network)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn records(&self) -> Result<(Vec<EndpointRecord>, Vec<NetworkRecord>), Error> {
+        let state = &self.session.state;
+        Ok((state.sound_endpoints()?, state.sound_networks()?))
+    }
+
+    /// Links that carry nucnet's mark, and have no record.
+    fn links(&mut self) -> Result<(), Error> {
+        let (endpoints, networks) = self.records()?;
+        let set_aside = self.session.state.set_aside_endpoints()?;
+        let is_recorded = |link: &Link| {
+            let alias = link.alias.as_deref().unwrap_or_default();
+            endpoints
+                .iter()
+                .any(|e| e.host_ifname.as_str() == link.name && endpoint_alias(e) == alias)
+                || networks
+                    .iter()
+                    .any(|n| n.bridge.as_str() == link.name && network_alias(n) == alias)
+        };
+        let mut links: Vec<Link> = self.session.netlink.links()?;
+        links.retain(|link| link.is_owned() && !is_recorded(link));
+        // Bridges after their ports.
+        links.sort_by_key(|link| link.kind.as_deref() == Some("bridge"));
+        for link in links {
+            let owner = link.owner().unwrap_or_default();
+            if set_aside.iter().any(|id| id == owner) {
+                self.found.unrecorded.push(owner.to_owned());
+                continue;
+            }
+            let what = format!(
+                "interface {} ({})",
+                link.name,
+                link.alias.as_deref().unwrap_or("-")
+            );
+            self.remove(what, |session| {
+                Ok(session
+                    .netlink
+                    .delete_link(link.index, Owner::Nucnet)
+                    .map(drop)?)
+            });
+        }
+        Ok(())
+    }
+
+    /// Neighbours on nucnet's bridges for addresses of its networks that nobody has.
+    fn neighbours(&mut self) -> Result<(), Error> {
+        let session = self.session;
+        for network in session.state.sound_networks()? {
+            let Some(bridge) = session.netlink.find_link(network.bridge.as_str())? else {
+                continue;
+            };
+            for neighbour in session.netlink.neighbours(bridge.index)? {
+                let address = neighbour.address;
+                if network
+                    .subnet_of(address)
+                    .is_some_and(|s| s.cidr().contains(address))
+                    && session
+                        .state
+                        .claimed(network.number, Claim::Address(address))?
+                        .is_none()
+                {
+                    self.remove(
+                        format!("neighbour {address} on {}", bridge.name),
+                        |session| {
+                            let removed = session.netlink.remove_neighbour(bridge.index, address);
+                            Ok(removed.map(drop)?)
+                        },
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries of the maps with numbers that nobody has.
+    fn entries(&mut self) -> Result<(), Error> {
+        let session = self.session;
+        let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let Some(mut datapath) = datapath else {
+            return Ok(());
+        };
+        let (endpoints, networks) = self.records()?;
+        let mut numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
+        let mut policies: HashSet<u32> = endpoints
+            .iter()
+            .filter_map(|e| Some(e.policy?.policy))
+            .collect();
+        // Those without a sound record are known by their links.
+        for id in &self.found.unrecorded {
+            let alias = format!("{}{id}", netlink::ALIAS_PREFIX);
+            let links = session.netlink.links()?;
+            let own = links
+                .iter()
+                .filter(|link| link.alias.as_deref() == Some(&alias));
+            for link in own {
+                if let Some(entry) = datapath.endpoints.get(&link.index)? {
+                    numbers.insert(entry.number);
+                    policies.insert(entry.policy);
+                }
+            }
+        }
+        let is_removed = self.removal == Removal::Done;
+        let mut count = |name: &str, entries: usize| {
+            if entries > 0 {
+                self.found
+                    .removed
+                    .push(format!("{entries} entries of map {name}"));
+            }
+        };
+
+        let mut stale = datapath.endpoints.entries()?;
+        stale.retain(|(_, entry)| !numbers.contains(&entry.number));
+        count(abi::map::ENDPOINTS, stale.len());
+        for (link, _) in stale.iter().filter(|_| is_removed) {
+            datapath.remove_endpoint(*link)?;
+        }
+        let mut stale = datapath.addresses.entries()?;
+        stale.retain(|(_, owner)| !numbers.contains(&owner.endpoint));
+        count(abi::map::ADDRESSES, stale.len());
+        for (address, _) in stale.iter().filter(|_| is_removed) {
+            datapath.addresses.remove(address)?;
+        }
+        let mut stale = datapath.publishes.entries()?;
+        stale.retain(|(_, publish)| !numbers.contains(&publish.endpoint));
+        count(abi::map::PUBLISHES, stale.len());
+        for (key, _) in stale.iter().filter(|_| is_removed) {
+            datapath.publishes.remove(key)?;
+        }
+        let mut stale = datapath.usage.entries()?;
+        stale.retain(|(number, _)| !numbers.contains(number));
+        count(abi::map::USAGE, stale.len());
+        for (number, _) in stale.iter().filter(|_| is_removed) {
+            datapath.purge_endpoint(*number)?;
+        }
+
+        let policy = |key: &Prefix<abi::PolicyCidrKey>| u32::from_be_bytes(key.data().policy);
+        let (kept, stale): (Vec<_>, Vec<_>) = datapath
+            .policy_cidrs
+            .entries()?
+            .into_iter()
+            .partition(|(key, _)| policies.contains(&policy(key)));
+        count(abi::map::POLICY_CIDRS, stale.len());
+        for (key, _) in stale.iter().filter(|_| is_removed) {
+            datapath.policy_cidrs.remove(key)?;
+        }
+        let classes: HashSet<u32> = kept.iter().map(|(_, class)| class.class).collect();
+        let mut stale = datapath.policy_ports.entries()?;
+        stale.retain(|(key, _)| !classes.contains(&u32::from_be_bytes(key.data().class)));
+        count(abi::map::POLICY_PORTS, stale.len());
+        for (key, _) in stale.iter().filter(|_| is_removed) {
+            datapath.policy_ports.remove(key)?;
+        }
+
+        if is_removed && !(endpoints.is_empty() && networks.is_empty()) {
+            let mut world = World::new(session);
+            world.datapath = Some(datapath);
+            world.apply(&Step::Uplinks)?;
+        }
+        Ok(())
+    }
+
+    fn files(&mut self) -> Result<(), Error> {
+        if self.removal == Removal::Done {
+            let (_, networks) = self.records()?;
+            let numbers: Vec<u32> = networks.iter().map(|network| network.number).collect();
+            let claims = self.session.state.forget_stale(&numbers)?;
+            self.found
+                .removed
+                .extend(claims.into_iter().map(|claim| format!("claim {claim}")));
+        }
+        Ok(())
+    }
+}
+
+/// Removes what is left of an endpoint whose record was damaged: what carries its id, or the
+/// number that its link has in the maps. `false`: there is nothing of it.
+pub(super) fn remove_unrecorded(session: &Session, id: &EndpointId) -> Result<bool, Error> {
+    let set_aside = session.state.set_aside_endpoints()?;
+    if !set_aside.iter().any(|aside| aside == id.as_str()) {
+        return Ok(false);
+    }
+    let alias = format!("{}{id}", netlink::ALIAS_PREFIX);
+    let links = session.netlink.links()?;
+    for link in links
+        .iter()
+        .filter(|link| link.alias.as_deref() == Some(&alias))
+    {
+        let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        if let Some(mut datapath) = datapath {
+            datapath.remove_endpoint(link.index)?;
+        }
+        session
+            .netlink
+            .delete_link(link.index, Owner::Alias(&alias))?;
+    }
+    session.state.remove_set_aside(id)?;
+    // The rest has numbers that nobody has any more.
+    let mut collection = Collection {
+        session,
+        removal: Removal::Done,
+        found: Collected::default(),
+        left: Left::default(),
+    };
+    collection.links()?;
+    collection.neighbours()?;
+    collection.entries()?;
+    collection.files()?;
+    Ok(true)
+}
