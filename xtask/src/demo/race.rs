@@ -62,13 +62,13 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
     let cost = |test: usize| [IPTABLES, NUCNET].map(|way| figures.cost(test, way).median);
     let ratio = |test: usize| figures.ratio(test, IPTABLES, NUCNET).median;
     show(
-        "One request and its answer: microseconds",
+        "One request and its answer: microseconds, less is better",
         cost(RR),
         1,
         ratio(RR),
     )?;
     show(
-        "Connections a second: connect, request, answer, close",
+        "Connect, request, answer, close: times a second, more is better",
         cost(CRR).map(|us| 1e6 / us),
         0,
         ratio(CRR),
@@ -79,7 +79,7 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
     });
     show(
         &format!(
-            "Attaching a container that publishes {} ports: milliseconds",
+            "Attach of a container that publishes {} ports: milliseconds, less is better",
             Gate::PUBLISHES
         ),
         attach,

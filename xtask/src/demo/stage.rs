@@ -200,8 +200,8 @@ impl Stage {
     /// Chapter: a published port from the host itself.
     pub(super) fn localhost(&self, story: &mut Story) -> Result<()> {
         story.chapter("The published port on the host itself.")?;
-        for url in ["http://localhost", "http://[::1]"] {
-            let line = format!("curl -s {url}:{HOST_PORT}/who");
+        for (flags, host) in [("-4 -s", "localhost"), ("-s", "[::1]")] {
+            let line = format!("curl {flags} http://{host}:{HOST_PORT}/who");
             story.types(&self.lab.host, &line, |ran| {
                 // By which address the host comes is its own choice.
                 let seen: SocketAddr = ran.stdout.trim().parse()?;
