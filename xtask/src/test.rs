@@ -19,6 +19,7 @@ use crate::{
     progress::{Seconds, Step},
     run,
     toolchain::Toolchain,
+    vm,
     workspace::{OBJECT_VARIABLE, Profile, Workspace},
 };
 
@@ -89,6 +90,9 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
         session.agreement(agreement, &record.rustc);
     }
     session.tests()?;
+    if arguments.full && arguments.filter.is_none() {
+        session.kernels(consent);
+    }
     session.summary()
 }
 
@@ -193,6 +197,15 @@ impl Session<'_> {
             self.test(tier, command)?;
         }
         Ok(())
+    }
+
+    /// The kernels that must pass.
+    fn kernels(&mut self, consent: Consent) {
+        let title = "Debian's kernels";
+        let step = Step::start(title);
+        let outcome = vm::main(self.workspace, consent, &vm::Arguments::default());
+        let failure = outcome.as_ref().err().map(|error| format!("{error:#}"));
+        self.end(title, step, Count::of(outcome.is_ok()), failure.as_slice());
     }
 
     /// A stage of tests: those of one `cargo test`.

@@ -115,7 +115,7 @@ fn run() -> Result<()> {
         let name = tier.file_name().unwrap_or_default().to_string_lossy();
         println!("{MARK}tier {name}");
         let status = Command::new(&tier)
-            .args(["--test-threads=1", "--show-output", "--color=never"])
+            .args(["--test-threads=2", "--show-output", "--color=never"])
             .args(&filter)
             .status()
             .with_context(|| format!("cannot run {}", tier.display()))?;

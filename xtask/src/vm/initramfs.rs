@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    fs,
     fs::File,
     io::{BufWriter, Write as _},
     path::{Path, PathBuf},
@@ -53,7 +53,9 @@ pub(super) fn write(
         file: BufWriter::new(File::create(path)?),
         present: BTreeSet::new(),
     };
-    image.own_program(&env::current_exe()?, Path::new("/init"))?;
+    // By the process: a build meanwhile may have replaced the file.
+    let own = format!("/proc/{}/exe", std::process::id());
+    image.own_program(Path::new(&own), Path::new("/init"))?;
     for (name, program) in &programs.helpers {
         image.own_program(program, &Path::new(guest::OWN_PROGRAMS).join(name))?;
     }
