@@ -363,26 +363,25 @@ impl Packet {
         if self.l4 + least > self.l3 + self.length {
             return Err(Reason::Malformed);
         }
-        // TCP's flags are in its 14th byte; the shortest other header has 8.
+        if self.protocol == TCP {
+            // Up to and with the flags.
+            let start: [u8; 14] = frame.load(self.l4).ok_or(Reason::Malformed)?;
+            self.source_port = u16::from_be_bytes([start[0], start[1]]);
+            self.destination_port = u16::from_be_bytes([start[2], start[3]]);
+            let header_length = u32::from(start[12] >> 4) * 4;
+            if header_length < least || self.l4 + header_length > self.l3 + self.length {
+                return Err(Reason::Malformed);
+            }
+            self.flags = start[13];
+            self.kind = Kind::Tcp;
+            return Ok(());
+        }
         let start: [u8; 8] = frame.load(self.l4).ok_or(Reason::Malformed)?;
         match self.protocol {
-            TCP | UDP => {
+            UDP => {
                 self.source_port = u16::from_be_bytes([start[0], start[1]]);
                 self.destination_port = u16::from_be_bytes([start[2], start[3]]);
-                if self.protocol == UDP {
-                    self.kind = Kind::Udp;
-                    return Ok(());
-                }
-                let offset_and_flags: [u8; 2] =
-                    frame.load(self.l4 + 12).ok_or(Reason::Malformed)?;
-                let header_length = u32::from(offset_and_flags[0] >> 4) * 4;
-                if header_length < TcpHdr::LEN as u32
-                    || self.l4 + header_length > self.l3 + self.length
-                {
-                    return Err(Reason::Malformed);
-                }
-                self.flags = offset_and_flags[1];
-                self.kind = Kind::Tcp;
+                self.kind = Kind::Udp;
             }
             _ => {
                 self.flags = start[0];
@@ -457,7 +456,7 @@ impl Packet {
 }
 
 /// New addresses and ports for a packet. For an echo message both ports are its identifier.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewrite {
     /// New source address.
