@@ -383,10 +383,10 @@ fn arrived<E: Env>(
     {
         return Ok(Way::Pass);
     }
-    let now = env.now();
     scratch.outside = scratch.packet.received_key();
     if env.outside(&scratch.outside, &mut scratch.key) {
         *account = scratch.key.endpoint;
+        let now = env.now();
         if let Some(mut flow) = env.flow(&scratch.key) {
             if is_dead(&flow, now) {
                 retire_flow(env, &scratch.key, &mut scratch.dead);
@@ -395,8 +395,9 @@ fn arrived<E: Env>(
             }
         }
     }
-    if opens(&scratch.packet) && open_published(env, link, scratch, now)? {
+    if opens(&scratch.packet) && open_published(env, link, scratch)? {
         *account = scratch.key.endpoint;
+        let now = env.now();
         let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
         return receive(env, scratch, &mut flow, now);
     }
@@ -418,12 +419,7 @@ fn arrived<E: Env>(
 /// Opens the flow of a packet that arrives for a published port; false if it is for no such
 /// port, or for a socket of the host.
 #[inline(never)]
-fn open_published<E: Env>(
-    env: &E,
-    link: u32,
-    scratch: &mut Scratch,
-    now: u64,
-) -> Result<bool, Reason> {
+fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<bool, Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let packet = &scratch.packet;
     let (family, port) = (packet.family, packet.destination_port);
@@ -452,6 +448,7 @@ fn open_published<E: Env>(
         return Ok(false);
     }
     guard::peer_outside(env, endpoint.bridge, packet, route)?;
+    let now = env.now();
 
     scratch.key = FlowKey {
         endpoint: endpoint.number,
