@@ -1,19 +1,24 @@
 //! Sockets of the host that own a port: TCP listeners, and UDP sockets that hear everybody.
 //!
-//! They are those of the calling thread's network namespace.
+//! They are those of the calling thread's network namespace. `/proc/net` lists them, but to read
+//! it costs some 20 ms, because the kernel walks its table of connections: it is asked only if a
+//! port cannot be bound, which may have other reasons too (a connection of the host's own).
 
 use super::FileError;
 use crate::model::publish::{HostAddress, Protocol, PublishSpec};
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::ReuseAddr,
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket,
+        sockopt::{Ipv6V6Only, ReuseAddr},
     },
 };
 use std::{
+    cell::OnceCell,
     fmt, fs,
     io::{self, BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd,
     path::Path,
 };
 
@@ -44,7 +49,7 @@ const LISTEN: u8 = 0x0a;
 const CLOSE: u8 = 0x07;
 
 /// All sockets that own a port of the protocol, as `/proc/net` lists them.
-pub fn listeners(protocol: Protocol) -> Result<Vec<Listener>, FileError> {
+fn listeners(protocol: Protocol) -> Result<Vec<Listener>, FileError> {
     let mut found = Vec::new();
     for family in ["", "6"] {
         let path = format!("/proc/thread-self/net/{protocol}{family}");
@@ -106,38 +111,92 @@ fn parse(line: &str, protocol: Protocol) -> Option<(Listener, u8)> {
     ))
 }
 
+/// The sockets of the host, looked at when needed.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    tcp: OnceCell<Vec<Listener>>,
+    udp: OnceCell<Vec<Listener>>,
+}
+
+/// Of more ports than this the list is asked at once.
+const FEW_PORTS: u32 = 64;
+
+impl Sockets {
+    /// A socket that has a port which the publish wants.
+    pub fn in_the_way(&self, spec: &PublishSpec) -> Result<Option<&Listener>, FileError> {
+        let Some(ports) = spec.host_ports() else {
+            return Ok(None);
+        };
+        if ports.count() <= FEW_PORTS
+            && ports
+                .iter()
+                .all(|port| can_bind(spec.host(), port, spec.protocol()))
+        {
+            return Ok(None);
+        }
+        let list = match spec.protocol() {
+            Protocol::Tcp => &self.tcp,
+            Protocol::Udp => &self.udp,
+        };
+        if list.get().is_none() {
+            let found = listeners(spec.protocol())?;
+            return Ok(in_the_way(spec, list.get_or_init(|| found)));
+        }
+        Ok(list.get().and_then(|listeners| in_the_way(spec, listeners)))
+    }
+}
+
+/// Whether nobody has the port on those addresses. One that the host does not have is nobody's.
+fn can_bind(host: HostAddress, port: u16, protocol: Protocol) -> bool {
+    let v4 = match host {
+        HostAddress::One(IpAddr::V4(address)) => address,
+        _ => Ipv4Addr::UNSPECIFIED,
+    };
+    let v6 = match host {
+        HostAddress::One(IpAddr::V6(address)) => address,
+        _ => Ipv6Addr::UNSPECIFIED,
+    };
+    let free_v4 = || probe(SocketAddr::from((v4, port)), protocol) != Err(Errno::EADDRINUSE);
+    let free_v6 = || probe(SocketAddr::from((v6, port)), protocol) != Err(Errno::EADDRINUSE);
+    (!host.v4() || free_v4()) && (!host.v6() || free_v6())
+}
+
+/// Binds a socket and closes it.
+fn probe(address: SocketAddr, protocol: Protocol) -> Result<(), Errno> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let kind = match protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+    };
+    let probe = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // Of TCP only listeners are to be in the way, not what is left of connections.
+    setsockopt(&probe, ReuseAddr, &(protocol == Protocol::Tcp))?;
+    if address.is_ipv6() {
+        setsockopt(&probe, Ipv6V6Only, &true)?;
+    }
+    bind(probe.as_raw_fd(), &SockaddrStorage::from(address))
+}
+
 /// Which of the listeners has a port that the publish wants.
-pub fn in_the_way<'a>(spec: &PublishSpec, listeners: &'a [Listener]) -> Option<&'a Listener> {
+fn in_the_way<'a>(spec: &PublishSpec, listeners: &'a [Listener]) -> Option<&'a Listener> {
     let ports = spec.host_ports()?;
     listeners.iter().find(|listener| {
         listener.protocol == spec.protocol()
             && (ports.first()..=ports.last()).contains(&listener.port)
             && match listener.address {
+                // Whether it hears IPv4 too, `/proc/net` does not tell.
                 IpAddr::V6(any) if any.is_unspecified() => {
-                    spec.host().v6() || (spec.host().v4() && is_taken_v4(listener))
+                    let v4 = (Ipv4Addr::UNSPECIFIED, listener.port).into();
+                    let is_taken = || probe(v4, listener.protocol) == Err(Errno::EADDRINUSE);
+                    spec.host().v6() || (spec.host().v4() && is_taken())
                 }
                 IpAddr::V4(any) if any.is_unspecified() => spec.host().v4(),
                 address => spec.host().overlaps(HostAddress::One(address)),
             }
     })
-}
-
-/// Whether a socket that hears all of IPv6 hears IPv4 too, which `/proc/net` does not tell.
-fn is_taken_v4(listener: &Listener) -> bool {
-    let kind = match listener.protocol {
-        Protocol::Tcp => SockType::Stream,
-        Protocol::Udp => SockType::Datagram,
-    };
-    let Ok(probe) = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None) else {
-        return true;
-    };
-    // Of TCP only listeners are to be in the way, not what is left of connections.
-    if listener.protocol == Protocol::Tcp && setsockopt(&probe, ReuseAddr, &true).is_err() {
-        return true;
-    }
-    use std::os::fd::AsRawFd;
-    let address = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, listener.port));
-    bind(probe.as_raw_fd(), &address) == Err(Errno::EADDRINUSE)
 }
 
 /// The process that has the socket: id and command. It looks at every process: for messages.
@@ -165,7 +224,7 @@ pub fn process_of(listener: &Listener) -> Option<(u32, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     #[test]
     fn lines_of_proc_net_are_understood() {
@@ -188,6 +247,46 @@ mod tests {
         assert_eq!(parse("garbage", Protocol::Tcp), None);
     }
 
+    fn found(spec: &str) -> Option<Listener> {
+        let sockets = Sockets::default();
+        sockets.in_the_way(&spec.parse().unwrap()).unwrap().cloned()
+    }
+
+    #[test]
+    fn a_listener_is_in_the_way_and_its_process_is_named() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        let listener = found(&format!("{port}:80")).expect("TCP listener");
+        assert_eq!(
+            process_of(&listener).expect("process").0,
+            std::process::id()
+        );
+        assert!(found(&format!("127.0.0.1:{port}:80")).is_some());
+        assert_eq!(found(&format!("127.0.0.2:{port}:80")), None);
+        assert_eq!(found(&format!("[::]:{port}:80")), None);
+        assert_eq!(
+            found(&format!("192.0.2.77:{port}:80")),
+            None,
+            "the host has no such address"
+        );
+        let port = udp.local_addr().unwrap().port();
+        assert!(found(&format!("{port}:53/udp")).is_some());
+        assert!(found(&format!("{}-{port}:{}-{port}/udp", port - 99, port - 99)).is_some());
+    }
+
+    #[test]
+    fn a_connection_is_not_in_the_way() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let port = client.local_addr().unwrap().port();
+        assert!(
+            !can_bind(HostAddress::Any, port, Protocol::Tcp),
+            "or this shows nothing"
+        );
+        assert_eq!(found(&format!("{port}:80")), None);
+    }
+
     #[test]
     fn a_socket_for_ipv6_only_is_not_in_the_way_of_ipv4() {
         let Ok(both) = TcpListener::bind("[::]:0") else {
@@ -195,41 +294,14 @@ mod tests {
             return;
         };
         let port = both.local_addr().unwrap().port();
-        let all = listeners(Protocol::Tcp).unwrap();
-        let spec = format!("0.0.0.0:{port}:80").parse().unwrap();
-        assert!(in_the_way(&spec, &all).is_some(), "it hears IPv4 too");
+        let spec: PublishSpec = format!("0.0.0.0:{port}:80").parse().unwrap();
+        let list = listeners(Protocol::Tcp).unwrap();
+        assert!(in_the_way(&spec, &list).is_some(), "it hears IPv4 too");
         drop(both);
         assert_eq!(
-            in_the_way(&spec, &all),
+            in_the_way(&spec, &list),
             None,
             "a probe decides, not the list"
         );
-    }
-
-    #[test]
-    fn a_listener_is_in_the_way_and_its_process_is_named() {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let ports = (
-            tcp.local_addr().unwrap().port(),
-            udp.local_addr().unwrap().port(),
-        );
-        let all = [
-            listeners(Protocol::Tcp).unwrap(),
-            listeners(Protocol::Udp).unwrap(),
-        ]
-        .concat();
-        let found = |spec: String| in_the_way(&spec.parse().unwrap(), &all).cloned();
-        let (tcp_port, udp_port) = ports;
-        let listener = found(format!("{tcp_port}:80")).expect("TCP listener");
-        assert_eq!(
-            process_of(&listener).expect("process").0,
-            std::process::id()
-        );
-        assert!(found(format!("127.0.0.1:{tcp_port}:80")).is_some());
-        assert_eq!(found(format!("127.0.0.2:{tcp_port}:80")), None);
-        assert_eq!(found(format!("[::]:{tcp_port}:80")), None);
-        assert!(found(format!("{udp_port}:53/udp")).is_some());
-        drop((tcp, udp));
     }
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     kernel::{
         bpf::{Datapath, HostPorts},
-        sockets::{self, Listener},
+        sockets::{self, Listener, Sockets},
     },
     model::{
         EndpointId,
@@ -173,13 +173,7 @@ pub(super) fn choose(
     v4: bool,
     v6: bool,
 ) -> Result<Vec<PublishSpec>, Error> {
-    let mut listeners = Vec::new();
-    let mut protocols: Vec<_> = wanted.iter().map(PublishSpec::protocol).collect();
-    protocols.sort();
-    protocols.dedup();
-    for protocol in protocols {
-        listeners.extend(sockets::listeners(protocol)?);
-    }
+    let sockets = Sockets::default();
     let taken = |spec: &PublishSpec| -> Result<Option<Error>, Error> {
         let narrow = spec.narrowed(v4, v6);
         // No endpoint has the number 0.
@@ -187,7 +181,8 @@ pub(super) fn choose(
             let (spec, owner) = (spec.to_string(), owner.id);
             return Ok(Some(Error::PortPublished { spec, taken, owner }));
         }
-        Ok(sockets::in_the_way(&narrow, &listeners).map(|listener| in_use(spec, listener)))
+        let socket = sockets.in_the_way(&narrow)?;
+        Ok(socket.map(|listener| in_use(spec, listener)))
     };
     let mut chosen = wanted.to_vec();
     for spec in &chosen {
