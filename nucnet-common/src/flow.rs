@@ -39,10 +39,11 @@ pub fn is_dead(flow: &Flow, now: u64) -> bool {
     is_idle(flow.last_seen, flow.timeout_s, now)
 }
 
-/// Whether a binding is dead.
+/// Whether a binding is dead: never before its flows, whose latest packet may be a second later
+/// than what it noted.
 #[inline(always)]
 pub fn is_unbound(binding: &Binding, now: u64) -> bool {
-    is_idle(binding.last_seen, binding.timeout_s, now)
+    is_idle(binding.last_seen, binding.timeout_s.saturating_add(1), now)
 }
 
 /// Idle time of a flow or binding in seconds.

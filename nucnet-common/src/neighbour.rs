@@ -125,7 +125,7 @@ pub fn answer_arp<E: Env>(env: &E, endpoint: &Endpoint) -> Result<(), Reason> {
         sender[2], sender[3],
     ];
     turn_round(env, endpoint)?;
-    env.store(ETHERNET + 6, &body, Balance::Balanced)
+    env.store(ETHERNET + 6, &body, Balance::Unbalanced)
 }
 
 /// Answers a neighbour solicitation of an endpoint in place.

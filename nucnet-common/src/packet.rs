@@ -48,7 +48,8 @@ pub mod tcp_flag {
 pub struct Covered {
     /// The addresses, which the checksum covers by way of the pseudo header only.
     pub pseudo_header: bool,
-    /// UDP over IPv4: zero means "no checksum" (RFC 768) and stays zero.
+    /// UDP: zero means "no checksum" (RFC 768, for tunnels over IPv6 RFC 6935) and stays zero; a
+    /// checksum that comes to zero is written as ones.
     pub may_be_absent: bool,
 }
 
@@ -67,6 +68,10 @@ pub enum Balance {
 pub trait Frame {
     /// Length of the frame in bytes.
     fn length(&self) -> u32;
+
+    /// Whether the frame came with a VLAN tag. The kernel keeps it beside the frame, whose bytes
+    /// are those of an untagged one.
+    fn is_tagged(&self) -> bool;
 
     /// Copies `N` bytes out, or nothing if the frame ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
@@ -504,7 +509,7 @@ impl Rewrite {
                 || family == Family::V6;
             let covered = Covered {
                 pseudo_header: true,
-                may_be_absent: packet.kind == Kind::Udp && family == Family::V4,
+                may_be_absent: packet.kind == Kind::Udp,
             };
             if moved && covers_addresses {
                 frame.fix_checksum(packet.checksum(), addresses, covered)?;

@@ -80,6 +80,10 @@ pub fn from_endpoint<E: Env>(env: &E, link: u32) -> Verdict {
 
 #[inline(always)]
 fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> {
+    // The tag would leave with the frame, into whatever VLAN the endpoint chose.
+    if env.is_tagged() {
+        return Err(Reason::NotIp);
+    }
     let ethertype = guard::source_mac(env, endpoint)?;
     if ethertype == ETHERTYPE_ARP {
         neighbour::answer_arp(env, endpoint)?;
@@ -374,6 +378,10 @@ fn arrived<E: Env>(
     ethertype: u16,
     account: &mut u32,
 ) -> Result<Way, Reason> {
+    // The interface of that VLAN is an uplink of its own.
+    if env.is_tagged() {
+        return Ok(Way::Pass);
+    }
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
@@ -554,6 +562,9 @@ pub fn from_host<E: Env>(env: &E, ethertype: u16) -> Verdict {
 
 #[inline(always)]
 fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<Way, Reason> {
+    if env.is_tagged() {
+        return Err(Reason::NotIp);
+    }
     if ethertype == ETHERTYPE_ARP {
         // The host has a permanent neighbour for every endpoint; it asks for nobody.
         return Err(Reason::NoNeighbour);

@@ -82,6 +82,12 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
         // SAFETY: the context is the program's own, and the buffer has N bytes.

@@ -389,6 +389,10 @@ impl Frame for World {
         self.frame.borrow().len() as u32
     }
 
+    fn is_tagged(&self) -> bool {
+        false
+    }
+
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let start = offset as usize;
         let frame = self.frame.borrow();
