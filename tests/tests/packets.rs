@@ -6,6 +6,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nucnet_tests::packets::{rows, world::World};
 
 fn main() -> ExitCode {
+    rows::keep_panics();
     let trials = rows::cases().into_iter().map(|case| {
         Trial::test(case.name(), move || {
             case.run(&mut World::new()).map_err(Failed::from)

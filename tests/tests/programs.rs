@@ -8,14 +8,19 @@ use std::{
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::unistd::geteuid;
+use nucnet_common::abi::Reason;
 use nucnet_tests::packets::{
+    bench::{Bench, Frame as _},
     engine::Engine as _,
     loaded::{self, Loaded},
+    packet::udp,
     rows::{self, Case},
+    site::{SERVER4, WEB},
     world::World,
 };
 
 fn main() -> ExitCode {
+    rows::keep_panics();
     let mut arguments = Arguments::from_args();
     // One set of tables, and one thread that is in the site's network namespace.
     arguments.test_threads = Some(1);
@@ -42,6 +47,11 @@ fn main() -> ExitCode {
             })
         })
         .collect();
+    trials.push(trial(
+        "tag_that_the_kernel_took_out_of_a_frame_is_seen".to_owned(),
+        loaded.clone(),
+        tag_that_the_kernel_took_out_of_a_frame_is_seen,
+    ));
     trials.push(trial(
         "no_place_is_left_taken_when_all_tables_are_empty".to_owned(),
         loaded,
@@ -91,5 +101,17 @@ fn run(case: &Case, loaded: &mut Loaded) -> Result<Completion, Failed> {
         )
         .into());
     }
+    Ok(Completion::Completed)
+}
+
+/// With a test run the tag is still in the frame.
+fn tag_that_the_kernel_took_out_of_a_frame_is_seen(
+    loaded: &mut Loaded,
+) -> Result<Completion, Failed> {
+    loaded.reset();
+    let _ = Bench::new(loaded);
+    let packet = udp((WEB.v4, 5000), (SERVER4, 443)).vlan(42);
+    let frame = packet.framed(WEB.gateway_mac(), WEB.mac);
+    loaded.drops_for_real(&WEB, &frame, Reason::NotIp)?;
     Ok(Completion::Completed)
 }

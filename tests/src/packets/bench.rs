@@ -173,9 +173,24 @@ impl<'e> Bench<'e> {
         self.engine.pass(Duration::from_secs_f64(seconds));
     }
 
-    /// The shortest frame that the engine takes.
-    pub fn shortest_frame(&self) -> usize {
-        self.engine.shortest_frame()
+    /// From now on every random number is this one.
+    pub fn draw(&mut self, number: u32) {
+        self.engine.draw(number);
+    }
+
+    /// A frame cut short before each of its bytes, as far as the engine takes frames so short.
+    pub fn cut_short(&self, whole: &[u8]) -> Vec<Vec<u8>> {
+        let ethertype = u16::from_be_bytes([whole[12], whole[13]]);
+        (self.engine.shortest_frame(ethertype)..whole.len())
+            .map(|length| whole[..length].to_vec())
+            .collect()
+    }
+
+    /// A frame comes from an interface that no endpoint is behind.
+    #[track_caller]
+    pub fn from_nobody(&mut self, link: u32, frame: &impl Frame) -> Sent {
+        let frame = frame.framed(site::interface(link).mac, ROUTER_MAC);
+        self.send(Hook::FromEndpoint { link }, frame, 0)
     }
 
     /// An endpoint sends a packet to its gateway.

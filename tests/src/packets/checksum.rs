@@ -3,7 +3,7 @@
 use nucnet_common::packet::{ICMP, ICMPV6, TCP, UDP};
 
 /// The one's complement sum of RFC 1071 over some bytes; an odd last byte counts as high.
-fn sum(start: u32, bytes: &[u8]) -> u32 {
+pub(super) fn sum(start: u32, bytes: &[u8]) -> u32 {
     bytes.chunks(2).fold(start, |sum, pair| {
         let word = u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
         let sum = sum + word;

@@ -140,8 +140,13 @@ pub trait Engine {
     fn socket(&mut self, socket: Socket);
     /// Lets time pass.
     fn pass(&mut self, time: Duration);
-    /// The shortest frame that it takes, in bytes.
-    fn shortest_frame(&self) -> usize;
+    /// From now on every random number is this one.
+    ///
+    /// # Panics
+    /// Where the random numbers are the kernel's.
+    fn draw(&mut self, number: u32);
+    /// The shortest frame of an EtherType that it takes, in bytes.
+    fn shortest_frame(&self, ethertype: u16) -> usize;
     /// Sends a frame; what became of it, and its bytes afterwards.
     fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>);
     /// The tables of flows.

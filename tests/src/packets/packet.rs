@@ -12,6 +12,8 @@ use nucnet_common::{
     packet::{ICMPV6, UDP, tcp_flag},
 };
 
+use super::checksum;
+
 /// What the IP packet carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Carried {
@@ -35,6 +37,7 @@ pub struct Packet {
     carried: Carried,
     payload: Vec<u8>,
     padding: usize,
+    patches: Vec<(usize, Vec<u8>)>,
 }
 
 /// A TCP segment with flags as tcpdump writes them: `S`, `A`, `F`, `R`.
@@ -178,6 +181,7 @@ impl Packet {
             carried,
             payload: b"Where there is a will, there is a way.".to_vec(),
             padding: 0,
+            patches: Vec::new(),
         }
     }
 
@@ -267,22 +271,20 @@ impl Packet {
         self
     }
 
-    /// Offset of what IP carries in [`Packet::bytes`].
-    pub fn l4(&self) -> usize {
-        let headers = match self.source {
+    /// With these bytes at an offset from the start of the IP header, whatever they make of it.
+    /// The checksum of an IPv4 header is right even so.
+    pub fn patched(mut self, offset: usize, bytes: &[u8]) -> Self {
+        self.patches.push((offset, bytes.to_vec()));
+        self
+    }
+
+    /// The same at an offset from the start of what IP carries, whose checksum is then wrong.
+    pub fn patched_l4(self, offset: usize, bytes: &[u8]) -> Self {
+        let header = match self.source {
             IpAddr::V4(_) => Ipv4Header::MIN_LEN + self.options.len(),
             IpAddr::V6(_) => Ipv6Header::LEN,
         };
-        self.l3() + headers
-    }
-
-    /// Offset of the IP header in [`Packet::bytes`].
-    pub fn l3(&self) -> usize {
-        match (self.macs, self.vlan) {
-            (None, _) => 0,
-            (Some(_), None) => 14,
-            (Some(_), Some(_)) => 18,
-        }
+        self.patched(header + offset, bytes)
     }
 
     /// The packet's bytes; with an Ethernet header if it was given addresses.
@@ -302,6 +304,7 @@ impl Packet {
                 }
             }
         }
+        let l3 = frame.len();
         let carried = self.carried_bytes();
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -342,8 +345,21 @@ impl Packet {
             _ => unreachable!("a packet has one family"),
         }
         frame.extend(carried);
+        self.patch(&mut frame[l3..]);
         frame.resize(frame.len() + self.padding, 0);
         frame
+    }
+
+    fn patch(&self, packet: &mut [u8]) {
+        for (offset, bytes) in &self.patches {
+            packet[*offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        if !self.patches.is_empty() && self.source.is_ipv4() {
+            let length = (usize::from(packet[0] & 0x0f) * 4).clamp(20, packet.len());
+            packet[10..12].fill(0);
+            let checksum = !checksum::sum(0, &packet[..length]) as u16;
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
     }
 
     fn protocol(&self) -> u8 {

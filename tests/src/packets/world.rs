@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     ops::{Deref, DerefMut},
     rc::Rc,
@@ -29,41 +29,40 @@ use super::{
     site::{self, Via, covers, from_abi},
 };
 
-/// An entry of a table and who is writing it.
+/// An entry of a table, and how often somebody looked at it.
 #[derive(Debug)]
 struct Entry<T: Copy> {
     value: Cell<T>,
-    being_written: Cell<bool>,
+    looks: Cell<u64>,
 }
 
 /// A value in a table, writable in place.
 ///
 /// The kernel hands out pointers; two of them to one entry see each other's writes. Here each
-/// guard has a copy, written back when it goes, so a look at an entry that another guard has
-/// written to, and not given back, would be a look at something else than the kernel's: it
-/// panics.
+/// guard has a copy, which is written back when it goes. Where that would be seen, because
+/// somebody looked at the entry while it was being changed, it panics.
 #[derive(Debug)]
-pub struct Guard<T: Copy> {
+pub struct Guard<T: Copy + PartialEq> {
     copy: T,
+    before: T,
     entry: Rc<Entry<T>>,
-    written: bool,
+    look: u64,
 }
 
-impl<T: Copy> Guard<T> {
+impl<T: Copy + PartialEq> Guard<T> {
     fn of(entry: &Rc<Entry<T>>) -> Self {
-        assert!(
-            !entry.being_written.get(),
-            "somebody else is writing this entry"
-        );
+        let look = entry.looks.get() + 1;
+        entry.looks.set(look);
         Self {
             copy: entry.value.get(),
+            before: entry.value.get(),
             entry: Rc::clone(entry),
-            written: false,
+            look,
         }
     }
 }
 
-impl<T: Copy> Deref for Guard<T> {
+impl<T: Copy + PartialEq> Deref for Guard<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -71,24 +70,19 @@ impl<T: Copy> Deref for Guard<T> {
     }
 }
 
-impl<T: Copy> DerefMut for Guard<T> {
+impl<T: Copy + PartialEq> DerefMut for Guard<T> {
     fn deref_mut(&mut self) -> &mut T {
-        if !self.written {
-            assert!(
-                !self.entry.being_written.replace(true),
-                "somebody else is writing this entry"
-            );
-            self.written = true;
-        }
         &mut self.copy
     }
 }
 
-impl<T: Copy> Drop for Guard<T> {
+impl<T: Copy + PartialEq> Drop for Guard<T> {
     fn drop(&mut self) {
-        if self.written {
+        if self.copy != self.before {
             self.entry.value.set(self.copy);
-            self.entry.being_written.set(false);
+            if self.look != self.entry.looks.get() && !std::thread::panicking() {
+                panic!("somebody looked at an entry while another changed it");
+            }
         }
     }
 }
@@ -107,13 +101,13 @@ fn insert<K: std::hash::Hash + Eq + Copy, T: Copy>(
     }
     let entry = Entry {
         value: Cell::new(*value),
-        being_written: Cell::new(false),
+        looks: Cell::new(0),
     };
     entries.insert(*key, Rc::new(entry));
     true
 }
 
-fn look<K: std::hash::Hash + Eq + Copy, T: Copy>(
+fn look<K: std::hash::Hash + Eq + Copy, T: Copy + PartialEq>(
     entries: &Entries<K, T>,
     key: &K,
 ) -> Option<Guard<T>> {
@@ -231,11 +225,12 @@ pub struct World {
 
     now: u64,
     random: Cell<u64>,
-    drawn: RefCell<VecDeque<u32>>,
+    drawn: Option<u32>,
     changes: Cell<u64>,
     failing: Cell<Option<u64>>,
 
     frame: RefCell<Vec<u8>>,
+    tag: Option<[u8; 4]>,
     ingress: u32,
 }
 
@@ -265,17 +260,13 @@ impl World {
             notes: Rc::new(Cell::new(Some(blank()))),
             now: Duration::from_secs(15_768_000).as_nanos() as u64,
             random: Cell::new(1),
-            drawn: RefCell::default(),
+            drawn: None,
             changes: Cell::new(0),
             failing: Cell::new(None),
             frame: RefCell::default(),
+            tag: None,
             ingress: 0,
         }
-    }
-
-    /// The next numbers that the random source gives, before its own.
-    pub fn draw(&mut self, numbers: impl IntoIterator<Item = u32>) {
-        self.drawn.get_mut().extend(numbers);
     }
 
     /// The next change of a table but `after` fails, once: an insert finds the table full, a
@@ -390,7 +381,7 @@ impl Frame for World {
     }
 
     fn is_tagged(&self) -> bool {
-        false
+        self.tag.is_some()
     }
 
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -576,7 +567,7 @@ impl Host for World {
     }
 
     fn random(&self) -> u32 {
-        if let Some(number) = self.drawn.borrow_mut().pop_front() {
+        if let Some(number) = self.drawn {
             return number;
         }
         // SplitMix64.
@@ -731,7 +722,11 @@ impl Engine for World {
         self.now += time.as_nanos() as u64;
     }
 
-    fn shortest_frame(&self) -> usize {
+    fn draw(&mut self, number: u32) {
+        self.drawn = Some(number);
+    }
+
+    fn shortest_frame(&self, _: u16) -> usize {
         0
     }
 
@@ -740,9 +735,15 @@ impl Engine for World {
     fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>) {
         *self.frame.get_mut() = frame.to_vec();
         self.ingress = 0;
-        let ethertype = frame
-            .get(12..14)
-            .map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+        self.tag = None;
+        // The kernel takes tags out of frames before any program sees them.
+        if let Some(&[0x81, 0x00, high, low]) = frame.get(12..16) {
+            self.tag = Some([0x81, 0x00, high, low]);
+            self.frame.get_mut().drain(12..16);
+        }
+        let ethertype = self
+            .load(12)
+            .map_or(0, |bytes: [u8; 2]| u16::from_be_bytes(bytes));
         let verdict = match hook {
             Hook::FromEndpoint { link } => path::from_endpoint(self, link),
             Hook::FromUplink { link } => {
@@ -769,7 +770,11 @@ impl Engine for World {
             Ok(way) => Outcome::Redirected(Some(way)),
             Err(path::Drop { endpoint, reason }) => Outcome::Dropped { endpoint, reason },
         };
-        (outcome, std::mem::take(self.frame.get_mut()))
+        let mut frame = std::mem::take(self.frame.get_mut());
+        if let Some(tag) = self.tag {
+            frame.splice(12..12, tag);
+        }
+        (outcome, frame)
     }
 
     fn state(&self) -> State {

@@ -1,11 +1,19 @@
 //! The rows: what becomes of which packets, in which state. Each says the whole of every frame
 //! that comes out.
 
-use std::{net::IpAddr, panic::AssertUnwindSafe};
+use std::{cell::RefCell, net::IpAddr, panic::AssertUnwindSafe};
 
 use super::{bench::Bench, engine::Engine, site};
 
+mod guard;
+mod headers;
+mod host;
+mod life;
+mod masquerade;
+mod neighbours;
+mod policy;
 mod publish;
+mod siblings;
 
 /// What happens at a site, by the name of what must be true.
 pub struct Row {
@@ -86,7 +94,7 @@ macro_rules! row {
             logic_only: None,
         }
     };
-    ($name:ident, logic_only: $why:literal) => {
+    ($name:ident, logic_only: $why:expr) => {
         $crate::packets::rows::Row {
             logic_only: Some($why),
             ..row!($name)
@@ -103,6 +111,12 @@ macro_rules! each_family {
             logic_only: None,
         }
     };
+    ($name:ident, logic_only: $why:expr) => {
+        $crate::packets::rows::Row {
+            logic_only: Some($why),
+            ..each_family!($name)
+        }
+    };
 }
 
 use {each_family, row};
@@ -116,21 +130,31 @@ pub struct Case {
 
 /// Every row, for every family.
 pub fn cases() -> Vec<Case> {
-    [publish::ROWS]
-        .into_iter()
-        .flatten()
-        .flat_map(|row| {
-            let families = match row.body {
-                Body::Once(_) => [None, None],
-                Body::EachFamily(_) => [Some(&V4), Some(&V6)],
-            };
-            let twice = families[0].is_some();
-            families
-                .into_iter()
-                .take(if twice { 2 } else { 1 })
-                .map(move |family| Case { row, family })
-        })
-        .collect()
+    [
+        publish::ROWS,
+        masquerade::ROWS,
+        siblings::ROWS,
+        host::ROWS,
+        headers::ROWS,
+        guard::ROWS,
+        neighbours::ROWS,
+        policy::ROWS,
+        life::ROWS,
+    ]
+    .into_iter()
+    .flatten()
+    .flat_map(|row| {
+        let families = match row.body {
+            Body::Once(_) => [None, None],
+            Body::EachFamily(_) => [Some(&V4), Some(&V6)],
+        };
+        let twice = families[0].is_some();
+        families
+            .into_iter()
+            .take(if twice { 2 } else { 1 })
+            .map(move |family| Case { row, family })
+    })
+    .collect()
 }
 
 impl Case {
@@ -161,7 +185,21 @@ impl Case {
         std::panic::catch_unwind(body).map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied());
-            text.unwrap_or("panicked").to_owned()
+            format!("{}: {}", PLACE.take(), text.unwrap_or("panic"))
         })
     }
+}
+
+thread_local! {
+    /// Where the thread panicked last.
+    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Has panics kept for the result of [`Case::run`], which has the place in it, instead of
+/// printed.
+pub fn keep_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        PLACE.set(place.unwrap_or_default());
+    }));
 }

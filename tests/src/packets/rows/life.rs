@@ -1,0 +1,544 @@
+//! The life of flows and bindings: states, idle times, quotas, and places.
+
+use nucnet_common::{
+    abi::{FlowState, Reason, flow_flag},
+    packet::UDP,
+};
+
+use super::{Family, Row, each_family};
+use crate::packets::{
+    bench::Bench,
+    packet::{echo_reply, echo_request, tcp, udp},
+    site::{APP, UPLINK, WEB},
+};
+
+pub(super) const ROWS: &[Row] = &[
+    each_family!(tcp_is_established_when_the_opener_acknowledges),
+    each_family!(tcp_closes_when_both_sides_have_sent_fin),
+    each_family!(tcp_closes_when_the_peer_sends_fin_first),
+    each_family!(tcp_closes_by_a_reset_of_either_side),
+    each_family!(tcp_of_a_published_port_closes_the_same_way),
+    each_family!(syn_of_the_opener_reopens_a_closed_connection_in_place),
+    each_family!(syn_of_the_other_side_does_not_reopen),
+    each_family!(half_open_connection_dies_after_the_transitory_time),
+    each_family!(established_connection_dies_after_its_time),
+    each_family!(closed_connection_dies_after_the_transitory_time),
+    each_family!(datagram_flow_dies_after_its_time),
+    each_family!(question_to_a_resolver_dies_sooner),
+    each_family!(echo_flow_dies_after_its_time),
+    each_family!(outbound_packets_keep_a_bound_flow_alive_and_inbound_ones_do_not),
+    each_family!(inbound_packets_keep_a_published_flow_alive),
+    each_family!(binding_outlives_its_flows),
+    each_family!(binding_in_use_keeps_its_port_for_new_peers),
+    each_family!(binding_lives_as_long_as_its_longest_lived_flow),
+    each_family!(dead_binding_is_made_anew),
+    each_family!(endpoint_at_its_quota_opens_no_more_and_keeps_what_it_has),
+    each_family!(bindings_count_towards_the_quota),
+    each_family!(endpoint_without_usage_opens_nothing),
+    each_family!(full_table_refuses_the_newcomer_and_evicts_nobody_alive, logic_only: DRAWS),
+    each_family!(dead_flow_makes_room_for_a_newcomer, logic_only: DRAWS),
+    each_family!(closed_flow_makes_room_under_pressure, logic_only: DRAWS),
+    each_family!(dead_binding_makes_room_for_a_newcomer, logic_only: DRAWS),
+    each_family!(endpoint_at_its_quota_takes_the_places_of_its_own_dead_only, logic_only: DRAWS),
+];
+
+/// Why rows about places are about the logic alone.
+const DRAWS: &str = "the kernel's random numbers, which choose the places, cannot be chosen";
+
+/// What is sent in a connection of WEB's to the server.
+struct Connection<'i> {
+    ip: &'i Family,
+}
+
+impl Connection<'_> {
+    #[track_caller]
+    fn out(&self, bench: &mut Bench<'_>, flags: &str) {
+        let [web, host, server] = self.ends();
+        bench.from_endpoint(&WEB, &tcp(flags, web, server)).leaves(
+            UPLINK,
+            self.ip.router,
+            &tcp(flags, host, server).ttl(63),
+        );
+    }
+
+    #[track_caller]
+    fn back(&self, bench: &mut Bench<'_>, flags: &str) {
+        let [web, host, server] = self.ends();
+        bench
+            .from_uplink(UPLINK, &tcp(flags, server, host))
+            .reaches(&WEB, &tcp(flags, server, web).ttl(63));
+    }
+
+    fn ends(&self) -> [(std::net::IpAddr, u16); 3] {
+        [
+            (self.ip.web, 5000),
+            (self.ip.host, 5000),
+            (self.ip.server, 443),
+        ]
+    }
+
+    fn establish(&self, bench: &mut Bench<'_>) {
+        self.out(bench, "S");
+        self.back(bench, "SA");
+        self.out(bench, "A");
+        assert_eq!(bench.only_state(), FlowState::Established);
+    }
+}
+
+fn tcp_is_established_when_the_opener_acknowledges(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.out(bench, "S");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    // An acknowledgement of nothing, and one more attempt.
+    connection.out(bench, "A");
+    connection.out(bench, "S");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    connection.back(bench, "SA");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Established);
+    assert_eq!(bench.only_flow().1.timeout_s, 60);
+}
+
+fn tcp_closes_when_both_sides_have_sent_fin(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.out(bench, "FA");
+    assert_eq!(bench.only_state(), FlowState::Closing);
+    assert_eq!(bench.only_flow().1.timeout_s, 40);
+    // The other side may go on for a while.
+    connection.back(bench, "A");
+    connection.out(bench, "A");
+    connection.out(bench, "FA");
+    assert_eq!(bench.only_state(), FlowState::Closing);
+    connection.back(bench, "FA");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+}
+
+fn tcp_closes_when_the_peer_sends_fin_first(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "FA");
+    assert_eq!(bench.only_state(), FlowState::Closing);
+    connection.out(bench, "FA");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+}
+
+fn tcp_closes_by_a_reset_of_either_side(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "R");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+    assert_eq!(bench.only_flow().1.timeout_s, 40);
+    connection.out(bench, "S");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    connection.out(bench, "RA");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+}
+
+fn tcp_of_a_published_port_closes_the_same_way(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    let steps = [
+        (true, "S", FlowState::Opening),
+        (false, "SA", FlowState::Opening),
+        (true, "A", FlowState::Established),
+        (false, "A", FlowState::Established),
+        (false, "FA", FlowState::Closing),
+        (true, "A", FlowState::Closing),
+        (true, "FA", FlowState::Closed),
+        (true, "S", FlowState::Opening),
+    ];
+    for (is_in, flags, state) in steps {
+        if is_in {
+            bench
+                .from_uplink(UPLINK, &tcp(flags, client, host))
+                .reaches(&WEB, &tcp(flags, client, web).ttl(63));
+        } else {
+            bench.from_endpoint(&WEB, &tcp(flags, web, client)).leaves(
+                UPLINK,
+                ip.router,
+                &tcp(flags, host, client).ttl(63),
+            );
+        }
+        assert_eq!(bench.only_state(), state, "after {flags}");
+    }
+}
+
+fn syn_of_the_opener_reopens_a_closed_connection_in_place(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.out(bench, "FA");
+    connection.back(bench, "FA");
+    let (key, closed) = bench.only_flow();
+    connection.out(bench, "S");
+    let (same, reopened) = bench.only_flow();
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    assert_eq!((key, closed.slot), (same, reopened.slot));
+    assert_eq!(
+        reopened.flags & (flow_flag::FIN_INSIDE | flow_flag::FIN_PEER),
+        0
+    );
+    connection.back(bench, "SA");
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Established);
+}
+
+fn syn_of_the_other_side_does_not_reopen(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "R");
+    connection.back(bench, "S");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+    connection.out(bench, "SA");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+}
+
+fn half_open_connection_dies_after_the_transitory_time(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    let [web, host, server] = connection.ends();
+    connection.out(bench, "S");
+    bench.wait(38.0);
+    connection.back(bench, "SA");
+    bench.wait(38.0);
+    connection.back(bench, "SA");
+    bench.wait(40.0);
+    bench.from_uplink(UPLINK, &tcp("SA", server, host)).passes();
+    assert_eq!(bench.counts(), (0, 0));
+    bench
+        .from_endpoint(&WEB, &tcp("A", web, server))
+        .is_dropped(Reason::NoFlow);
+}
+
+fn established_connection_dies_after_its_time(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    let [web, _, server] = connection.ends();
+    connection.establish(bench);
+    bench.wait(58.0);
+    connection.back(bench, "A");
+    bench.wait(58.0);
+    connection.out(bench, "A");
+    bench.wait(60.0);
+    bench
+        .from_endpoint(&WEB, &tcp("A", web, server))
+        .is_dropped(Reason::NoFlow);
+    assert_eq!(bench.counts(), (0, 0));
+    connection.out(bench, "S");
+}
+
+fn closed_connection_dies_after_the_transitory_time(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    let [web, _, server] = connection.ends();
+    connection.establish(bench);
+    connection.out(bench, "RA");
+    bench.wait(38.0);
+    connection.out(bench, "A");
+    bench.wait(40.0);
+    bench
+        .from_endpoint(&WEB, &tcp("A", web, server))
+        .is_dropped(Reason::NoFlow);
+    assert_eq!(bench.counts(), (0, 0));
+}
+
+/// A datagram of WEB's to a port of the server's.
+#[track_caller]
+fn ask(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, port));
+    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &udp(host, server).ttl(63),
+    );
+}
+
+/// The server's answer, which comes in.
+#[track_caller]
+fn answer(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, port));
+    bench
+        .from_uplink(UPLINK, &udp(server, host))
+        .reaches(&WEB, &udp(server, web).ttl(63));
+}
+
+/// The server's answer, which comes too late.
+#[track_caller]
+fn answer_in_vain(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    bench
+        .from_uplink(UPLINK, &udp((ip.server, port), (ip.host, 5000)))
+        .is_dropped_for(WEB.number, Reason::Filtered);
+}
+
+fn datagram_flow_dies_after_its_time(bench: &mut Bench<'_>, ip: &Family) {
+    ask(bench, ip, 443);
+    bench.wait(48.0);
+    answer(bench, ip, 443);
+    bench.wait(2.0);
+    answer_in_vain(bench, ip, 443);
+    assert_eq!(bench.counts(), (0, 1));
+}
+
+fn question_to_a_resolver_dies_sooner(bench: &mut Bench<'_>, ip: &Family) {
+    ask(bench, ip, 53);
+    bench.wait(18.0);
+    answer(bench, ip, 53);
+    bench.wait(2.0);
+    answer_in_vain(bench, ip, 53);
+    assert_eq!(bench.counts(), (0, 1));
+}
+
+fn echo_flow_dies_after_its_time(bench: &mut Bench<'_>, ip: &Family) {
+    bench
+        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
+        .leaves(
+            UPLINK,
+            ip.router,
+            &echo_request(ip.host, ip.server, 5000).ttl(63),
+        );
+    bench.wait(28.0);
+    bench
+        .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, 5000))
+        .reaches(&WEB, &echo_reply(ip.server, ip.web, 5000).ttl(63));
+    bench.wait(2.0);
+    bench
+        .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, 5000))
+        .is_dropped_for(WEB.number, Reason::Filtered);
+}
+
+fn outbound_packets_keep_a_bound_flow_alive_and_inbound_ones_do_not(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    // RFC 4787 REQ-6.
+    ask(bench, ip, 443);
+    for _ in 0..3 {
+        bench.wait(45.0);
+        ask(bench, ip, 443);
+    }
+    bench.wait(45.0);
+    answer(bench, ip, 443);
+    bench.wait(5.0);
+    answer_in_vain(bench, ip, 443);
+}
+
+fn inbound_packets_keep_a_published_flow_alive(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80/udp");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    for _ in 0..3 {
+        bench
+            .from_uplink(UPLINK, &udp(client, host))
+            .reaches(&WEB, &udp(client, web).ttl(63));
+        bench.wait(45.0);
+    }
+    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &udp(host, client).ttl(63),
+    );
+    let (_, flow) = bench.only_flow();
+    assert_eq!((flow.packets_in, flow.packets_out), (3, 1));
+}
+
+fn binding_outlives_its_flows(bench: &mut Bench<'_>, ip: &Family) {
+    // The binding notes its use once a second only; it must not die before its flows for that.
+    ask(bench, ip, 443);
+    bench.wait(0.9);
+    ask(bench, ip, 443);
+    bench.wait(49.5);
+    // A new peer, the same external port: were the binding dead, it could be another.
+    let (web, client) = ((ip.web, 5000), (ip.client, 9999));
+    let binding = |bench: &Bench<'_>| {
+        let state = bench.state();
+        let bindings: Vec<_> = state.bindings.into_values().collect();
+        assert_eq!(bindings.len(), 1);
+        (bindings[0].slot, bindings[0].slot_version)
+    };
+    let before = binding(bench);
+    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &udp((ip.host, 5000), client).ttl(63),
+    );
+    assert_eq!(binding(bench), before, "the binding is another");
+    answer(bench, ip, 443);
+}
+
+fn binding_in_use_keeps_its_port_for_new_peers(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, server) = ((ip.web, 40_000), (ip.server, 443));
+    let _ = bench.from_endpoint(&WEB, &udp(web, server));
+    let external = bench.flow(UDP, web, server).external_port;
+    for port in 1000..1010 {
+        bench.wait(45.0);
+        let client = (ip.client, port);
+        let host = (ip.host, external);
+        bench.from_endpoint(&WEB, &udp(web, client)).leaves(
+            UPLINK,
+            ip.router,
+            &udp(host, client).ttl(63),
+        );
+    }
+}
+
+fn binding_lives_as_long_as_its_longest_lived_flow(bench: &mut Bench<'_>, ip: &Family) {
+    ask(bench, ip, 53);
+    ask(bench, ip, 443);
+    ask(bench, ip, 53);
+    bench.wait(45.0);
+    answer(bench, ip, 443);
+    answer_in_vain(bench, ip, 53);
+    ask(bench, ip, 53);
+    assert_eq!(bench.counts(), (2, 1));
+}
+
+fn dead_binding_is_made_anew(bench: &mut Bench<'_>, ip: &Family) {
+    ask(bench, ip, 443);
+    bench.wait(52.0);
+    ask(bench, ip, 443);
+    assert_eq!(bench.counts(), (1, 1));
+    answer(bench, ip, 443);
+}
+
+fn endpoint_at_its_quota_opens_no_more_and_keeps_what_it_has(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.flows_per_endpoint = 2);
+    let server = (ip.server, 443);
+    for port in [5000, 5001] {
+        let (web, host) = ((ip.web, port), (ip.host, port));
+        bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+            UPLINK,
+            ip.router,
+            &tcp("S", host, server).ttl(63),
+        );
+    }
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
+        .is_dropped(Reason::FlowQuota);
+    // Its own flood is nobody else's trouble, and does not touch what it has.
+    let (app, host) = ((ip.app, 5002), (ip.host, 5002));
+    bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    for port in [5000, 5001] {
+        let (web, host) = ((ip.web, port), (ip.host, port));
+        bench
+            .from_uplink(UPLINK, &tcp("SA", server, host))
+            .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+    }
+    // From outside, too.
+    bench.publish(&WEB, "8080:80");
+    bench
+        .from_uplink(UPLINK, &tcp("S", (ip.client, 40_000), (ip.host, 8080)))
+        .is_dropped_for(0, Reason::FlowQuota);
+}
+
+fn bindings_count_towards_the_quota(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.flows_per_endpoint = 3);
+    ask(bench, ip, 443);
+    ask(bench, ip, 444);
+    assert_eq!(bench.counts(), (2, 1));
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 445)))
+        .is_dropped(Reason::FlowQuota);
+    assert_eq!(bench.counts(), (2, 1));
+}
+
+fn endpoint_without_usage_opens_nothing(bench: &mut Bench<'_>, ip: &Family) {
+    // What nobody counts would be left over: an endpoint that is on its way out.
+    bench.set_endpoint(&WEB, |endpoint| endpoint.number += 1_000);
+    let number = WEB.number + 1_000;
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (ip.server, 443)))
+        .is_dropped_for(number, Reason::NoEndpoint);
+}
+
+fn full_table_refuses_the_newcomer_and_evicts_nobody_alive(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    let server = (ip.server, 443);
+    Connection { ip }.establish(bench);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_dropped(Reason::FlowTableFull);
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5001), server))
+        .is_dropped(Reason::FlowTableFull);
+    Connection { ip }.back(bench, "A");
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn dead_flow_makes_room_for_a_newcomer(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    let server = (ip.server, 443);
+    Connection { ip }.establish(bench);
+    bench.wait(61.0);
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    assert_eq!(bench.counts(), (1, 0));
+    bench
+        .from_endpoint(&WEB, &tcp("A", (ip.web, 5000), server))
+        .is_dropped(Reason::NoFlow);
+}
+
+fn closed_flow_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    let server = (ip.server, 443);
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "FA");
+    // Closing is alive.
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_dropped(Reason::FlowTableFull);
+    connection.out(bench, "FA");
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn dead_binding_makes_room_for_a_newcomer(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    // The binding takes the only place that is ever drawn; its flow gets none.
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 443)))
+        .is_dropped(Reason::FlowTableFull);
+    assert_eq!(bench.counts(), (0, 1));
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (ip.server, 443)))
+        .is_dropped(Reason::FlowTableFull);
+    bench.wait(52.0);
+    Connection { ip }.establish(bench);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn endpoint_at_its_quota_takes_the_places_of_its_own_dead_only(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.flows_per_endpoint = 1);
+    bench.draw(7);
+    let server = (ip.server, 443);
+    Connection { ip }.establish(bench);
+    // A free place is none for it.
+    bench.draw(8);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_dropped(Reason::FlowQuota);
+    bench.wait(61.0);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_dropped(Reason::FlowQuota);
+    bench.draw(7);
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    assert_eq!(bench.counts(), (1, 0));
+}

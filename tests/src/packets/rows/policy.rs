@@ -1,0 +1,434 @@
+//! Egress rules.
+
+use nucnet_common::abi::Reason;
+use nucnet_ctl::model::policy::Action;
+
+use super::{Family, Row, V6, each_family, row};
+use crate::packets::{
+    bench::{Bench, Egress},
+    packet::{echo_reply, echo_request, tcp, udp},
+    site::{APP, BRIDGE, UPLINK, WEB},
+};
+
+pub(super) const ROWS: &[Row] = &[
+    each_family!(default_deny_lets_nothing_out),
+    each_family!(allowed_prefix_is_reached_and_no_other),
+    each_family!(ports_and_protocols_of_a_rule_count),
+    each_family!(deny_beats_allow_however_long_the_prefixes),
+    each_family!(rules_of_all_covering_prefixes_count),
+    each_family!(resolvers_are_allowed_on_their_port),
+    each_family!(icmp_rules_cover_echo),
+    each_family!(siblings_and_host_are_destinations_like_any_other),
+    each_family!(reply_passes_under_default_deny),
+    each_family!(reply_to_the_host_passes_under_default_deny),
+    each_family!(reply_to_a_sibling_passes_under_default_deny),
+    each_family!(allow_is_judged_on_the_destination_that_was_asked_for),
+    each_family!(deny_is_judged_on_where_the_packet_really_goes_too),
+    each_family!(changed_policy_ends_a_live_flow_that_it_denies),
+    each_family!(changed_policy_leaves_a_live_flow_that_it_allows),
+    each_family!(changed_policy_ends_a_live_flow_to_a_published_sibling_that_it_denies),
+    each_family!(changed_policy_leaves_flows_that_came_in_from_outside),
+    each_family!(lifted_policy_lets_everything_out_again),
+    row!(rules_for_all_of_ipv6_say_nothing_about_ipv4),
+];
+
+fn default_deny_lets_nothing_out(bench: &mut Bench<'_>, ip: &Family) {
+    bench.egress(
+        &WEB,
+        Egress {
+            default: Some(Action::Deny),
+            ..Egress::default()
+        },
+    );
+    for packet in [
+        tcp("S", (ip.web, 5000), (ip.server, 443)),
+        udp((ip.web, 5000), (ip.server, 53)),
+        echo_request(ip.web, ip.server, 5000),
+        tcp("S", (ip.web, 5000), (ip.app, 80)),
+        tcp("S", (ip.web, 5000), (ip.gateway, 22)),
+    ] {
+        bench
+            .from_endpoint(&WEB, &packet)
+            .is_dropped(Reason::Policy);
+    }
+    assert_eq!(bench.counts(), (0, 0));
+}
+
+/// The /24 or /64 that server and client are in.
+fn internet(ip: &Family) -> &'static str {
+    if ip.web.is_ipv4() {
+        "198.51.100.0/24"
+    } else {
+        "2001:db8:f::/64"
+    }
+}
+
+/// A rule for one address and one port of it.
+fn one(address: std::net::IpAddr, port: &str) -> String {
+    if address.is_ipv4() {
+        format!("{address}:{port}")
+    } else {
+        format!("[{address}]:{port}")
+    }
+}
+
+#[track_caller]
+fn is_allowed(bench: &mut Bench<'_>, ip: &Family, port: u16, to: (std::net::IpAddr, u16)) {
+    let packet = tcp("S", (ip.web, port), to);
+    bench.from_endpoint(&WEB, &packet).leaves(
+        UPLINK,
+        ip.router,
+        &packet.clone().from((ip.host, port)).ttl(63),
+    );
+}
+
+#[track_caller]
+fn is_denied(bench: &mut Bench<'_>, ip: &Family, port: u16, to: (std::net::IpAddr, u16)) {
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, port), to))
+        .is_dropped(Reason::Policy);
+}
+
+fn allowed_prefix_is_reached_and_no_other(bench: &mut Bench<'_>, ip: &Family) {
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[internet(ip)],
+            ..Egress::default()
+        },
+    );
+    is_allowed(bench, ip, 5000, (ip.server, 443));
+    is_allowed(bench, ip, 5000, (ip.client, 443));
+    is_denied(bench, ip, 5000, (ip.router, 443));
+    // Another endpoint has no policy.
+    let packet = tcp("S", (ip.app, 5001), (ip.router, 443));
+    bench.from_endpoint(&APP, &packet).leaves(
+        UPLINK,
+        ip.router,
+        &packet.clone().from((ip.host, 5001)).ttl(63),
+    );
+}
+
+fn ports_and_protocols_of_a_rule_count(bench: &mut Bench<'_>, ip: &Family) {
+    let rule = one(ip.server, "80,440-450/tcp");
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[&rule],
+            ..Egress::default()
+        },
+    );
+    for port in [80, 440, 445, 450] {
+        is_allowed(bench, ip, 5000, (ip.server, port));
+    }
+    for port in [79, 81, 439, 451] {
+        is_denied(bench, ip, 5000, (ip.server, port));
+    }
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 443)))
+        .is_dropped(Reason::Policy);
+    bench
+        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
+        .is_dropped(Reason::Policy);
+}
+
+fn deny_beats_allow_however_long_the_prefixes(bench: &mut Bench<'_>, ip: &Family) {
+    let server = one(ip.server, "443");
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[&server],
+            deny: &[internet(ip)],
+            ..Egress::default()
+        },
+    );
+    is_denied(bench, ip, 5000, (ip.server, 443));
+    let client = one(ip.client, "443");
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["any"],
+            deny: &[&client],
+            ..Egress::default()
+        },
+    );
+    is_denied(bench, ip, 5000, (ip.client, 443));
+    is_allowed(bench, ip, 5000, (ip.client, 444));
+    is_allowed(bench, ip, 5000, (ip.server, 443));
+}
+
+fn rules_of_all_covering_prefixes_count(bench: &mut Bench<'_>, ip: &Family) {
+    // The longest prefix alone would allow port 80 only.
+    let server = one(ip.server, "80");
+    let all = format!(
+        "{}:443",
+        if ip.web.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "[::/0]"
+        }
+    );
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[&server, &all],
+            ..Egress::default()
+        },
+    );
+    is_allowed(bench, ip, 5000, (ip.server, 80));
+    is_allowed(bench, ip, 5000, (ip.server, 443));
+    is_allowed(bench, ip, 5000, (ip.client, 443));
+    is_denied(bench, ip, 5000, (ip.client, 80));
+    is_denied(bench, ip, 5000, (ip.server, 81));
+}
+
+fn resolvers_are_allowed_on_their_port(bench: &mut Bench<'_>, ip: &Family) {
+    let (sibling, resolver) = (one(ip.app, "80"), ip.server.to_string());
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[&sibling],
+            dns: &[&resolver],
+            ..Egress::default()
+        },
+    );
+    is_allowed(bench, ip, 5000, (ip.server, 53));
+    let question = udp((ip.web, 5000), (ip.server, 53));
+    bench.from_endpoint(&WEB, &question).leaves(
+        UPLINK,
+        ip.router,
+        &question.clone().from((ip.host, 5000)).ttl(63),
+    );
+    is_denied(bench, ip, 5000, (ip.server, 54));
+    is_denied(bench, ip, 5000, (ip.client, 53));
+}
+
+fn icmp_rules_cover_echo(bench: &mut Bench<'_>, ip: &Family) {
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["any/icmp"],
+            ..Egress::default()
+        },
+    );
+    bench
+        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
+        .leaves(
+            UPLINK,
+            ip.router,
+            &echo_request(ip.host, ip.server, 5000).ttl(63),
+        );
+    bench
+        .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, 5000))
+        .reaches(&WEB, &echo_reply(ip.server, ip.web, 5000).ttl(63));
+    is_denied(bench, ip, 5000, (ip.server, 443));
+}
+
+fn siblings_and_host_are_destinations_like_any_other(bench: &mut Bench<'_>, ip: &Family) {
+    let (sibling, gateway) = (one(ip.app, "80"), one(ip.gateway, "53"));
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[&sibling, &gateway],
+            ..Egress::default()
+        },
+    );
+    let to_app = tcp("S", (ip.web, 5000), (ip.app, 80));
+    bench.from_endpoint(&WEB, &to_app).reaches(&APP, &to_app);
+    let to_host = udp((ip.web, 5000), (ip.gateway, 53));
+    bench
+        .from_endpoint(&WEB, &to_host)
+        .reaches_host(BRIDGE, &to_host);
+    is_denied(bench, ip, 5000, (ip.app, 81));
+    is_denied(bench, ip, 5000, (ip.gateway, 22));
+}
+
+fn deny_all(bench: &mut Bench<'_>) {
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &["any"],
+            ..Egress::default()
+        },
+    );
+}
+
+fn reply_passes_under_default_deny(bench: &mut Bench<'_>, ip: &Family) {
+    deny_all(bench);
+    bench.publish(&WEB, "8080:80");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    bench
+        .from_uplink(UPLINK, &tcp("S", client, host))
+        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("SA", host, client).ttl(63),
+    );
+    // The way that the client opened is for its connection only.
+    is_denied(bench, ip, 5000, client);
+    is_denied(bench, ip, 80, (ip.client, 40_001));
+}
+
+fn reply_to_the_host_passes_under_default_deny(bench: &mut Bench<'_>, ip: &Family) {
+    deny_all(bench);
+    let (gateway, web) = ((ip.gateway, 45_000), (ip.web, 80));
+    bench
+        .from_host(&WEB, &tcp("S", gateway, web))
+        .is_put_through(&WEB, &tcp("S", gateway, web));
+    bench
+        .from_endpoint(&WEB, &tcp("SA", web, gateway))
+        .reaches_host(BRIDGE, &tcp("SA", web, gateway));
+    is_denied(bench, ip, 5000, gateway);
+}
+
+fn reply_to_a_sibling_passes_under_default_deny(bench: &mut Bench<'_>, ip: &Family) {
+    deny_all(bench);
+    bench.publish(&WEB, "8080:80");
+    let (app, host, web) = ((ip.app, 5000), (ip.host, 8080), (ip.web, 80));
+    bench
+        .from_endpoint(&APP, &tcp("S", app, host))
+        .reaches(&WEB, &tcp("S", app, web).ttl(63));
+    bench
+        .from_endpoint(&WEB, &tcp("SA", web, app))
+        .reaches(&APP, &tcp("SA", host, app).ttl(63));
+    is_denied(bench, ip, 81, app);
+}
+
+fn allow_is_judged_on_the_destination_that_was_asked_for(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&APP, "8080:80");
+    let asked = one(ip.host, "8080");
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[&asked],
+            ..Egress::default()
+        },
+    );
+    let (web, host, app) = ((ip.web, 5000), (ip.host, 8080), (ip.app, 80));
+    bench
+        .from_endpoint(&WEB, &tcp("S", web, host))
+        .reaches(&APP, &tcp("S", web, app).ttl(63));
+    is_denied(bench, ip, 5001, app);
+}
+
+fn deny_is_judged_on_where_the_packet_really_goes_too(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&APP, "8080-8081:80-81");
+    let real = one(ip.app, "80");
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &[&real],
+            ..Egress::default()
+        },
+    );
+    is_denied(bench, ip, 5000, (ip.host, 8080));
+    is_denied(bench, ip, 5000, (ip.app, 80));
+    let (web, host, app) = ((ip.web, 5000), (ip.host, 8081), (ip.app, 81));
+    bench
+        .from_endpoint(&WEB, &tcp("S", web, host))
+        .reaches(&APP, &tcp("S", web, app).ttl(63));
+}
+
+fn changed_policy_ends_a_live_flow_that_it_denies(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &udp(host, server).ttl(63),
+    );
+    deny_all(bench);
+    bench
+        .from_endpoint(&WEB, &udp(web, server))
+        .is_dropped(Reason::Policy);
+    assert_eq!(bench.counts(), (0, 1));
+    // Nor does anything come in by that way any more.
+    bench
+        .from_uplink(UPLINK, &udp(server, host))
+        .is_dropped_for(WEB.number, Reason::Filtered);
+}
+
+fn changed_policy_leaves_a_live_flow_that_it_allows(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    is_allowed(bench, ip, 5000, server);
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[internet(ip)],
+            ..Egress::default()
+        },
+    );
+    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("A", host, server).ttl(63),
+    );
+    let (_, flow) = bench.only_flow();
+    assert_eq!(flow.policy, 1);
+}
+
+fn changed_policy_ends_a_live_flow_to_a_published_sibling_that_it_denies(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    bench.publish(&APP, "8080:80");
+    let (web, host, app) = ((ip.web, 5000), (ip.host, 8080), (ip.app, 80));
+    bench
+        .from_endpoint(&WEB, &tcp("S", web, host))
+        .reaches(&APP, &tcp("S", web, app).ttl(63));
+    let real = one(ip.app, "80");
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &[&real],
+            ..Egress::default()
+        },
+    );
+    bench
+        .from_endpoint(&WEB, &tcp("A", web, host))
+        .is_dropped(Reason::Policy);
+    assert_eq!(bench.counts(), (0, 0));
+}
+
+fn changed_policy_leaves_flows_that_came_in_from_outside(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    bench
+        .from_uplink(UPLINK, &tcp("S", client, host))
+        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    deny_all(bench);
+    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("SA", host, client).ttl(63),
+    );
+}
+
+fn lifted_policy_lets_everything_out_again(bench: &mut Bench<'_>, ip: &Family) {
+    deny_all(bench);
+    is_denied(bench, ip, 5000, (ip.server, 443));
+    bench.set_endpoint(&WEB, |_| {});
+    is_allowed(bench, ip, 5000, (ip.server, 443));
+}
+
+fn rules_for_all_of_ipv6_say_nothing_about_ipv4(bench: &mut Bench<'_>) {
+    let ip = &super::V4;
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["::/0"],
+            ..Egress::default()
+        },
+    );
+    is_denied(bench, ip, 5000, (ip.server, 443));
+    is_allowed(bench, &V6, 5000, (V6.server, 443));
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &["::/0"],
+            ..Egress::default()
+        },
+    );
+    is_allowed(bench, ip, 5001, (ip.server, 443));
+    is_denied(bench, &V6, 5001, (V6.server, 443));
+}
