@@ -12,7 +12,7 @@ use nucnet_common::{
     path::Way,
 };
 use nucnet_ctl::model::{
-    policy::{Action, Policy},
+    policy::{Action, Compiled, Policy},
     publish::PublishSpec,
     rule::Rule,
     to_abi,
@@ -28,7 +28,7 @@ use super::{
 pub struct Bench<'e> {
     engine: &'e mut dyn Engine,
     settings: Settings,
-    numbers: u32,
+    policies: u32,
 }
 
 /// Who sends the frames that come in by uplinks.
@@ -65,13 +65,37 @@ pub struct Egress<'a> {
     pub dns: &'a [&'a str],
 }
 
+impl Egress<'_> {
+    /// The entry of an endpoint under this policy, of that number, and the policy's own entries.
+    pub fn compile(self, party: &Party, number: u32) -> (Endpoint, Compiled) {
+        let rules = |texts: &[&str]| -> Vec<Rule> {
+            let rules = texts.iter().map(|text| text.parse().expect("rule"));
+            rules.collect()
+        };
+        let resolvers = self.dns.iter().map(|text| text.parse().expect("resolver"));
+        let policy = Policy::new(
+            self.default,
+            rules(self.allow),
+            rules(self.deny),
+            resolvers.collect(),
+        );
+        let compiled = policy.compile(number, 1 + 1_000 * number).expect("policy");
+        let endpoint = Endpoint {
+            policy: number,
+            policy_default: policy.default_action().abi() as u32,
+            ..party.entry()
+        };
+        (endpoint, compiled)
+    }
+}
+
 impl<'e> Bench<'e> {
     /// Sets the site up in empty tables.
     pub fn new(engine: &'e mut dyn Engine) -> Self {
         let bench = Self {
             engine,
             settings: site::SETTINGS,
-            numbers: 0,
+            policies: 0,
         };
         bench.engine.settings(&site::SETTINGS);
         for (link, uplink) in site::uplinks() {
@@ -132,35 +156,15 @@ impl<'e> Bench<'e> {
 
     /// Puts a policy in force for an endpoint, in place of any before.
     pub fn egress(&mut self, party: &Party, egress: Egress<'_>) {
-        let rules = |texts: &[&str]| -> Vec<Rule> {
-            texts
-                .iter()
-                .map(|text| text.parse().expect("rule"))
-                .collect()
-        };
-        let policy = Policy::new(
-            egress.default,
-            rules(egress.allow),
-            rules(egress.deny),
-            egress
-                .dns
-                .iter()
-                .map(|text| text.parse().expect("resolver"))
-                .collect(),
-        );
-        self.numbers += 1;
-        let number = self.numbers;
-        let compiled = policy.compile(number, 1 + 1_000 * number).expect("policy");
+        self.policies += 1;
+        let (endpoint, compiled) = egress.compile(party, self.policies);
         for (bits, key, class) in &compiled.cidrs {
             self.engine.policy_class(*bits, key, class);
         }
         for (bits, key, rule) in &compiled.ports {
             self.engine.policy_rule(*bits, key, rule);
         }
-        self.set_endpoint(party, |endpoint| {
-            endpoint.policy = number;
-            endpoint.policy_default = policy.default_action().abi() as u32;
-        });
+        self.engine.endpoint(party.link, Some(&endpoint));
     }
 
     /// Opens a socket of the host.
