@@ -366,8 +366,9 @@ pub struct Flow {
     pub slot: u32,
     /// [`Slot::version`] since it took that place.
     pub slot_version: u32,
-    /// Destination and source of frames to the peer where `next_hop` is zero bytes: those of
-    /// the peer's latest frame, exchanged.
+    /// Destination and source of frames to the peer, looked up at most a second ago; zero bytes:
+    /// the kernel is to find them. Where `next_hop` is zero bytes, those of the peer's latest
+    /// frame, exchanged.
     pub macs: [u8; 12],
     /// Zero; for later versions without migration.
     pub reserved: [u8; 16],

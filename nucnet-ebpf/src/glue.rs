@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
+        BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
@@ -364,19 +364,18 @@ impl Host for Skb {
                 params.__bindgen_anon_4.ipv6_dst = words(destination);
             }
         }
-        let flags = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
         // SAFETY: context and parameters are the program's own; the size is theirs.
         let mut result = unsafe {
             fib_lookup(
                 self.ctx.as_ptr(),
                 &mut params,
                 size_of::<bpf_fib_lookup>() as i32,
-                flags,
+                BPF_FIB_LOOKUP_SRC,
             )
         };
         let mut knows_source = true;
         if result == EINVAL {
-            // Before Linux 6.7 neither flag is known.
+            // Before Linux 6.7 the flag is not known.
             knows_source = false;
             // SAFETY: as above.
             result = unsafe {
@@ -391,12 +390,17 @@ impl Host for Skb {
         route.kind = RouteKind::None;
         route.link = params.ifindex;
         route.source = [0; 16];
+        route.macs = [0; 12];
         if result == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) {
             route.kind = RouteKind::Local;
         } else if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
             || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
         {
             route.kind = RouteKind::Link;
+            if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+                route.macs[..6].copy_from_slice(&params.dmac);
+                route.macs[6..].copy_from_slice(&params.smac);
+            }
             // SAFETY: all fields of these unions are integers, written by the kernel.
             unsafe {
                 route.next_hop = address(params.family, &params.__bindgen_anon_4.ipv6_dst);

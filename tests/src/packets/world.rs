@@ -370,6 +370,7 @@ fn blank() -> Scratch {
             link: 0xeeee_eeee,
             next_hop: garbage,
             source: garbage,
+            macs: [0xee; 12],
         },
         dead: Dead { held, outside },
     }
@@ -625,6 +626,8 @@ fn find_route(destination: IpAddr, route: &mut Route) {
             link,
             next_hop: to_abi(next_hop),
             source: source.map_or([0; 16], to_abi),
+            // Nobody there answers: neighbours stay unresolved.
+            macs: [0; 12],
         }
     };
     let nowhere = |kind| Route {
@@ -632,6 +635,7 @@ fn find_route(destination: IpAddr, route: &mut Route) {
         link: 0,
         next_hop: [0; 16],
         source: [0; 16],
+        macs: [0; 12],
     };
     let mut longest: Option<(u8, Route)> = None;
     let mut offer = |length: u8, found: Route| {

@@ -19,7 +19,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(frame_from_an_interface_without_endpoint_is_dropped),
     each_family!(destination_that_nobody_may_have_is_dropped),
     each_family!(multicast_and_broadcast_are_dropped),
-    each_family!(link_local_destination_is_dropped),
+    row!(link_local_destination_is_dropped),
     row!(link_local_source_is_dropped),
     row!(redirects_and_router_advertisements_are_dropped),
     row!(answers_of_a_dhcp_server_are_dropped),
@@ -119,17 +119,11 @@ fn multicast_and_broadcast_are_dropped(bench: &mut Bench<'_>, ip: &Family) {
     }
 }
 
-fn link_local_destination_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
-    // RFC 3927 section 7, RFC 4291 section 2.5.6: no router forwards to them. Among them are
-    // the metadata services of clouds, whose secrets are the host's.
-    let destinations: &[&str] = if ip.web.is_ipv4() {
-        &["169.254.169.254", "169.254.0.1"]
-    } else {
-        &["fe80::1", "febf::1"]
-    };
-    for destination in destinations {
+fn link_local_destination_is_dropped(bench: &mut Bench<'_>) {
+    // RFC 4291 section 2.5.6: no router forwards to them.
+    for destination in ["fe80::1", "febf::1"] {
         bench
-            .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (address(destination), 80)))
+            .from_endpoint(&WEB, &tcp("S", (WEB.v6, 5000), (address(destination), 80)))
             .is_dropped(Reason::LinkLocal);
     }
 }
