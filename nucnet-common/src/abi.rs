@@ -626,11 +626,9 @@ reasons! {
     NoNeighbour = 26, "no-neighbour";
     /// A helper of the kernel refused what should always work.
     Helper = 27, "helper";
-    /// Larger than the way out takes.
-    TooBig = 28, "too-big";
     /// Router solicitations, duplicate address detection and listener reports of an endpoint:
     /// every start sends some, and nobody has to hear them.
-    Discovery = 29, "discovery";
+    Discovery = 28, "discovery";
 }
 
 #[cfg(feature = "user")]
