@@ -747,6 +747,63 @@ fn attaches_from_many_processes_at_once_get_addresses_of_their_own() {
 }
 
 #[test]
+fn endpoints_that_are_detached_together_go_and_the_others_stay() {
+    on_a_host(|lab| {
+        let attach = |n: usize| {
+            let netns = lab.container(&format!("c{n}"));
+            let flags = format!("--id c{n} -p {}:80 --allow any", 8000 + n);
+            lab.ok(&format!("attach --netns {} {flags}", netns.display()));
+        };
+        attach(0);
+        lab.ok("detach c0");
+        let before = lab.snapshot();
+        (1..5).for_each(attach);
+        lab.ok("detach c1 nobody c2 c4 c2");
+        let list = lab.json("list");
+        assert_eq!(
+            (list.as_array().map(Vec::len), &list[0]["id"]),
+            (Some(1), &"c3".into())
+        );
+        let links = ip("link show");
+        assert!(links.contains("nucnet:c3"), "{links}");
+        assert!(!links.contains("nucnet:c1"), "{links}");
+        lab.ok("detach c3");
+        lab.assert_unchanged(&before, "detached together");
+    });
+}
+
+#[test]
+fn detach_of_several_that_is_killed_is_finished_by_the_same_call_or_by_gc() {
+    if !has_faults() {
+        return;
+    }
+    on_a_host(|lab| {
+        let before = lab.snapshot();
+        let containers = [lab.container("c0"), lab.container("c1")];
+        let mut killed = 0;
+        // Every step has its turn with one endpoint, elsewhere.
+        for step in (0..).step_by(4) {
+            for (n, netns) in containers.iter().enumerate() {
+                let flags = format!("--id c{n} -p {}:80", 8000 + n);
+                lab.ok(&format!("attach --netns {} {flags}", netns.display()));
+            }
+            let mut command = lab.command("detach c0 c1");
+            let command = command.env("NUCNET_FAULT", format!("stop:{step}"));
+            let is_over = command.output().expect("nucnet-ctl").status.success();
+            lab.ok(if step % 8 == 0 { "detach c0 c1" } else { "gc" });
+            lab.ok("detach c0 c1");
+            lab.ok("down");
+            lab.assert_unchanged(&before, &format!("killed at step {step}"));
+            if is_over {
+                break;
+            }
+            killed += 1;
+        }
+        assert!(killed > 5, "{killed}");
+    });
+}
+
+#[test]
 fn state_of_another_host_or_bpffs_is_refused_with_the_remedy() {
     on_a_host(|lab| {
         let web = lab.container("web");

@@ -3,7 +3,7 @@
 use super::{Error, Host, detach, error::Left, host::Session, network, step::World};
 use crate::kernel::{
     bpf::{self, Datapath},
-    netlink::{Link, Netlink, Owner},
+    netlink::{Link, Netlink},
 };
 
 impl Host {
@@ -13,9 +13,9 @@ impl Host {
         let mut left = Left::default();
         let session = self.open_existing()?;
         if let Some(session) = &session {
-            for endpoint in session.state.sound_endpoints()? {
-                let what = format!("endpoint {}", endpoint.id);
-                collect(&mut left, what, detach::remove(session, endpoint));
+            let endpoints = session.state.sound_endpoints()?;
+            for (id, result) in detach::remove_all(session, endpoints) {
+                collect(&mut left, format!("endpoint {id}"), result);
             }
         }
         // Bridges after their ports.
@@ -92,15 +92,9 @@ fn remove_networks(session: &Session, left: &mut Left) -> Result<(), Error> {
 
 /// Removes links that carry nucnet's mark, whatever became of their records.
 fn remove_unrecorded(which: impl Fn(&Link) -> bool, left: &mut Left) -> Result<(), Error> {
-    let netlink = Netlink::open()?;
-    for link in netlink
-        .links()?
-        .iter()
-        .filter(|link| link.is_owned() && which(link))
-    {
-        let deleted = netlink.delete_link(link.index, Owner::Nucnet);
-        let what = format!("interface {}", link.name);
-        collect(left, what, deleted.map(drop).map_err(Error::from));
+    for (link, error) in Netlink::open()?.delete_links(which)? {
+        left.0
+            .push((format!("interface {}", link.name), error.into()));
     }
     Ok(())
 }

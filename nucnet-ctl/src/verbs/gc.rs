@@ -128,22 +128,37 @@ struct Collection<'a> {
 impl Collection<'_> {
     /// Removes something, if it is to be removed.
     fn remove(&mut self, what: String, removal: impl FnOnce(&Session) -> Result<(), Error>) {
-        if self.removal == Removal::Done {
-            match removal(self.session) {
-                Ok(()) => {}
-                Err(Error::Teardown { left, .. }) => return self.left.0.extend(left.0),
-                Err(error) => return self.left.0.push((what, error)),
-            }
+        let result = match self.removal {
+            Removal::Done => removal(self.session),
+            Removal::Planned => Ok(()),
+        };
+        self.note(what, result);
+    }
+
+    fn note(&mut self, what: String, result: Result<(), Error>) {
+        match result {
+            Ok(()) => self.found.removed.push(what),
+            Err(Error::Teardown { left, .. }) => self.left.0.extend(left.0),
+            Err(error) => self.left.0.push((what, error)),
         }
-        self.found.removed.push(what);
     }
 
     fn endpoints(&mut self) -> Result<(), Error> {
+        let (mut dead, mut names) = (Vec::new(), Vec::new());
         for endpoint in self.session.state.sound_endpoints()? {
             let is_whole = matches!(endpoint.state, State::Active | State::Degraded);
             if !is_whole || self.session.is_dead(&endpoint)? {
-                let what = format!("endpoint {} ({})", endpoint.id, endpoint.state);
-                self.remove(what, |session| detach::remove(session, endpoint));
+                names.push(format!("endpoint {} ({})", endpoint.id, endpoint.state));
+                dead.push(endpoint);
+            }
+        }
+        match self.removal {
+            Removal::Planned => self.found.removed.append(&mut names),
+            Removal::Done => {
+                let results = detach::remove_all(self.session, dead);
+                for (what, (_, result)) in names.into_iter().zip(results) {
+                    self.note(what, result);
+                }
             }
         }
         Ok(())

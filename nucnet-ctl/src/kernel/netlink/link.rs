@@ -11,7 +11,9 @@ use rtnetlink::packet_route::link::{
 };
 
 use super::bridge::{BridgeSettings, Port};
-use super::{ALIAS_PREFIX, Change, Error, Failure, Holder, LINK_GROUP, Mac, Netlink, NetnsFd};
+use super::{
+    ALIAS_PREFIX, Change, Error, Failure, Holder, LEAVING_GROUP, LINK_GROUP, Mac, Netlink, NetnsFd,
+};
 
 /// A link as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Link {
     }
 
     pub(super) fn is_unfinished(&self) -> bool {
-        self.alias.is_none() && self.group == LINK_GROUP
+        self.alias.is_none() && matches!(self.group, LINK_GROUP | LEAVING_GROUP)
     }
 
     pub(super) fn holder(&self) -> Holder {
@@ -372,6 +374,60 @@ impl Netlink {
         }
         self.delete_index(found.index)
             .map_err(|failure| failure.to("delete interface", link))
+    }
+
+    /// Deletes those of nucnet's links that `is_wanted` names, all in one go where it can: for
+    /// links one by one the kernel waits each time until nobody uses them any more (some 20 ms),
+    /// for a group of links once. Returns what could not be deleted, and why.
+    pub fn delete_links(
+        &self,
+        is_wanted: impl Fn(&Link) -> bool,
+    ) -> Result<Vec<(Link, Error)>, Error> {
+        let mut wanted = self.links()?;
+        wanted.retain(|link| link.is_owned() && is_wanted(link));
+        // Whatever is in the way of the group, only its own is in the way of a link.
+        if wanted.len() > 1 && matches!(self.delete_group_of(&wanted), Ok(true)) {
+            return Ok(Vec::new());
+        }
+        let delete = |link: Link| {
+            let failure = self.delete_index(link.index).err()?;
+            let error = failure.to("delete interface", &link.name);
+            Some((link, error))
+        };
+        Ok(wanted.into_iter().filter_map(delete).collect())
+    }
+
+    /// Puts links into [`LEAVING_GROUP`], and deletes that; unless somebody else is in it.
+    fn delete_group_of(&self, wanted: &[Link]) -> Result<bool, Failure> {
+        let is_ours = || -> Result<bool, Failure> {
+            let links = self.dump_links(Vec::new())?;
+            let mut leaving = links.iter().filter(|link| link.group == LEAVING_GROUP);
+            Ok(leaving.all(|link| {
+                link.is_owned() && wanted.iter().any(|wanted| wanted.index == link.index)
+            }))
+        };
+        if !is_ours()? {
+            return Ok(false);
+        }
+        for link in wanted {
+            let mut message = LinkMessage::default();
+            message.header.index = link.index;
+            message.attributes = vec![LinkAttribute::Group(LEAVING_GROUP)];
+            match self.execute(RouteNetlinkMessage::NewLink(message), 0) {
+                Err(failure) if failure.errno() != Some(Errno::ENODEV) => return Err(failure),
+                // Put there, or gone.
+                _ => {}
+            }
+        }
+        if !is_ours()? {
+            return Ok(false);
+        }
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::Group(LEAVING_GROUP)];
+        match self.execute(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(failure) if failure.errno() != Some(Errno::ENODEV) => Err(failure),
+            _ => Ok(true),
+        }
     }
 
     /// By index, which nobody else gets in between as a name might be.

@@ -52,6 +52,10 @@ pub const ALIAS_PREFIX: &str = "nucnet:";
 /// can: a link with this group and no alias was left by a process that died in between.
 pub const LINK_GROUP: u32 = 0x6e75_636e;
 
+/// Group of links of nucnet's that are about to be deleted together ("nucx"). Unlike
+/// [`LINK_GROUP`], it never has links in it that are to stay.
+pub const LEAVING_GROUP: u32 = 0x6e75_6378;
+
 /// rtnetlink protocol number of nucnet's routes, addresses and neighbours ('n'). Free in
 /// `include/uapi/linux/rtnetlink.h` and in iproute2's `rt_protos`.
 pub const PROTOCOL: u8 = 110;
