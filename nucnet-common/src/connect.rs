@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{ANY_V4, ANY_V6, Address, Endpoint, Publish, PublishKey, Settings},
-    guard::own_address,
+    guard::{is_link_local, is_multicast, own_address},
     nat::published_port,
     packet::{Family, TCP, same},
 };
@@ -69,6 +69,11 @@ pub fn redirect<S: Sockets>(
         return None;
     }
     let family = Family::of(asked);
+    // No publish covers these. Binding would say nothing about them: it takes a group for any
+    // host's own, and wants an interface with a link-local address.
+    if is_link_local(asked, family) || is_multicast(asked, family) {
+        return None;
+    }
     // Connecting to "any" is connecting to loopback.
     let mut address = *asked;
     match family {
