@@ -7,15 +7,16 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use nix::unistd::geteuid;
-use nucnet_common::abi::Reason;
+use nix::{net::if_::if_nametoindex, unistd::geteuid};
+use nucnet_common::abi::{Reason, program};
 use nucnet_tests::packets::{
     bench::{Bench, Frame as _},
     engine::Engine as _,
     loaded::{self, Loaded},
-    packet::udp,
-    rows::{self, Case},
-    site::{SERVER4, WEB},
+    packet::{tcp, udp},
+    rows::{self, Case, V4, V6},
+    site::{self, SERVER4, SLOT, WEB},
+    wire::{Tunnel, Wire},
     world::World,
 };
 
@@ -51,6 +52,11 @@ fn main() -> ExitCode {
         "tag_that_the_kernel_took_out_of_a_frame_is_seen".to_owned(),
         loaded.clone(),
         tag_that_the_kernel_took_out_of_a_frame_is_seen,
+    ));
+    trials.push(trial(
+        "packet_of_an_uplink_without_link_layer_header_goes_in_and_out".to_owned(),
+        loaded.clone(),
+        packet_of_an_uplink_without_link_layer_header_goes_in_and_out,
     ));
     trials.push(trial(
         "no_place_is_left_taken_when_all_tables_are_empty".to_owned(),
@@ -112,6 +118,39 @@ fn tag_that_the_kernel_took_out_of_a_frame_is_seen(
     let _ = Bench::new(loaded);
     let packet = udp((WEB.v4, 5000), (SERVER4, 443)).vlan(42);
     let frame = packet.framed(WEB.gateway_mac(), WEB.mac);
-    loaded.drops_for_real(&WEB, &frame, Reason::NotIp)?;
+    loaded.with_attached(&[(program::FROM_ENDPOINT, "web")], |loaded| {
+        Wire::of("web-far")?.send(&frame)?;
+        loaded.wait_for_drop(&WEB, Reason::NotIp)
+    })?;
+    Ok(Completion::Completed)
+}
+
+/// A test run always has an Ethernet header: this takes a TUN device.
+fn packet_of_an_uplink_without_link_layer_header_goes_in_and_out(
+    loaded: &mut Loaded,
+) -> Result<Completion, Failed> {
+    loaded.reset();
+    let tunnel = Tunnel::new("tunnel")?;
+    let mut bench = Bench::new(loaded);
+    bench.publish(&SLOT, "8080:80");
+    let (_, entry) = site::uplinks()[2];
+    loaded.uplink(if_nametoindex("tunnel")?, Some(&entry));
+    let programs = [
+        (program::FROM_UPLINK_L3, "tunnel"),
+        (program::FROM_ENDPOINT, "slot"),
+    ];
+    loaded.with_attached(&programs, |_| {
+        let wire = Wire::of("slot-far")?;
+        for ip in [&V4, &V6] {
+            let (client, host, slot) = ((ip.client, 40_000), (ip.host, 8080), (ip.slot, 80));
+            tunnel.send(&tcp("S", client, host).bytes())?;
+            let arriving = tcp("S", client, slot).ttl(63);
+            wire.wait_for(&arriving.framed(SLOT.mac, SLOT.gateway_mac()))?;
+            let reply = tcp("SA", slot, client);
+            wire.send(&reply.framed(SLOT.gateway_mac(), SLOT.mac))?;
+            tunnel.wait_for(&tcp("SA", host, client).ttl(63).bytes())?;
+        }
+        Ok(())
+    })?;
     Ok(Completion::Completed)
 }

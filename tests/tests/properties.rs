@@ -16,7 +16,7 @@ use nucnet_tests::packets::{
     engine::{Engine as _, Hook, Outcome, State},
     packet::{self, Packet, echo_reply, echo_request, icmp, tcp, udp},
     rows::{Family, V4, V6},
-    site::{self, BRIDGE, PARTIES, SECOND_UPLINK, UPLINK, WEB},
+    site::{self, BRIDGE, PARTIES, Party, SECOND_UPLINK, UPLINK, WEB},
     world::World,
 };
 use proptest::{
@@ -90,9 +90,12 @@ fn valid(from: IpAddr, to: IpAddr) -> impl Strategy<Value = Packet> {
     let flags = select(&["S", "S", "SA", "A", "A", "FA", "R"][..]);
     (0..12_u8, ports, flags, vec(any::<u8>(), 0..24)).prop_map(
         move |(kind, (source, destination), flags, payload)| {
+            // Few sockets and several peers: bindings are shared.
+            let few = if source < 5000 { 5000 } else { 40_000 };
             let packet = match kind {
-                0..=4 => tcp(flags, (from, source), (to, destination)),
-                5..=7 => udp((from, source), (to, destination)),
+                0..=3 => tcp(flags, (from, source), (to, destination)),
+                4..=6 => udp((from, few), (to, destination)),
+                7 => udp((from, source), (to, few)),
                 8 | 9 => echo_request(from, to, source),
                 10 => echo_reply(from, to, source),
                 _ if source == 53 => icmp(from, to, [3, 3, 0, 0, 0, 0, 0, 0]),
@@ -110,10 +113,15 @@ fn family(is_v4: bool) -> &'static Family {
 /// Where a packet is seen, and its frame: three in four come from endpoints or go to them in
 /// earnest.
 fn whole() -> impl Strategy<Value = (Hook, Packet)> {
-    (any::<bool>(), 0..8_u8, any::<Index>(), any::<Index>()).prop_flat_map(
-        |(is_v4, direction, party, other)| {
+    let busy: [&'static Party; 6] = [&WEB, &WEB, &WEB, &site::APP, &site::SLOT, &site::OTHER];
+    (
+        prop::bool::weighted(0.7),
+        0..8_u8,
+        select(busy.to_vec()),
+        any::<Index>(),
+    )
+        .prop_flat_map(|(is_v4, direction, party, other)| {
             let ip = family(is_v4);
-            let party = party.get(&PARTIES);
             let own = if is_v4 { party.v4 } else { party.v6 };
             let odd = |v4: &str, v6: &str| site::address(if is_v4 { v4 } else { v6 });
             let (hook, from, to, macs) = match direction {
@@ -161,8 +169,7 @@ fn whole() -> impl Strategy<Value = (Hook, Packet)> {
             };
             (Just(hook), valid(from, to), Just(macs))
                 .prop_map(|(hook, packet, (to, from))| (hook, packet.macs(to, from)))
-        },
-    )
+        })
 }
 
 /// A packet that is valid.
@@ -606,6 +613,30 @@ proptest! {
             );
             check_state(&world, &world.state())?;
             prop_assert!(number < 16, "a packet changes tables without end");
+        }
+    }
+
+    #[test]
+    fn frame_that_the_kernel_refuses_to_change_goes_nowhere(
+        events in events(sound()),
+        last in sound(),
+    ) {
+        for number in 0.. {
+            let mut world = world();
+            for event in &events {
+                happen(&mut world, event);
+            }
+            world.fail_write(number);
+            let (outcome, _) = world.run(last.hook, &last.frame);
+            let never_came = world.call_off_refusal();
+            check_state(&world, &world.state())?;
+            if never_came {
+                break;
+            }
+            prop_assert!(
+                matches!(outcome, Outcome::Dropped { reason: Reason::Helper, .. }),
+                "{:?}", outcome
+            );
         }
     }
 }

@@ -124,6 +124,12 @@ impl<'e> Bench<'e> {
         self.engine.endpoint(party.link, Some(&entry));
     }
 
+    /// Gives an endpoint another number.
+    pub fn renumber(&mut self, party: &Party, number: u32) {
+        self.engine.usage(number, &Usage::default());
+        self.set_endpoint(party, |endpoint| endpoint.number = number);
+    }
+
     /// Removes an endpoint's entry.
     pub fn remove_endpoint(&mut self, party: &Party) {
         self.engine.endpoint(party.link, None);
@@ -175,6 +181,26 @@ impl<'e> Bench<'e> {
     /// Lets time pass.
     pub fn wait(&mut self, seconds: f64) {
         self.engine.pass(Duration::from_secs_f64(seconds));
+    }
+
+    /// From now on route lookups do not say which address the host has, as before Linux 6.7.
+    pub fn hide_sources(&mut self) {
+        self.engine.hide_sources();
+    }
+
+    /// Where a socket of the host is to connect that is about to connect elsewhere.
+    pub fn host_connects(&self, protocol: u8, to: impl Into<SocketAddr>) -> Option<SocketAddr> {
+        self.engine.connect(true, protocol, to.into())
+    }
+
+    /// The same for a socket of another network namespace.
+    pub fn other_connects(&self, protocol: u8, to: impl Into<SocketAddr>) -> Option<SocketAddr> {
+        self.engine.connect(false, protocol, to.into())
+    }
+
+    /// Gives an endpoint one more address.
+    pub fn own(&mut self, party: &Party, address: IpAddr) {
+        self.engine.owner(&to_abi(address), &party.owner());
     }
 
     /// From now on every random number is this one.

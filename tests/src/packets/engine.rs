@@ -140,6 +140,17 @@ pub trait Engine {
     fn socket(&mut self, socket: Socket);
     /// Lets time pass.
     fn pass(&mut self, time: Duration);
+    /// From now on route lookups do not say which address the host has, as before Linux 6.7.
+    ///
+    /// # Panics
+    /// Where the routes are the kernel's.
+    fn hide_sources(&mut self);
+    /// Where a socket is to connect that is about to connect elsewhere: one of the host's
+    /// network namespace, or of another.
+    ///
+    /// # Panics
+    /// Where that is a program: there are no test runs of its kind.
+    fn connect(&self, is_hosts: bool, protocol: u8, to: SocketAddr) -> Option<SocketAddr>;
     /// From now on every random number is this one.
     ///
     /// # Panics

@@ -9,7 +9,7 @@ use std::{
     any::Any,
     fs,
     io::{self, Write as _},
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -24,11 +24,7 @@ use aya::{
     },
     programs::{SchedClassifier, TcAttachType},
 };
-use nix::{
-    ifaddrs::getifaddrs,
-    sched::{CloneFlags, unshare},
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket},
-};
+use nix::sched::{CloneFlags, unshare};
 use nucnet_common::{
     abi::{
         Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
@@ -279,37 +275,53 @@ impl Loaded {
         })
     }
 
-    /// Sends a frame as an endpoint does, through its veth pair, and waits until it is dropped:
-    /// what a test run leaves out is what the kernel does to a frame before a program sees it.
+    /// Runs a test with programs attached to interfaces, each by its name.
     ///
     /// # Errors
-    /// The program cannot be attached, or nothing is dropped for that reason.
-    pub fn drops_for_real(&mut self, party: &Party, frame: &[u8], reason: Reason) -> Result<()> {
-        self.forget_drops();
-        let name = site::interface(party.link).name;
-        let link = self
-            .endpoint_program()?
-            .attach(name, TcAttachType::Ingress)?;
-        let sent = send_by(&format!("{name}-far"), frame);
+    /// Those of attaching, and the test's own.
+    pub fn with_attached<T>(
+        &mut self,
+        programs: &[(&str, &str)],
+        test: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut links = Vec::new();
+        let mut attach = || -> Result<()> {
+            for (name, interface) in programs {
+                let link = self
+                    .program(name)?
+                    .attach(interface, TcAttachType::Ingress)?;
+                links.push((*name, link));
+            }
+            Ok(())
+        };
+        let outcome = attach().and_then(|()| test(self));
+        for (name, link) in links {
+            self.program(name)?.detach(link)?;
+        }
+        outcome
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        let program = self.object.program_mut(name);
+        let program = program.with_context(|| format!("the object has no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    /// Waits until a drop is counted on an endpoint's account.
+    ///
+    /// # Errors
+    /// None is, for five seconds.
+    pub fn wait_for_drop(&self, party: &Party, reason: Reason) -> Result<()> {
         let key = DropKey {
             endpoint: party.number,
             reason: reason as u32,
         };
-        // The container side's own kernel sends to its link, too: other drops are counted.
         let deadline = Instant::now() + Duration::from_secs(5);
-        let mut is_counted = false;
-        while !is_counted && Instant::now() < deadline {
+        while self.drops.get(&key, 0).is_err() {
+            ensure!(Instant::now() < deadline, "no {} is counted", reason.name());
             std::thread::yield_now();
-            is_counted = self.drops.get(&key, 0).is_ok();
         }
-        self.endpoint_program()?.detach(link)?;
-        ensure!(is_counted, "no {} is counted", reason.name());
-        sent
-    }
-
-    fn endpoint_program(&mut self) -> Result<&mut SchedClassifier> {
-        let program = self.object.program_mut(program::FROM_ENDPOINT);
-        Ok(program.context("no program")?.try_into()?)
+        Ok(())
     }
 
     fn test_run(&self, hook: Hook, frame: &[u8]) -> io::Result<(i32, Vec<u8>)> {
@@ -361,24 +373,6 @@ impl Loaded {
         output.truncate(attributes.data_size_out as usize);
         Ok((attributes.retval as i32, output))
     }
-}
-
-/// Sends a frame out of an interface.
-fn send_by(interface: &str, frame: &[u8]) -> Result<()> {
-    let address = getifaddrs()?
-        .filter(|found| found.interface_name == interface)
-        .find_map(|found| found.address?.as_link_addr().copied())
-        .with_context(|| format!("no interface {interface}"))?;
-    let packet = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    bind(packet.as_raw_fd(), &address)?;
-    let sent = send(packet.as_raw_fd(), frame, MsgFlags::empty())?;
-    ensure!(sent == frame.len(), "{sent} bytes were sent");
-    Ok(())
 }
 
 /// Command number of `bpf(2)`.
@@ -513,6 +507,14 @@ impl Engine for Loaded {
             };
             set(&mut self.bindings, key, Some(&binding));
         }
+    }
+
+    fn hide_sources(&mut self) {
+        panic!("the routes are the kernel's");
+    }
+
+    fn connect(&self, _: bool, _: u8, _: SocketAddr) -> Option<SocketAddr> {
+        panic!("there are no test runs of programs for sockets");
     }
 
     fn draw(&mut self, _: u32) {

@@ -8,4 +8,5 @@ pub mod loaded;
 pub mod packet;
 pub mod rows;
 pub mod site;
+pub mod wire;
 pub mod world;

@@ -18,6 +18,7 @@ use nucnet_common::{
         PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse, Uplink, Usage,
         size,
     },
+    connect::{self, Destination, Sockets},
     env::{Dead, Held, Host, Route, RouteKind, Scratch, Tables},
     packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, TCP, UDP},
     path::{self, Verdict},
@@ -226,8 +227,11 @@ pub struct World {
     now: u64,
     random: Cell<u64>,
     drawn: Option<u32>,
+    hides_sources: bool,
     changes: Cell<u64>,
     failing: Cell<Option<u64>>,
+    writes_left: Cell<Option<u64>>,
+    refused: Cell<bool>,
 
     frame: RefCell<Vec<u8>>,
     tag: Option<[u8; 4]>,
@@ -261,8 +265,11 @@ impl World {
             now: Duration::from_secs(15_768_000).as_nanos() as u64,
             random: Cell::new(1),
             drawn: None,
+            hides_sources: false,
             changes: Cell::new(0),
             failing: Cell::new(None),
+            writes_left: Cell::new(None),
+            refused: Cell::new(false),
             frame: RefCell::default(),
             tag: None,
             ingress: 0,
@@ -278,6 +285,30 @@ impl World {
     /// Whether the failure that was asked for has yet to come; it is then called off.
     pub fn call_off_failure(&mut self) -> bool {
         self.failing.take().is_some()
+    }
+
+    /// The next write to the frame but `after` is refused, and all that follow.
+    pub fn fail_write(&mut self, after: u64) {
+        self.writes_left.set(Some(after));
+    }
+
+    /// Whether the refusal that was asked for has yet to come; it is then called off.
+    pub fn call_off_refusal(&mut self) -> bool {
+        self.writes_left.set(None);
+        !self.refused.take()
+    }
+
+    fn may_write(&self) -> Result<(), Reason> {
+        match self.writes_left.get() {
+            Some(0) => {
+                self.refused.set(true);
+                Err(Reason::Helper)
+            }
+            left => {
+                self.writes_left.set(left.map(|left| left - 1));
+                Ok(())
+            }
+        }
     }
 
     fn may_change(&self) -> bool {
@@ -397,6 +428,7 @@ impl Frame for World {
         bytes: &[u8; N],
         _: Balance,
     ) -> Result<(), Reason> {
+        self.may_write()?;
         let start = offset as usize;
         let mut frame = self.frame.borrow_mut();
         let place = frame.get_mut(start..start + N).ok_or(Reason::Helper)?;
@@ -586,6 +618,9 @@ impl Host for World {
             .any(|interface| interface.index == from && interface.kind == site::Kind::Bridge)
         {
             find_route(from_abi(destination), route);
+            if self.hides_sources {
+                route.source = [0; 16];
+            }
         } else {
             route.kind = RouteKind::None;
         }
@@ -679,6 +714,46 @@ fn is_own(address: IpAddr, length: u8, destination: IpAddr) -> bool {
     destination == address || Some(destination) == broadcast
 }
 
+/// A socket that is about to connect.
+struct Caller<'w> {
+    world: &'w World,
+    netns_cookie: u64,
+}
+
+impl Sockets for Caller<'_> {
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.world.settings)
+    }
+
+    fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    fn publish(&self, key: &PublishKey) -> Option<&Publish> {
+        Tables::publish(self.world, key)
+    }
+
+    fn endpoint(&self, link: u32) -> Option<&Endpoint> {
+        self.world.endpoints.get(&link)
+    }
+
+    /// What `bind(2)` gives, as far as the programs can tell a refusal of the address from
+    /// others: groups can be bound to, and link-local addresses fail for want of an interface.
+    fn bind(&self, to: &Address) -> Destination {
+        let address = from_abi(to);
+        let is_own = site::INTERFACES
+            .iter()
+            .flat_map(|interface| interface.addresses)
+            .any(|(own, _)| *own == address);
+        let is_link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if is_own || is_link_local || address.is_multicast() {
+            Destination::Local
+        } else {
+            Destination::Remote
+        }
+    }
+}
+
 impl Engine for World {
     fn settings(&mut self, settings: &Settings) {
         self.settings = *settings;
@@ -724,6 +799,19 @@ impl Engine for World {
 
     fn pass(&mut self, time: Duration) {
         self.now += time.as_nanos() as u64;
+    }
+
+    fn hide_sources(&mut self) {
+        self.hides_sources = true;
+    }
+
+    fn connect(&self, is_hosts: bool, protocol: u8, to: SocketAddr) -> Option<SocketAddr> {
+        let caller = Caller {
+            world: self,
+            netns_cookie: u64::from(!is_hosts) + site::SETTINGS.netns_cookie,
+        };
+        connect::redirect(&caller, &to_abi(to.ip()), to.port(), protocol)
+            .map(|target| SocketAddr::new(from_abi(&target.address), target.port))
     }
 
     fn draw(&mut self, number: u32) {

@@ -2,7 +2,7 @@
 
 use nucnet_common::{
     abi::{FlowState, Reason, flow_flag},
-    packet::UDP,
+    packet::{TCP, UDP},
 };
 
 use super::{Family, Row, each_family};
@@ -29,6 +29,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(outbound_packets_keep_a_bound_flow_alive_and_inbound_ones_do_not),
     each_family!(inbound_packets_keep_a_published_flow_alive),
     each_family!(binding_outlives_its_flows),
+    each_family!(binding_lives_while_one_of_its_flows_does),
     each_family!(binding_in_use_keeps_its_port_for_new_peers),
     each_family!(binding_lives_as_long_as_its_longest_lived_flow),
     each_family!(dead_binding_is_made_anew),
@@ -39,6 +40,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(dead_flow_makes_room_for_a_newcomer, logic_only: DRAWS),
     each_family!(closed_flow_makes_room_under_pressure, logic_only: DRAWS),
     each_family!(dead_binding_makes_room_for_a_newcomer, logic_only: DRAWS),
+    each_family!(endpoint_at_its_quota_leaves_the_dead_of_others_alone, logic_only: DRAWS),
     each_family!(endpoint_at_its_quota_takes_the_places_of_its_own_dead_only, logic_only: DRAWS),
 ];
 
@@ -340,6 +342,15 @@ fn inbound_packets_keep_a_published_flow_alive(bench: &mut Bench<'_>, ip: &Famil
     assert_eq!((flow.packets_in, flow.packets_out), (3, 1));
 }
 
+/// The place of the only binding there is, which says whether it is the same as before.
+#[track_caller]
+fn only_binding(bench: &Bench<'_>) -> (u32, u32) {
+    let state = bench.state();
+    let bindings: Vec<_> = state.bindings.into_values().collect();
+    assert_eq!(bindings.len(), 1);
+    (bindings[0].slot, bindings[0].slot_version)
+}
+
 fn binding_outlives_its_flows(bench: &mut Bench<'_>, ip: &Family) {
     // The binding notes its use once a second only; it must not die before its flows for that.
     ask(bench, ip, 443);
@@ -348,20 +359,30 @@ fn binding_outlives_its_flows(bench: &mut Bench<'_>, ip: &Family) {
     bench.wait(49.5);
     // A new peer, the same external port: were the binding dead, it could be another.
     let (web, client) = ((ip.web, 5000), (ip.client, 9999));
-    let binding = |bench: &Bench<'_>| {
-        let state = bench.state();
-        let bindings: Vec<_> = state.bindings.into_values().collect();
-        assert_eq!(bindings.len(), 1);
-        (bindings[0].slot, bindings[0].slot_version)
-    };
-    let before = binding(bench);
+    let before = only_binding(bench);
     bench.from_endpoint(&WEB, &udp(web, client)).leaves(
         UPLINK,
         ip.router,
         &udp((ip.host, 5000), client).ttl(63),
     );
-    assert_eq!(binding(bench), before, "the binding is another");
+    assert_eq!(only_binding(bench), before, "the binding is another");
     answer(bench, ip, 443);
+}
+
+fn binding_lives_while_one_of_its_flows_does(bench: &mut Bench<'_>, ip: &Family) {
+    ask(bench, ip, 443);
+    let binding = only_binding(bench);
+    for _ in 0..3 {
+        bench.wait(45.0);
+        ask(bench, ip, 443);
+    }
+    let (web, host, client) = ((ip.web, 5000), (ip.host, 5000), (ip.client, 9999));
+    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &udp(host, client).ttl(63),
+    );
+    assert_eq!(only_binding(bench), binding, "the binding is another");
 }
 
 fn binding_in_use_keeps_its_port_for_new_peers(bench: &mut Bench<'_>, ip: &Family) {
@@ -382,6 +403,7 @@ fn binding_in_use_keeps_its_port_for_new_peers(bench: &mut Bench<'_>, ip: &Famil
 
 fn binding_lives_as_long_as_its_longest_lived_flow(bench: &mut Bench<'_>, ip: &Family) {
     ask(bench, ip, 53);
+    let binding = only_binding(bench);
     ask(bench, ip, 443);
     ask(bench, ip, 53);
     bench.wait(45.0);
@@ -389,13 +411,16 @@ fn binding_lives_as_long_as_its_longest_lived_flow(bench: &mut Bench<'_>, ip: &F
     answer_in_vain(bench, ip, 53);
     ask(bench, ip, 53);
     assert_eq!(bench.counts(), (2, 1));
+    assert_eq!(only_binding(bench), binding, "the binding is another");
 }
 
 fn dead_binding_is_made_anew(bench: &mut Bench<'_>, ip: &Family) {
     ask(bench, ip, 443);
+    let binding = only_binding(bench);
     bench.wait(52.0);
     ask(bench, ip, 443);
     assert_eq!(bench.counts(), (1, 1));
+    assert_ne!(only_binding(bench), binding, "the binding is the same");
     answer(bench, ip, 443);
 }
 
@@ -541,4 +566,42 @@ fn endpoint_at_its_quota_takes_the_places_of_its_own_dead_only(bench: &mut Bench
         &tcp("S", host, server).ttl(63),
     );
     assert_eq!(bench.counts(), (1, 0));
+}
+
+fn endpoint_at_its_quota_leaves_the_dead_of_others_alone(bench: &mut Bench<'_>, ip: &Family) {
+    // Endpoint 1014's window begins a little after endpoint 1001's, so they share places.
+    let number = WEB.number + 13;
+    bench.renumber(&APP, number);
+    bench.draw(7);
+    let server = (ip.server, 443);
+    let (app, host) = ((ip.app, 5001), (ip.host, 5001));
+    bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    let slot_of_app = bench.flow(TCP, app, server).slot;
+    let (web, host) = ((ip.web, 5000), (ip.host, 5000));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    let slot_of_web = bench.flow(TCP, web, server).slot;
+    bench.wait(41.0);
+    bench.set(|settings| settings.flows_per_endpoint = 1);
+    let offset = slot_of_app.wrapping_sub(slot_of_web);
+    assert!(offset < 60_000, "the endpoints share no places: {offset}");
+    bench.draw(7 + offset);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
+        .is_dropped(Reason::FlowQuota);
+    bench.set(|settings| settings.flows_per_endpoint = 10);
+    let (web, host) = ((ip.web, 5002), (ip.host, 5002));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    assert_eq!(bench.flow(TCP, web, server).slot, slot_of_app);
 }

@@ -41,6 +41,10 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(connection_that_did_not_begin_with_syn_is_dropped),
     each_family!(uplink_that_vanished_is_replaced_by_the_one_of_the_route),
     each_family!(next_hop_is_looked_up_once_a_second),
+    each_family!(
+        address_of_the_uplink_serves_where_the_kernel_names_none,
+        logic_only: "kernels before 6.7 only; `cargo xtask vm` boots some"
+    ),
     row!(udp_checksum_zero_stays_zero_on_the_way_out_and_back),
     each_family!(udp_checksum_that_comes_to_zero_is_sent_as_ones),
 ];
@@ -455,6 +459,23 @@ fn next_hop_is_looked_up_once_a_second(bench: &mut Bench<'_>, ip: &Family) {
         .leaves(UPLINK, ip.router, &seen);
     let flow = bench.flow(TCP, web, server);
     assert_eq!(flow.checked, flow.last_seen);
+}
+
+fn address_of_the_uplink_serves_where_the_kernel_names_none(bench: &mut Bench<'_>, ip: &Family) {
+    bench.hide_sources();
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    bench.set_uplink(UPLINK, |uplink| {
+        uplink.address4 = [0; 16];
+        uplink.address6 = [0; 16];
+    });
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_dropped(Reason::NoRoute);
 }
 
 fn udp_checksum_zero_stays_zero_on_the_way_out_and_back(bench: &mut Bench<'_>) {

@@ -5,6 +5,7 @@ use std::{cell::RefCell, net::IpAddr, panic::AssertUnwindSafe};
 
 use super::{bench::Bench, engine::Engine, site};
 
+mod connect;
 mod guard;
 mod headers;
 mod host;
@@ -140,6 +141,7 @@ pub fn cases() -> Vec<Case> {
         neighbours::ROWS,
         policy::ROWS,
         life::ROWS,
+        connect::ROWS,
     ]
     .into_iter()
     .flatten()

@@ -34,6 +34,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(publish_of_a_former_holder_of_the_interface_is_dropped),
     each_family!(flow_of_a_former_holder_of_the_interface_is_dropped),
     each_family!(source_of_an_endpoint_from_outside_is_martian),
+    each_family!(source_of_an_endpoint_is_martian_wherever_its_route_leads),
     each_family!(source_of_the_host_from_outside_is_martian),
     each_family!(source_without_route_from_outside_is_martian),
     each_family!(source_in_a_managed_network_from_outside_is_martian),
@@ -299,6 +300,14 @@ fn source_of_an_endpoint_from_outside_is_martian(bench: &mut Bench<'_>, ip: &Fam
             .from_uplink(UPLINK, &tcp("S", (source, 40_000), (ip.host, 8080)))
             .is_dropped(Reason::MartianSource);
     }
+}
+
+fn source_of_an_endpoint_is_martian_wherever_its_route_leads(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    bench.own(&SLOT, ip.server);
+    bench
+        .from_uplink(UPLINK, &tcp("S", (ip.server, 40_000), (ip.host, 8080)))
+        .is_dropped(Reason::MartianSource);
 }
 
 fn source_of_the_host_from_outside_is_martian(bench: &mut Bench<'_>, ip: &Family) {
