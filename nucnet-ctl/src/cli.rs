@@ -4,7 +4,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error
 use nucnet_ctl::{
     AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
     model::{
-        Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, parse_ip,
+        Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, parse_ip, parse_sample,
         plan::Plan,
         policy::{Action, Policy},
         publish::PublishSpec,
@@ -12,7 +12,8 @@ use nucnet_ctl::{
         rule::Rule,
     },
     verbs::{
-        DatapathChoice, Dropped, EndpointDetails, EndpointView, NetworkView, Removal, Step, chain,
+        DatapathChoice, Dropped, EndpointDetails, EndpointView, NetworkView, Removal, Status, Step,
+        chain,
     },
 };
 use serde::Serialize;
@@ -165,6 +166,24 @@ enum Verb {
         /// The endpoint
         #[arg(value_name = "ID")]
         id: String,
+    },
+    /// Show the host: datapath, uplinks, networks, programs, maps, and what has drifted
+    ///
+    /// Drift is where nucnet's records and the kernel say different things; each comes with its
+    /// remedy, and none of it makes this fail. Nothing is locked: what another call is changing
+    /// just now may show as drift.
+    ///
+    /// Nanoseconds a packet are the mean over the runs of a program during the sample. While it
+    /// lasts, the kernel times every BPF program of the machine, which costs each some tens of
+    /// nanoseconds a run.
+    #[command(
+        after_help = "Examples:\n  nucnet-ctl status\n  nucnet-ctl status --sample 5s\n  \
+        nucnet-ctl status -o json | jq '.drift'"
+    )]
+    Status {
+        /// For how long the programs' runs are timed; 0s: not at all
+        #[arg(long, value_name = "TIME", default_value = "200ms")]
+        sample: String,
     },
     /// Create, show and remove networks
     ///
@@ -514,6 +533,10 @@ fn call(cli: Cli) -> Result<(), Error> {
             let details = host.inspect(&one(&id, "ID")?)?;
             show(&global, &details, |out| inspected(out, &details))
         }
+        Verb::Status { sample } => {
+            let status = host.status(parse_sample("--sample", &sample)?)?;
+            show(&global, &status, |out| status_text(out, &status))
+        }
         Verb::Network(verb) => network(&host, &global, verb),
         Verb::Down if global.dry_run => show_plan(&global, &host.plan_down()?),
         Verb::Down => {
@@ -831,6 +854,115 @@ fn networks(out: &mut dyn Write, views: &[NetworkView]) -> io::Result<()> {
         ["NAME", "STATE", "BRIDGE", "SUBNETS", "GATEWAYS", "MTU"],
         views.iter().map(row),
     )
+}
+
+fn status_text(out: &mut dyn Write, status: &Status) -> io::Result<()> {
+    let (host, object) = (&status.host, &status.object);
+    let none = || "none".to_owned();
+    writeln!(
+        out,
+        "datapath   {}: {}",
+        status.datapath.unwrap_or("none"),
+        status.reason
+    )?;
+    writeln!(out, "host       {}", host.netns)?;
+    let state = if host.has_state { "" } else { " (empty)" };
+    writeln!(out, "state      {}{state}", host.state_dir.display())?;
+    writeln!(out, "bpffs      {}", host.bpffs.display())?;
+    let cgroup = host.cgroup.as_ref().map(|path| path.display().to_string());
+    writeln!(out, "cgroup     {}", cgroup.unwrap_or_else(none))?;
+    let loaded = match (object.current, &object.loaded_sha256) {
+        (Some(true), _) => "loaded".to_owned(),
+        (_, Some(other)) => {
+            format!("another is loaded ({other:.12}): the next attach exchanges it")
+        }
+        _ => "not loaded".to_owned(),
+    };
+    writeln!(
+        out,
+        "object     {:.12}, ABI version {}: {loaded}",
+        object.sha256, object.abi
+    )?;
+    writeln!(out, "endpoints  {}", status.endpoints)?;
+
+    let program = |hook: Option<&str>, name: &str, present: bool| match (hook, present) {
+        (Some(hook), true) => format!("{name} ({hook})"),
+        (Some(hook), false) => format!("{name} ({hook}) is MISSING"),
+        (None, _) => "-".to_owned(),
+    };
+    writeln!(out)?;
+    let uplinks = status.uplinks.iter().map(|uplink| {
+        [
+            uplink.id.clone(),
+            program(uplink.hook, uplink.program, uplink.present),
+            if uplink.serves { "yes" } else { "no" }.to_owned(),
+            joined(&uplink.addresses),
+        ]
+    });
+    table(
+        out,
+        ["UPLINK", "PROGRAM", "PUBLISHES", "ADDRESSES"],
+        uplinks,
+    )?;
+    writeln!(out)?;
+    let networks = status.networks.iter().map(|status| {
+        [
+            status.network.id.to_string(),
+            status.network.bridge.to_string(),
+            program(status.hook, "from_host", status.present),
+            status.endpoints.to_string(),
+            joined(&status.network.subnets),
+        ]
+    });
+    table(
+        out,
+        ["NETWORK", "BRIDGE", "PROGRAM", "ENDPOINTS", "SUBNETS"],
+        networks,
+    )?;
+    if !status.programs.is_empty() {
+        writeln!(out)?;
+    }
+    let programs = status.programs.iter().map(|program| {
+        let verified = program.verified_instructions.map(|count| count.to_string());
+        let time = program.ns_per_run.map(|time| format!("{time:.0}"));
+        [
+            program.id.clone(),
+            time.unwrap_or_else(|| "-".to_owned()),
+            program.runs.to_string(),
+            verified.unwrap_or_else(|| "-".to_owned()),
+        ]
+    });
+    if !status.programs.is_empty() {
+        table(
+            out,
+            ["PROGRAM", "NS/PACKET", "PACKETS", "VERIFIED INSTRUCTIONS"],
+            programs,
+        )?;
+        writeln!(out)?;
+        let maps = status.maps.iter().filter_map(|map| {
+            let entries = map.entries?;
+            let percent = 100.0 * entries as f64 / map.capacity as f64;
+            Some([
+                map.id.to_owned(),
+                entries.to_string(),
+                map.capacity.to_string(),
+                format!("{percent:.1} %"),
+            ])
+        });
+        table(out, ["MAP", "ENTRIES", "CAPACITY", "FULL"], maps)?;
+    }
+    writeln!(out)?;
+    if status.drift.is_empty() {
+        return writeln!(out, "no drift: records and kernel agree");
+    }
+    writeln!(out, "drift:")?;
+    status.drift.iter().try_for_each(|drift| {
+        writeln!(
+            out,
+            "  {}: {}\n    remedy: {}",
+            drift.id, drift.problem, drift.remedy
+        )
+    })
 }
 
 fn table<const N: usize>(

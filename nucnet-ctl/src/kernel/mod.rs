@@ -5,6 +5,7 @@ mod directory;
 
 pub mod boot;
 pub mod bpf;
+pub mod capability;
 pub mod claims;
 pub mod netlink;
 pub mod netns;

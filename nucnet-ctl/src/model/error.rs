@@ -152,6 +152,8 @@ pub enum Problem {
     Resolver,
     #[error("is given twice")]
     Twice,
+    #[error("is not a length of time of at most a minute")]
+    Sample,
 }
 
 /// Subnets in a message.
@@ -222,6 +224,7 @@ impl Problem {
             Self::PolicyTooLarge => "use fewer or wider rules",
             Self::Resolver => "give a unicast address that the endpoint can reach",
             Self::Twice => "give it once",
+            Self::Sample => "write 200ms, 1s or 1m, or 0s for none",
         };
         hint.to_owned()
     }

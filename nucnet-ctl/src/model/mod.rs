@@ -7,7 +7,9 @@
 mod address;
 mod error;
 mod name;
+mod sample;
 
+pub mod drift;
 pub mod ipam;
 pub mod plan;
 pub mod policy;
@@ -19,3 +21,4 @@ pub mod rule;
 pub use address::{Cidr, Mac, Mtu, Subnet, parse_ip, to_abi};
 pub use error::{Invalid, Kind, Problem};
 pub use name::{EndpointId, IfName, NetworkName};
+pub use sample::parse_sample;

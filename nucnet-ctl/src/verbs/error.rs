@@ -1,7 +1,12 @@
 //! Why a verb failed, what that means to the caller, and what to do about it.
 
 use crate::{
-    kernel::{FileError, bpf::BpfError, netlink, netns, process, store, sysctl},
+    kernel::{
+        FileError,
+        bpf::BpfError,
+        capability::{self, Lacks},
+        netlink, netns, process, store, sysctl,
+    },
     model::{EndpointId, Invalid, Kind, Mac, NetworkName, record},
 };
 use nix::errno::Errno;
@@ -162,6 +167,12 @@ pub enum Error {
         /// What was asked for.
         here: PathBuf,
     },
+    /// The process may not do it.
+    #[error("not permitted: {0}")]
+    NotPermitted(Lacks),
+    /// Something that nucnet needs is missing here.
+    #[error("this host lacks what nucnet needs: {}", .0.join(", "))]
+    Unfit(Vec<&'static str>),
     /// There is no fallback yet.
     #[error("the iptables datapath is not available in this version")]
     NoIptables,
@@ -274,7 +285,9 @@ impl Error {
             | Self::UsedUp(_)
             | Self::DatapathGone(_)
             | Self::Teardown { .. } => Kind::Operation,
-            Self::NoIptables | Self::NoRootfs => Kind::Unsupported,
+            Self::NoIptables | Self::NoRootfs | Self::NotPermitted(_) | Self::Unfit(_) => {
+                Kind::Unsupported
+            }
             Self::SetUp { source, .. } => source.kind(),
             Self::Netns(error) => netns_kind(error),
             Self::Process(error) => match error {
@@ -368,6 +381,7 @@ impl Error {
                 "use --bpffs {}, or another --state-dir",
                 found.display()
             )),
+            Self::Unfit(_) => Some("mend what `nucnet-ctl doctor` says".to_owned()),
             Self::NoIptables => Some("use --datapath auto or ebpf".to_owned()),
             Self::NoRootfs => Some(
                 "leave --rootfs out and put the resolvers into the container's /etc/resolv.conf"
@@ -389,11 +403,7 @@ impl Error {
             }
             _ => None,
         };
-        own.or_else(|| {
-            (self.kind() == Kind::Unsupported).then(|| {
-                "run as root, with CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN".to_owned()
-            })
-        })
+        own.or_else(|| (self.kind() == Kind::Unsupported).then(capability::remedy))
     }
 }
 

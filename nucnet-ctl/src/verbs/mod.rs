@@ -11,6 +11,7 @@ mod host;
 mod list;
 mod network;
 mod publish;
+mod status;
 mod step;
 mod view;
 
@@ -19,5 +20,8 @@ pub use detach::Detached;
 pub use error::{Error, Left, chain};
 pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};
+pub use status::{
+    HostStatus, MapReport, NetworkStatus, ObjectStatus, ProgramReport, Status, UplinkStatus,
+};
 pub use step::Step;
 pub use view::{Dropped, EndpointDetails, EndpointView, NetworkView};

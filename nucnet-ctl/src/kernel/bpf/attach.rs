@@ -41,7 +41,7 @@ pub enum AttachKind {
 }
 
 /// What is noted under `links/` for an interface.
-enum Record {
+pub(super) enum Record {
     /// A link that somebody can exchange, with the index of its interface (0: gone).
     Tcx {
         link: OwnedFd,
@@ -291,6 +291,11 @@ impl Datapath {
         Ok(attached)
     }
 
+    /// Where a hook is noted.
+    pub(super) fn record_of(&self, hook: &Hook) -> PathBuf {
+        self.pins.links().join(hook.file_name())
+    }
+
     /// Notes that the interface of a hook has another name now.
     pub(super) fn rename(&self, from: &Hook, to: &Hook) -> Result<(), BpfError> {
         let (from, to) = (
@@ -332,7 +337,7 @@ impl Datapath {
     }
 }
 
-const CONNECT_HOOKS: [(&str, CgroupSockAddrAttachType); 2] = [
+pub(super) const CONNECT_HOOKS: [(&str, CgroupSockAddrAttachType); 2] = [
     (program::CONNECT4, CgroupSockAddrAttachType::Connect4),
     (program::CONNECT6, CgroupSockAddrAttachType::Connect6),
 ];
@@ -428,7 +433,7 @@ fn unlink(pin: &Path) -> Result<(), BpfError> {
     remove(pin)
 }
 
-fn open_link(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
+pub(super) fn open_link(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
     match sys::open_pin(pin) {
         Ok(link) => Ok(Some(link)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -436,7 +441,7 @@ fn open_link(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
     }
 }
 
-fn read_record(pin: &Path) -> Result<Option<Record>, BpfError> {
+pub(super) fn read_record(pin: &Path) -> Result<Option<Record>, BpfError> {
     match fs::read_link(pin) {
         Ok(text) => return Ok(parse_clsact(&text.to_string_lossy())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

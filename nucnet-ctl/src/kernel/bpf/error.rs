@@ -9,7 +9,10 @@ use aya::{
 use nix::libc;
 use thiserror::Error;
 
-use crate::model::Kind;
+use crate::{
+    kernel::capability::{self, Lacks},
+    model::Kind,
+};
 
 /// What can go wrong with programs, maps, links and their pins.
 #[derive(Debug, Error)]
@@ -243,40 +246,16 @@ impl fmt::Display for Reasons {
 }
 
 impl Reasons {
-    /// Looks at what the caller lacks. Linux/include/uapi/linux/capability.h has the numbers.
+    /// Looks at what the caller lacks.
     pub(super) fn gather() -> Self {
-        const NEEDED: [(u32, &str); 4] = [
-            (12, "CAP_NET_ADMIN"),
-            (21, "CAP_SYS_ADMIN"),
-            (38, "CAP_PERFMON"),
-            (39, "CAP_BPF"),
-        ];
         let mut reasons = Vec::new();
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let capabilities = status
-            .lines()
-            .find_map(|line| line.strip_prefix("CapEff:"))
-            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-        if let Some(have) = capabilities {
-            let has = |number: u32| have & (1 << number) != 0;
-            // CAP_SYS_ADMIN stands for the two younger ones.
-            let missing: Vec<&str> = NEEDED
-                .iter()
-                .filter(|(number, _)| !(has(*number) || *number > 37 && has(21)))
-                .map(|(_, name)| *name)
-                .collect();
-            if !missing.is_empty() {
-                reasons.push(format!("this process lacks {}", missing.join(", ")));
-            }
+        let lacks = Lacks::of_caller();
+        if !lacks.is_empty() {
+            reasons.push(lacks.to_string());
         }
         let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
         if lockdown.contains("[confidentiality]") {
             reasons.push("the kernel is locked down (confidentiality)".into());
-        }
-        let in_user_namespace = fs::read_to_string("/proc/self/uid_map")
-            .is_ok_and(|map| map.split_whitespace().nth(2) != Some("4294967295"));
-        if in_user_namespace {
-            reasons.push("this process is in a user namespace".into());
         }
         Self(reasons)
     }
@@ -357,9 +336,7 @@ impl BpfError {
             Self::NoDynamicPorts { .. } => "narrow net.ipv4.ip_local_port_range, or take a block \
                  of ports out of it: sysctl -w net.ipv4.ip_local_reserved_ports=16384-32767"
                 .into(),
-            refused if refused.is_refusal() => {
-                "run as root, with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN".into()
-            }
+            refused if refused.is_refusal() => capability::remedy(),
             _ => return None,
         })
     }

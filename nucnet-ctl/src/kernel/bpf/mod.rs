@@ -32,7 +32,7 @@ pub use self::{
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
     object::{OBJECT, OBJECT_HASH, load_unpinned},
     settings::{Host, HostPorts},
-    status::{ProgramStatus, RunTimeStatistics},
+    status::{Attachment, MapFill, OnHook, Pinned, ProgramStatus, RunTimeStatistics, tcx_ingress},
     table::{Cells, Drops, Prefix, Table},
     uplinks::{HostInterface, LinkLayer, UplinkChanges},
 };

@@ -1,13 +1,24 @@
 //! What the kernel knows about the programs.
 
-use std::{os::fd::OwnedFd, time::Duration};
-
-use aya::{
-    programs::ProgramInfo,
-    sys::{Stats, SyscallError, enable_stats},
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::Duration,
 };
 
-use super::{BpfError, Datapath, object::program_error, pins::names};
+use aya::{
+    programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
+    sys::{Stats, SyscallError, enable_stats},
+};
+use nucnet_common::abi::{map, size};
+
+use super::{
+    AttachKind, BpfError, Datapath,
+    attach::{CONNECT_HOOKS, Record, open_link, read_record},
+    object::program_error,
+    pins::{Pins, file_error, names},
+    sys::{self, LinkTarget},
+};
 
 /// A pinned program, as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +52,155 @@ impl RunTimeStatistics {
     }
 }
 
+/// What is pinned: of which version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// ABI version of the maps.
+    pub abi: u32,
+    /// SHA-256 of the object whose programs are pinned, hexadecimal.
+    pub object: String,
+}
+
+/// A program on an interface of the host, as noted under `links/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The program's name.
+    pub program: &'static str,
+    /// Name of the interface when it was noted.
+    pub interface: String,
+    /// Index of the interface; 0: it is gone.
+    pub index: u32,
+    /// How it sits there.
+    pub kind: AttachKind,
+    /// The kernel's number for the program that a link has; none: a filter, which has to be
+    /// looked for on the interface itself.
+    pub linked: Option<u32>,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries there are; none: an array, which is always full.
+    pub entries: Option<usize>,
+    /// Entries it takes.
+    pub capacity: usize,
+}
+
+/// A program on a TCX hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnHook {
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// The programs at the TCX ingress of an interface, in the order in which packets meet them.
+///
+/// # Errors
+/// Those of the kernel, which before Linux 6.6 knows no such hook.
+pub fn tcx_ingress(interface: &str) -> Result<Vec<OnHook>, ProgramError> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+    Ok(programs
+        .iter()
+        .map(|info| OnHook {
+            id: info.id(),
+            name: info.name_as_str().unwrap_or_default().to_owned(),
+        })
+        .collect())
+}
+
 impl Datapath {
+    /// What is pinned under `bpffs`; `None`: nothing, or only the remains of a crash.
+    pub fn pinned(bpffs: &Path) -> Result<Option<Pinned>, BpfError> {
+        let version = Pins::at(bpffs).version()?;
+        Ok(version.map(|version| Pinned {
+            abi: version.abi,
+            object: version.object,
+        }))
+    }
+
+    /// What is noted as attached to interfaces of the host.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, BpfError> {
+        let mut attachments = Vec::new();
+        for (hook, _) in self.attached()? {
+            let (kind, index, linked) = match read_record(&self.record_of(&hook))? {
+                Some(Record::Tcx { index, program, .. }) => (AttachKind::Tcx, index, Some(program)),
+                Some(Record::Clsact { index, .. }) => (AttachKind::Clsact, index, None),
+                // It went meanwhile.
+                None => continue,
+            };
+            attachments.push(Attachment {
+                program: hook.program,
+                interface: hook.interface,
+                index,
+                kind,
+                linked,
+            });
+        }
+        Ok(attachments)
+    }
+
+    /// The connect hooks that are on no cgroup.
+    pub fn missing_connect_hooks(&self) -> Result<Vec<&'static str>, BpfError> {
+        let mut missing = Vec::new();
+        for (name, _) in CONNECT_HOOKS {
+            let pin = self.pins.links().join(name);
+            let target = match open_link(&pin)? {
+                Some(link) => {
+                    sys::link_info(link.as_fd())
+                        .map_err(file_error(&pin, "read"))?
+                        .target
+                }
+                None => LinkTarget::Other,
+            };
+            if !matches!(target, LinkTarget::Cgroup(id) if id != 0) {
+                missing.push(name);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// How full each map is. The kernel keeps no count: they are walked through, which takes
+    /// some milliseconds for a full one.
+    pub fn fill(&self) -> Result<Vec<MapFill>, BpfError> {
+        let counted = |name, entries, capacity| MapFill {
+            name,
+            entries: Some(entries),
+            capacity,
+        };
+        let array = |name, capacity| MapFill {
+            name,
+            entries: None,
+            capacity,
+        };
+        Ok(vec![
+            array(map::SETTINGS, 1),
+            counted(map::ENDPOINTS, self.endpoints.count()?, size::ENDPOINTS),
+            counted(map::ADDRESSES, self.addresses.count()?, size::ADDRESSES),
+            counted(map::PUBLISHES, self.publishes.count()?, size::PUBLISHES),
+            counted(map::FLOWS, self.flows.count()?, size::FLOWS),
+            counted(map::OUTSIDE, self.outside.count()?, size::OUTSIDE),
+            counted(map::BINDINGS, self.bindings.count()?, size::BINDINGS),
+            array(map::SLOTS, size::SLOTS),
+            counted(map::USAGE, self.usage.count()?, size::ENDPOINTS),
+            counted(map::UPLINKS, self.uplinks.count()?, size::UPLINKS),
+            counted(map::DROPS, self.drops.count()?, size::DROPS),
+            counted(
+                map::POLICY_CIDRS,
+                self.policy_cidrs.count()?,
+                size::POLICY_CIDRS,
+            ),
+            counted(
+                map::POLICY_PORTS,
+                self.policy_ports.count()?,
+                size::POLICY_PORTS,
+            ),
+        ])
+    }
+
     /// The pinned programs.
     pub fn programs(&self) -> Result<Vec<ProgramStatus>, BpfError> {
         names(&self.pins.programs())?

@@ -257,6 +257,16 @@ impl Drops {
             .collect()
     }
 
+    /// How many entries there are, each with a count for every CPU.
+    pub fn count(&self) -> Result<usize, BpfError> {
+        let mut count = 0;
+        for key in self.inner.keys() {
+            key.map_err(Self::error("list"))?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Forgets what was dropped for one endpoint.
     pub fn forget(&mut self, endpoint: u32) -> Result<(), BpfError> {
         for &reason in abi::Reason::ALL {

@@ -42,7 +42,8 @@ impl LinkLayer {
         }
     }
 
-    fn program(self) -> &'static str {
+    /// The program for it.
+    pub fn program(self) -> &'static str {
         match self {
             Self::Ethernet => program::FROM_UPLINK,
             Self::None => program::FROM_UPLINK_L3,

@@ -13,6 +13,7 @@
 mod address;
 mod bridge;
 mod error;
+mod filter;
 mod link;
 mod neighbour;
 mod route;
@@ -39,6 +40,7 @@ use super::netns::{self, NetnsFd};
 pub use address::{AddressScope, LinkAddress};
 pub use bridge::{BridgeSettings, BridgeSpec, Port};
 pub use error::{Error, Holder, Refusal};
+pub use filter::{Direction, Filter};
 pub use link::{Ipv6LinkLocal, Link, LinkChange, LinkId, LinkType, Owner, State};
 pub use neighbour::Neighbour;
 pub use route::{Hop, KernelRoute, Route};

@@ -1,0 +1,138 @@
+//! What this process must be allowed: the one list, and what is missing of it.
+//!
+//! The list was found by taking away one capability at a time from a process that attaches,
+//! publishes and detaches; a test holds it.
+
+use std::{fmt, fs};
+
+/// What is needed, by the kernel's numbers (include/uapi/linux/capability.h).
+pub const NEEDED: [Capability; 4] = [
+    Capability {
+        number: 12,
+        name: "CAP_NET_ADMIN",
+        purpose: "interfaces, addresses, routes, sysctls and programs on interfaces",
+    },
+    Capability {
+        number: 21,
+        name: "CAP_SYS_ADMIN",
+        purpose: "to enter the network namespaces of containers, and to time programs",
+    },
+    Capability {
+        number: 38,
+        name: "CAP_PERFMON",
+        purpose: "programs that compare packet pointers",
+    },
+    Capability {
+        number: 39,
+        name: "CAP_BPF",
+        purpose: "programs and maps",
+    },
+];
+
+/// `CAP_SYS_ADMIN`, which stands for the two that Linux 5.8 split off.
+const SYS_ADMIN: u32 = 21;
+
+/// One right of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// The kernel's number.
+    pub number: u32,
+    /// Its name.
+    pub name: &'static str,
+    /// What nucnet needs it for.
+    pub purpose: &'static str,
+}
+
+/// What a process lacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// Capabilities.
+    pub capabilities: Vec<Capability>,
+    /// It is in a user namespace: its capabilities count nothing for programs and maps.
+    pub user_namespace: bool,
+}
+
+impl Lacks {
+    /// What the calling thread lacks. Where `/proc` does not tell, nothing: the kernel will.
+    pub fn of_caller() -> Self {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        let user_namespace = fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().nth(2) != Some("4294967295"));
+        Self {
+            capabilities: effective(&status).map(missing).unwrap_or_default(),
+            user_namespace,
+        }
+    }
+
+    /// Whether it lacks nothing.
+    pub fn is_empty(&self) -> bool {
+        self.capabilities.is_empty() && !self.user_namespace
+    }
+}
+
+/// `CAP_BPF, CAP_NET_ADMIN; it is in a user namespace`.
+impl fmt::Display for Lacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.capabilities.iter().map(|c| c.name).collect();
+        let mut parts = Vec::new();
+        if !names.is_empty() {
+            parts.push(format!("this process lacks {}", names.join(", ")));
+        }
+        if self.user_namespace {
+            parts.push("this process is in a user namespace".to_owned());
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// How to get what is needed.
+pub fn remedy() -> String {
+    let names: Vec<&str> = NEEDED.iter().map(|capability| capability.name).collect();
+    format!(
+        "run as root on the host itself, or with {}",
+        names.join(", ")
+    )
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let hex = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+fn missing(have: u64) -> Vec<Capability> {
+    let has = |number: u32| have & (1 << number) != 0;
+    NEEDED
+        .into_iter()
+        .filter(|c| !(has(c.number) || c.number > 37 && has(SYS_ADMIN)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(have: u64) -> Vec<&'static str> {
+        missing(have).iter().map(|c| c.name).collect()
+    }
+
+    #[test]
+    fn nothing_is_missing_of_everything() {
+        assert!(names(u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn sys_admin_stands_for_what_was_split_off_it() {
+        assert_eq!(names(1 << 12 | 1 << 21), Vec::<&str>::new());
+        assert_eq!(names(1 << 12), ["CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
+        assert_eq!(names(1 << 12 | 1 << 38 | 1 << 39), ["CAP_SYS_ADMIN"]);
+    }
+
+    #[test]
+    fn the_effective_set_is_read_as_the_kernel_prints_it() {
+        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\n";
+        assert_eq!(effective(status), Some(1 << 12));
+        assert_eq!(effective("CapEff:\tx\n"), None);
+    }
+}

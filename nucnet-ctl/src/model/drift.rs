@@ -1,0 +1,417 @@
+//! Drift: where records and kernel say different things, and what mends it.
+
+use super::record::{EndpointRecord, NetworkRecord, State};
+use serde::Serialize;
+use std::{fmt, net::IpAddr};
+
+/// A difference between records and kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    /// Of what: `endpoint ID`, `network NAME`, `uplink IF`...
+    pub id: String,
+    /// What differs.
+    pub problem: String,
+    /// What mends it.
+    pub remedy: String,
+}
+
+impl Drift {
+    fn new(id: &impl fmt::Display, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            id: id.to_string(),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+const GC: &str = "nucnet-ctl gc";
+
+/// What the kernel has under the name of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkSight {
+    /// Nothing.
+    Absent,
+    /// Somebody else's link.
+    Foreign,
+    /// The one that was made, set down.
+    Down,
+    /// The one that was made.
+    Up,
+}
+
+/// What is where an endpoint's namespace was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetnsSight {
+    /// Its namespace.
+    Same,
+    /// Another one, or nothing.
+    Gone,
+    /// Nobody may look.
+    Unknown,
+}
+
+/// What the kernel has of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSight {
+    /// The host side of its link.
+    pub link: LinkSight,
+    /// Whether that is a port of its network's bridge.
+    pub port: bool,
+    /// Its namespace; it lives for as long as its link, wherever it was found.
+    pub netns: NetnsSight,
+    /// Whether its program sits on its link.
+    pub program: bool,
+    /// Whether the maps know it.
+    pub entry: bool,
+    /// Addresses of its own that the maps do not give to it.
+    pub addresses: Vec<IpAddr>,
+    /// How many entries of its publishes are missing.
+    pub publishes: usize,
+}
+
+/// What the kernel lacks of an endpoint.
+pub fn of_endpoint(record: &EndpointRecord, sight: &EndpointSight) -> Vec<Drift> {
+    let name = Named("endpoint", &record.id);
+    if !matches!(record.state, State::Active | State::Degraded) {
+        let problem = format!("{}: in progress, or left by a crash", record.state);
+        return vec![Drift::new(&name, problem, GC)];
+    }
+    let anew = || format!("nucnet-ctl detach {}, then attach it again", record.id);
+    let link = &record.host_ifname;
+    match sight.link {
+        LinkSight::Absent | LinkSight::Foreign => {
+            let what = match sight.link {
+                LinkSight::Foreign => format!("interface {link} is somebody else's"),
+                _ => format!("interface {link} is gone"),
+            };
+            return vec![match sight.netns {
+                NetnsSight::Gone => Drift::new(&name, format!("{what}, and so is its netns"), GC),
+                _ => Drift::new(&name, what, "attach it again"),
+            }];
+        }
+        LinkSight::Down | LinkSight::Up => {}
+    }
+    let mut found = Vec::new();
+    let mut missing = |problem: String, remedy: String| {
+        found.push(Drift::new(&name, problem, remedy));
+    };
+    if sight.link == LinkSight::Down {
+        missing(
+            format!("interface {link} is down"),
+            format!("ip link set {link} up"),
+        );
+    }
+    if !sight.port {
+        missing(
+            format!("interface {link} is no port of its network's bridge"),
+            anew(),
+        );
+    }
+    if !sight.program {
+        missing(
+            format!("no program of nucnet's on {link}: nothing that it sends passes"),
+            anew(),
+        );
+    }
+    if !sight.entry {
+        missing("the maps do not know it".to_owned(), anew());
+    }
+    for address in &sight.addresses {
+        missing(
+            format!("address {address} is not its own in the maps"),
+            anew(),
+        );
+    }
+    if sight.publishes > 0 {
+        missing(
+            format!("{} entries of its publishes are missing", sight.publishes),
+            anew(),
+        );
+    }
+    found
+}
+
+/// What the kernel has of a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSight {
+    /// Its bridge.
+    pub bridge: LinkSight,
+    /// Whether its program sits on the bridge.
+    pub program: bool,
+    /// Addresses of its own that the bridge lacks.
+    pub addresses: Vec<IpAddr>,
+    /// Families of which the bridge does not forward: `ipv4`, `ipv6`.
+    pub not_forwarding: Vec<String>,
+}
+
+/// What the kernel lacks of a network.
+pub fn of_network(record: &NetworkRecord, sight: &NetworkSight) -> Vec<Drift> {
+    let name = Named("network", &record.name);
+    let bridge = &record.bridge;
+    if !matches!(record.state, State::Active | State::Degraded) {
+        let problem = format!("{}: in progress, or left by a crash", record.state);
+        return vec![Drift::new(&name, problem, GC)];
+    }
+    let attach = "attach any endpoint to it: that repairs the bridge";
+    let mut found = Vec::new();
+    let mut missing = |problem: String, remedy: String| {
+        found.push(Drift::new(&name, problem, remedy));
+    };
+    match sight.bridge {
+        LinkSight::Absent => {
+            missing(format!("bridge {bridge} is gone"), attach.to_owned());
+            return found;
+        }
+        LinkSight::Foreign => {
+            missing(
+                format!("interface {bridge} is somebody else's"),
+                format!("remove or rename {bridge}, then {attach}"),
+            );
+            return found;
+        }
+        LinkSight::Down => missing(format!("bridge {bridge} is down"), attach.to_owned()),
+        LinkSight::Up => {}
+    }
+    // An attach repairs all that is missing, once it sees the bridge down.
+    let repair = || format!("ip link set {bridge} down, then {attach}");
+    if !sight.program {
+        missing(
+            format!("no program of nucnet's on {bridge}: the host reaches no endpoint"),
+            repair(),
+        );
+    }
+    for address in &sight.addresses {
+        missing(format!("bridge {bridge} lacks address {address}"), repair());
+    }
+    for family in &sight.not_forwarding {
+        missing(
+            format!("net.{family}.conf.{bridge}.forwarding is off: no way out is found"),
+            format!("sysctl -w net/{family}/conf/{bridge}/forwarding=1"),
+        );
+    }
+    found
+}
+
+/// Whether nucnet's program sits on an interface of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hooked {
+    /// It does.
+    Yes,
+    /// It was put there, and is there no more.
+    Lost,
+    /// It was never put there.
+    Never,
+}
+
+/// What an uplink lacks. Without a network there is nothing to serve.
+pub fn of_uplink(interface: &str, hooked: Hooked, networks: usize) -> Option<Drift> {
+    let name = Named("uplink", &interface);
+    let problem = match hooked {
+        Hooked::Yes => return None,
+        Hooked::Never if networks == 0 => return None,
+        Hooked::Never => "it came up after the last attach, and has no program",
+        Hooked::Lost => "somebody took nucnet's program off",
+    };
+    Some(Drift::new(&name, problem, GC))
+}
+
+/// What the kernel has and no record explains.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unexplained {
+    /// Links that carry nucnet's mark.
+    pub links: Vec<String>,
+    /// Maps with entries of endpoints that nobody recorded, and how many.
+    pub entries: Vec<(&'static str, usize)>,
+    /// Interfaces that have a program, and are no uplinks or gone.
+    pub programs: Vec<String>,
+    /// Records that cannot be read.
+    pub damaged: Vec<String>,
+    /// Connect hooks that are on no cgroup, although there are endpoints.
+    pub connect_hooks: Vec<&'static str>,
+    /// There are endpoints, and no datapath.
+    pub datapath_gone: bool,
+}
+
+impl Unexplained {
+    /// All of it, each with its remedy.
+    pub fn drift(&self) -> Vec<Drift> {
+        let mut found = Vec::new();
+        for link in &self.links {
+            let name = Named("interface", link);
+            found.push(Drift::new(&name, "nucnet's own, without a record", GC));
+        }
+        for (map, entries) in &self.entries {
+            let problem = format!("{entries} entries of endpoints without a record");
+            found.push(Drift::new(&Named("map", map), problem, GC));
+        }
+        for interface in &self.programs {
+            let name = Named("interface", interface);
+            let problem = "has a program, and is no uplink any more";
+            found.push(Drift::new(&name, problem, GC));
+        }
+        for damaged in &self.damaged {
+            let remedy = "nucnet-ctl gc sets it aside; then detach the endpoint when it may go";
+            found.push(Drift::new(&"record", damaged.as_str(), remedy));
+        }
+        for hook in &self.connect_hooks {
+            let problem = "on no cgroup: host sockets reach no publish by the host's own addresses";
+            let remedy = "attach any endpoint";
+            found.push(Drift::new(&Named("program", hook), problem, remedy));
+        }
+        if self.datapath_gone {
+            let problem = "gone, although there are endpoints: nothing passes";
+            let remedy = "nucnet-ctl down, then attach them again";
+            found.push(Drift::new(&"datapath", problem, remedy));
+        }
+        found
+    }
+}
+
+/// Which link of nucnet's it is: `interface`, seen by name.
+pub fn link_sight(is_there: bool, is_own: bool, is_up: bool) -> LinkSight {
+    match (is_there, is_own, is_up) {
+        (false, ..) => LinkSight::Absent,
+        (_, false, _) => LinkSight::Foreign,
+        (_, _, false) => LinkSight::Down,
+        _ => LinkSight::Up,
+    }
+}
+
+struct Named<'a, T>(&'a str, &'a T);
+
+impl<T: fmt::Display> fmt::Display for Named<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.0, self.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        IfName, Mac, NetworkName,
+        policy::Policy,
+        record::{AttachWish, Namespace},
+    };
+
+    fn endpoint() -> EndpointRecord {
+        let mac = Mac::local([1; 6]);
+        EndpointRecord {
+            id: "web".parse().unwrap(),
+            number: 7,
+            state: State::Active,
+            wish: AttachWish {
+                network: NetworkName::default_network(),
+                addresses: Vec::new(),
+                mac: None,
+                ifname: IfName::eth0(),
+                mtu: None,
+                publishes: Vec::new(),
+                egress: Policy::default(),
+            },
+            network: 1,
+            netns: "/run/netns/web".into(),
+            namespace: Namespace {
+                device: 4,
+                inode: 5,
+                cookie: Some(6),
+            },
+            host_ifname: IfName::host_side(7),
+            link: Some(9),
+            mac,
+            host_mac: mac,
+            addresses: vec!["10.0.42.2".parse().unwrap()],
+            mtu: "1500".parse().unwrap(),
+            default_route: true,
+            publishes: Vec::new(),
+            policy: None,
+            egress: Policy::default(),
+        }
+    }
+
+    fn sound() -> EndpointSight {
+        EndpointSight {
+            link: LinkSight::Up,
+            port: true,
+            netns: NetnsSight::Same,
+            program: true,
+            entry: true,
+            addresses: Vec::new(),
+            publishes: 0,
+        }
+    }
+
+    fn remedies(record: &EndpointRecord, sight: &EndpointSight) -> Vec<String> {
+        let found = of_endpoint(record, sight);
+        assert!(found.iter().all(|drift| drift.id == "endpoint web"));
+        found.into_iter().map(|drift| drift.remedy).collect()
+    }
+
+    #[test]
+    fn a_sound_endpoint_has_not_drifted() {
+        assert!(of_endpoint(&endpoint(), &sound()).is_empty());
+        let elsewhere = EndpointSight {
+            netns: NetnsSight::Gone,
+            ..sound()
+        };
+        assert!(of_endpoint(&endpoint(), &elsewhere).is_empty());
+    }
+
+    #[test]
+    fn what_is_dead_is_collected_and_what_lives_is_attached_again() {
+        let mut sight = EndpointSight {
+            link: LinkSight::Absent,
+            netns: NetnsSight::Gone,
+            program: false,
+            ..sound()
+        };
+        assert_eq!(remedies(&endpoint(), &sight), ["nucnet-ctl gc"]);
+        sight.netns = NetnsSight::Same;
+        assert_eq!(remedies(&endpoint(), &sight), ["attach it again"]);
+    }
+
+    #[test]
+    fn a_missing_program_and_entry_are_told_apart() {
+        let sight = EndpointSight {
+            program: false,
+            entry: false,
+            addresses: vec!["10.0.42.2".parse().unwrap()],
+            publishes: 2,
+            ..sound()
+        };
+        let anew = "nucnet-ctl detach web, then attach it again";
+        assert_eq!(remedies(&endpoint(), &sight), [anew; 4]);
+    }
+
+    #[test]
+    fn a_record_that_is_not_of_something_whole_is_for_gc() {
+        let mut record = endpoint();
+        record.state = State::Removing;
+        assert_eq!(remedies(&record, &sound()), ["nucnet-ctl gc"]);
+    }
+
+    #[test]
+    fn an_uplink_without_a_program_matters_where_there_is_a_network() {
+        assert_eq!(of_uplink("eth0", Hooked::Never, 0), None);
+        assert_eq!(of_uplink("eth0", Hooked::Yes, 1), None);
+        assert!(of_uplink("eth0", Hooked::Never, 1).is_some());
+        assert!(of_uplink("eth0", Hooked::Lost, 0).is_some());
+    }
+
+    #[test]
+    fn each_unexplained_thing_has_a_remedy() {
+        let unexplained = Unexplained {
+            links: vec!["nn00000001".into()],
+            entries: vec![("endpoints", 2)],
+            programs: vec!["eth9".into()],
+            damaged: vec!["record x".into()],
+            connect_hooks: vec!["host_connect4"],
+            datapath_gone: true,
+        };
+        let found = unexplained.drift();
+        assert_eq!(found.len(), 6);
+        assert!(found.iter().all(|drift| !drift.remedy.is_empty()));
+        assert!(Unexplained::default().drift().is_empty());
+    }
+}

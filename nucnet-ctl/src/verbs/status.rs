@@ -1,0 +1,583 @@
+//! `status`: the host as nucnet sees it. Reads without a lock: what others are changing just now
+//! may show as drift.
+
+use super::{
+    DatapathChoice, Error, Host, NetworkView,
+    step::{endpoint_alias, network_alias},
+};
+use crate::{
+    OBJECT_HASH,
+    kernel::{
+        bpf::{self, AttachKind, Attachment, Datapath, Pinned, Prefix, RunTimeStatistics},
+        netlink::{Direction, Link, LinkType, Netlink, State as LinkState, Uplink},
+        netns::{self, NetnsFd},
+        sysctl::{Family, LinkKey, Sysctl},
+    },
+    model::{
+        drift::{
+            self, Drift, EndpointSight, Hooked, LinkSight, NetnsSight, NetworkSight, Unexplained,
+        },
+        record::{EndpointRecord, NetworkRecord},
+        to_abi,
+    },
+};
+use ipnet::IpNet;
+use nucnet_common::abi::{self, program};
+use serde::Serialize;
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+/// The host as nucnet sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// What carries packets; none: nothing is loaded.
+    pub datapath: Option<&'static str>,
+    /// Why.
+    pub reason: String,
+    /// Which host it is, and where it keeps what.
+    pub host: HostStatus,
+    /// The programs' version.
+    pub object: ObjectStatus,
+    /// Interfaces by which packets come and go.
+    pub uplinks: Vec<UplinkStatus>,
+    /// Networks.
+    pub networks: Vec<NetworkStatus>,
+    /// How many endpoints are recorded.
+    pub endpoints: usize,
+    /// The loaded programs.
+    pub programs: Vec<ProgramReport>,
+    /// For how many seconds their runs were timed; none: they were not.
+    pub sampled_s: Option<f64>,
+    /// The maps.
+    pub maps: Vec<MapReport>,
+    /// Where records and kernel say different things.
+    pub drift: Vec<Drift>,
+}
+
+/// Which host it is, and where it keeps what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostStatus {
+    /// Its network namespace.
+    pub netns: String,
+    /// That namespace's cookie (Linux 5.14).
+    pub netns_cookie: Option<u64>,
+    /// Where its state is kept.
+    pub state_dir: PathBuf,
+    /// Whether there is state of this boot.
+    pub has_state: bool,
+    /// Where programs and maps are pinned.
+    pub bpffs: PathBuf,
+    /// Whose processes reach publishes by the host's own addresses.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Versions of this program's object and of the loaded one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ObjectStatus {
+    /// ABI version of this program's maps.
+    pub abi: u32,
+    /// SHA-256 of this program's object.
+    pub sha256: &'static str,
+    /// ABI version of the pinned maps.
+    pub loaded_abi: Option<u32>,
+    /// SHA-256 of the loaded object.
+    pub loaded_sha256: Option<String>,
+    /// Whether the loaded object is this program's.
+    pub current: Option<bool>,
+}
+
+/// An interface by which packets come and go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UplinkStatus {
+    /// Its name.
+    pub id: String,
+    /// Its index.
+    pub index: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// How the program sits there: `tcx` or `clsact`.
+    pub hook: Option<&'static str>,
+    /// The program that belongs there.
+    pub program: &'static str,
+    /// Whether it sits there.
+    pub present: bool,
+    /// Whether publishes are served there.
+    pub serves: bool,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NetworkStatus {
+    /// The network.
+    #[serde(flatten)]
+    pub network: NetworkView,
+    /// How the program sits on its bridge: `tcx` or `clsact`.
+    pub hook: Option<&'static str>,
+    /// Whether it sits there.
+    pub present: bool,
+    /// How many endpoints it has.
+    pub endpoints: usize,
+}
+
+/// A program.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProgramReport {
+    /// Its name.
+    pub id: String,
+    /// The kernel's number for it.
+    pub kernel_id: u32,
+    /// Instructions that the verifier walked through (Linux 5.16).
+    pub verified_instructions: Option<u32>,
+    /// Bytes of machine code; 0: it is interpreted.
+    pub machine_code_bytes: u32,
+    /// Runs during the sample.
+    pub runs: u64,
+    /// Mean time of a run in nanoseconds; none: it did not run.
+    pub ns_per_run: Option<f64>,
+}
+
+/// A map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MapReport {
+    /// Its name.
+    pub id: &'static str,
+    /// Its entries; none: an array.
+    pub entries: Option<usize>,
+    /// How many it takes.
+    pub capacity: usize,
+}
+
+impl Host {
+    /// Looks at everything. Programs' runs are timed for as long as `sample`, which costs every
+    /// BPF program of the machine some tens of nanoseconds a run; zero: not at all.
+    pub fn status(&self, sample: Duration) -> Result<Status, Error> {
+        let store = self.read()?;
+        let has_state = store.is_some();
+        let (mut networks, mut endpoints, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+        if let Some(store) = store {
+            let (found, unreadable) = store.networks()?;
+            networks = found;
+            damaged.extend(unreadable.iter().map(|error| super::chain(error)));
+            let (found, unreadable) = store.endpoints()?;
+            endpoints = found;
+            damaged.extend(unreadable.iter().map(|error| super::chain(error)));
+        }
+        let pinned = Datapath::pinned(&self.options.bpffs)?;
+        let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
+        let netlink = Netlink::open()?;
+        let links = netlink.links()?;
+        let view = View {
+            netlink: &netlink,
+            links: links
+                .iter()
+                .map(|link| (link.name.as_str(), link))
+                .collect(),
+            programs: match &datapath {
+                Some(datapath) => datapath.programs()?,
+                None => Vec::new(),
+            },
+            attachments: match &datapath {
+                Some(datapath) => datapath.attachments()?,
+                None => Vec::new(),
+            },
+            datapath: datapath.as_ref(),
+        };
+        let mut found = Vec::new();
+        let uplinks = view.uplinks(networks.len(), &mut found)?;
+        let network_views = view.networks(&networks, &endpoints, &mut found)?;
+        for endpoint in &endpoints {
+            let network = networks.iter().find(|n| n.number == endpoint.network);
+            found.extend(drift::of_endpoint(
+                endpoint,
+                &view.endpoint(endpoint, network)?,
+            ));
+        }
+        found.extend(
+            view.unexplained(&networks, &endpoints, &uplinks, damaged)?
+                .drift(),
+        );
+        let (programs, sampled) = view.timed(sample)?;
+        let maps = match &datapath {
+            Some(datapath) => datapath.fill()?,
+            None => Vec::new(),
+        };
+        Ok(Status {
+            datapath: datapath.is_some().then_some("ebpf"),
+            reason: reason(self.options.datapath, datapath.is_some()).to_owned(),
+            host: self.described(has_state)?,
+            object: object(pinned),
+            uplinks,
+            networks: network_views,
+            endpoints: endpoints.len(),
+            programs,
+            sampled_s: sampled.map(|time| time.as_secs_f64()),
+            maps: maps
+                .into_iter()
+                .map(|map| MapReport {
+                    id: map.name,
+                    entries: map.entries,
+                    capacity: map.capacity,
+                })
+                .collect(),
+            drift: found,
+        })
+    }
+
+    fn described(&self, has_state: bool) -> Result<HostStatus, Error> {
+        let netns = NetnsFd::current()?;
+        let cgroup = self.options.cgroup.clone();
+        Ok(HostStatus {
+            netns: netns.id().to_string(),
+            netns_cookie: netns.cookie()?,
+            state_dir: self.options.state_dir.clone(),
+            has_state,
+            bpffs: self.options.bpffs.clone(),
+            cgroup: cgroup.or_else(|| bpf::cgroup_root().ok()),
+        })
+    }
+}
+
+fn reason(choice: DatapathChoice, is_loaded: bool) -> &'static str {
+    match (choice, is_loaded) {
+        (_, false) => "nothing is attached: the first attach loads it",
+        (DatapathChoice::Auto, true) => "this kernel runs it, and it is the best there is",
+        (_, true) => "asked for by --datapath",
+    }
+}
+
+fn object(pinned: Option<Pinned>) -> ObjectStatus {
+    ObjectStatus {
+        abi: abi::VERSION,
+        sha256: OBJECT_HASH,
+        loaded_abi: pinned.as_ref().map(|pinned| pinned.abi),
+        current: pinned.as_ref().map(|pinned| pinned.object == OBJECT_HASH),
+        loaded_sha256: pinned.map(|pinned| pinned.object),
+    }
+}
+
+fn hook_name(kind: AttachKind) -> &'static str {
+    match kind {
+        AttachKind::Tcx => "tcx",
+        AttachKind::Clsact => "clsact",
+    }
+}
+
+/// What is there, looked at once.
+struct View<'a> {
+    netlink: &'a Netlink,
+    links: HashMap<&'a str, &'a Link>,
+    datapath: Option<&'a Datapath>,
+    programs: Vec<bpf::ProgramStatus>,
+    attachments: Vec<Attachment>,
+}
+
+impl View<'_> {
+    fn program_id(&self, name: &str) -> Option<u32> {
+        let program = self.programs.iter().find(|program| program.name == name)?;
+        Some(program.id)
+    }
+
+    fn has_filter(&self, link: u32, direction: Direction, name: &str) -> Result<bool, Error> {
+        let Some(id) = self.program_id(name) else {
+            return Ok(false);
+        };
+        let filters = self.netlink.filters(link, direction)?;
+        Ok(filters.iter().any(|filter| filter.program == Some(id)))
+    }
+
+    /// How a program sits on an interface of the host, and whether it is really there.
+    fn hooked(
+        &self,
+        link: u32,
+        name: &str,
+        direction: Direction,
+    ) -> Result<(Option<AttachKind>, Hooked), Error> {
+        let noted = self
+            .attachments
+            .iter()
+            .find(|noted| noted.index == link && noted.program == name);
+        let Some(noted) = noted else {
+            return Ok((None, Hooked::Never));
+        };
+        let is_there = match noted.linked {
+            Some(program) => Some(program) == self.program_id(name),
+            None => self.has_filter(link, direction, name)?,
+        };
+        let hooked = if is_there { Hooked::Yes } else { Hooked::Lost };
+        Ok((Some(noted.kind), hooked))
+    }
+
+    fn uplinks(&self, networks: usize, found: &mut Vec<Drift>) -> Result<Vec<UplinkStatus>, Error> {
+        let mut uplinks = Vec::new();
+        for Uplink { link, addresses } in self.netlink.uplinks()? {
+            let layer = match link.link_type {
+                LinkType::Ethernet => Some(bpf::LinkLayer::Ethernet),
+                LinkType::Loopback => None,
+                LinkType::Other(kind) => bpf::LinkLayer::from_hardware_type(kind),
+            };
+            let Some(layer) = layer else { continue };
+            let (kind, hooked) = self.hooked(link.index, layer.program(), Direction::Ingress)?;
+            found.extend(drift::of_uplink(&link.name, hooked, networks));
+            let entry = match self.datapath {
+                Some(datapath) => datapath.uplinks.get(&link.index)?,
+                None => None,
+            };
+            uplinks.push(UplinkStatus {
+                id: link.name,
+                index: link.index,
+                addresses,
+                hook: kind.map(hook_name),
+                program: layer.program(),
+                present: hooked == Hooked::Yes,
+                serves: entry.is_some_and(|entry| entry.serves != 0),
+            });
+        }
+        Ok(uplinks)
+    }
+
+    fn networks(
+        &self,
+        networks: &[NetworkRecord],
+        endpoints: &[EndpointRecord],
+        found: &mut Vec<Drift>,
+    ) -> Result<Vec<NetworkStatus>, Error> {
+        let mut views = Vec::new();
+        for network in networks {
+            let index = network.link.unwrap_or_default();
+            let (kind, hooked) = self.hooked(index, program::FROM_HOST, Direction::Egress)?;
+            let sight = self.network(network, hooked == Hooked::Yes)?;
+            found.extend(drift::of_network(network, &sight));
+            views.push(NetworkStatus {
+                network: NetworkView::new(network),
+                hook: kind.map(hook_name),
+                present: hooked == Hooked::Yes,
+                endpoints: endpoints
+                    .iter()
+                    .filter(|endpoint| endpoint.network == network.number)
+                    .count(),
+            });
+        }
+        Ok(views)
+    }
+
+    fn link(&self, name: &str, alias: &str, index: Option<u32>) -> LinkSight {
+        let link = self.links.get(name);
+        drift::link_sight(
+            link.is_some(),
+            link.is_some_and(|l| l.alias.as_deref() == Some(alias) && Some(l.index) == index),
+            link.is_some_and(|link| link.state == LinkState::Up),
+        )
+    }
+
+    fn network(&self, network: &NetworkRecord, program: bool) -> Result<NetworkSight, Error> {
+        let bridge = self.link(
+            network.bridge.as_str(),
+            &network_alias(network),
+            network.link,
+        );
+        let mut sight = NetworkSight {
+            bridge,
+            program,
+            addresses: Vec::new(),
+            not_forwarding: Vec::new(),
+        };
+        if matches!(bridge, LinkSight::Absent | LinkSight::Foreign) {
+            return Ok(sight);
+        }
+        let present = self
+            .netlink
+            .addresses_of(network.link.unwrap_or_default())?;
+        for subnet in &network.subnets {
+            let gateway = subnet.gateway();
+            if !present.iter().any(|a| a.address == subnet.gateway_net()) {
+                sight.addresses.push(gateway);
+            }
+            let family = match gateway {
+                IpAddr::V4(_) => Family::Ipv4,
+                IpAddr::V6(_) => Family::Ipv6,
+            };
+            let sysctl = Sysctl::link(family, network.bridge.as_str(), LinkKey::Forwarding);
+            // One that cannot be read is nobody's drift.
+            if sysctl.read().is_ok_and(|value| value == "0") {
+                sight.not_forwarding.push(family.to_string());
+            }
+        }
+        Ok(sight)
+    }
+
+    fn endpoint(
+        &self,
+        endpoint: &EndpointRecord,
+        network: Option<&NetworkRecord>,
+    ) -> Result<EndpointSight, Error> {
+        let name = endpoint.host_ifname.as_str();
+        let mut sight = EndpointSight {
+            link: self.link(name, &endpoint_alias(endpoint), endpoint.link),
+            port: self
+                .links
+                .get(name)
+                .is_some_and(|link| link.master == network.and_then(|network| network.link)),
+            netns: netns_sight(endpoint),
+            program: false,
+            entry: false,
+            addresses: Vec::new(),
+            publishes: 0,
+        };
+        let (Some(link), Some(datapath)) = (endpoint.link, self.datapath) else {
+            return Ok(sight);
+        };
+        if !matches!(sight.link, LinkSight::Absent | LinkSight::Foreign) {
+            sight.program = self.has_filter(link, Direction::Ingress, program::FROM_ENDPOINT)?;
+        }
+        let is_own = |number: u32| number == endpoint.number;
+        let entry = datapath.endpoints.get(&link)?;
+        sight.entry = entry.is_some_and(|entry| is_own(entry.number));
+        for &address in &endpoint.addresses {
+            let owner = datapath.addresses.get(&to_abi(address))?;
+            if !owner.is_some_and(|owner| is_own(owner.endpoint)) {
+                sight.addresses.push(address);
+            }
+        }
+        let owner = abi::Owner {
+            link,
+            endpoint: endpoint.number,
+        };
+        let has = |v6| endpoint.address(v6).is_some();
+        for publish in &endpoint.publishes {
+            for (bits, key, _) in publish.entries(owner, has(false), has(true)) {
+                let entry = datapath.publishes.get(&Prefix::new(bits, key))?;
+                sight.publishes += usize::from(!entry.is_some_and(|e| is_own(e.endpoint)));
+            }
+        }
+        Ok(sight)
+    }
+
+    fn unexplained(
+        &self,
+        networks: &[NetworkRecord],
+        endpoints: &[EndpointRecord],
+        uplinks: &[UplinkStatus],
+        damaged: Vec<String>,
+    ) -> Result<Unexplained, Error> {
+        let mut aliases: HashSet<String> = endpoints.iter().map(endpoint_alias).collect();
+        aliases.extend(networks.iter().map(network_alias));
+        let mut links: Vec<String> = self
+            .links
+            .values()
+            .filter(|link| link.is_owned())
+            .filter(|link| !link.alias.as_ref().is_some_and(|a| aliases.contains(a)))
+            .map(|link| link.name.clone())
+            .collect();
+        links.sort();
+        let programs = self
+            .attachments
+            .iter()
+            .filter(|noted| match noted.program {
+                program::FROM_HOST => noted.index == 0,
+                _ => !uplinks.iter().any(|uplink| uplink.index == noted.index),
+            })
+            .map(|noted| noted.interface.clone())
+            .collect();
+        let mut unexplained = Unexplained {
+            links,
+            programs,
+            damaged,
+            datapath_gone: self.datapath.is_none() && !endpoints.is_empty(),
+            ..Unexplained::default()
+        };
+        let Some(datapath) = self.datapath else {
+            return Ok(unexplained);
+        };
+        if !endpoints.is_empty() {
+            unexplained.connect_hooks = datapath.missing_connect_hooks()?;
+        }
+        let numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
+        let mut note = |name, entries: Vec<u32>| {
+            let strange = entries.iter().filter(|n| !numbers.contains(n)).count();
+            if strange > 0 {
+                unexplained.entries.push((name, strange));
+            }
+        };
+        let mut of = Vec::new();
+        datapath
+            .endpoints
+            .for_each(|_, entry| of.push(entry.number))?;
+        note(abi::map::ENDPOINTS, std::mem::take(&mut of));
+        datapath
+            .addresses
+            .for_each(|_, owner| of.push(owner.endpoint))?;
+        note(abi::map::ADDRESSES, std::mem::take(&mut of));
+        datapath
+            .publishes
+            .for_each(|_, publish| of.push(publish.endpoint))?;
+        note(abi::map::PUBLISHES, std::mem::take(&mut of));
+        datapath.usage.for_each(|number, _| of.push(*number))?;
+        note(abi::map::USAGE, of);
+        Ok(unexplained)
+    }
+
+    /// The programs with the mean time of their runs during a sample.
+    fn timed(&self, sample: Duration) -> Result<(Vec<ProgramReport>, Option<Duration>), Error> {
+        let Some(datapath) = self.datapath else {
+            return Ok((Vec::new(), None));
+        };
+        let statistics = match sample.is_zero() {
+            true => None,
+            false => RunTimeStatistics::enable()
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        error = error as &dyn std::error::Error,
+                        "cannot time the programs"
+                    );
+                })
+                .ok(),
+        };
+        let before = datapath.programs()?;
+        if statistics.is_some() {
+            thread::sleep(sample);
+        }
+        let reports = datapath
+            .programs()?
+            .into_iter()
+            .map(|now| {
+                let then = before.iter().find(|then| then.id == now.id);
+                let (runs, time) = then.map_or((0, Duration::ZERO), |then| {
+                    (
+                        now.run_count.saturating_sub(then.run_count),
+                        now.run_time.saturating_sub(then.run_time),
+                    )
+                });
+                ProgramReport {
+                    id: now.name,
+                    kernel_id: now.id,
+                    verified_instructions: now.verified_instructions,
+                    machine_code_bytes: now.machine_code,
+                    runs,
+                    ns_per_run: (runs > 0).then(|| time.as_nanos() as f64 / runs as f64),
+                }
+            })
+            .collect();
+        Ok((reports, statistics.map(|_| sample)))
+    }
+}
+
+fn netns_sight(endpoint: &EndpointRecord) -> NetnsSight {
+    match NetnsFd::open(&endpoint.netns) {
+        Ok(netns) => {
+            let id = netns.id();
+            let is_same =
+                (id.dev, id.inode) == (endpoint.namespace.device, endpoint.namespace.inode);
+            match is_same {
+                true => NetnsSight::Same,
+                false => NetnsSight::Gone,
+            }
+        }
+        Err(netns::Error::NotFound { .. } | netns::Error::NotANetns { .. }) => NetnsSight::Gone,
+        Err(_) => NetnsSight::Unknown,
+    }
+}

@@ -1,0 +1,282 @@
+//! `status` and `doctor` by way of the program, on hosts that each test makes.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+    thread,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    unistd::geteuid,
+};
+use nucnet_ctl::kernel::netns;
+use serde_json::Value;
+
+/// A host of the test's own: namespaces of the calling thread.
+struct Lab {
+    place: PathBuf,
+}
+
+fn on_a_host(test: impl FnOnce(&Lab) + Send + 'static) {
+    if !geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let outcome = thread::spawn(move || {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
+        let lab = Lab {
+            place: directory.path().to_owned(),
+        };
+        lab.build();
+        test(&lab);
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Lab {
+    fn build(&self) {
+        let none = None::<&str>;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).expect("private mounts");
+        for (name, kind) in [("", "tmpfs"), ("bpf", "bpf"), ("cgroup", "cgroup2")] {
+            let path = self.place.join(name);
+            fs::create_dir_all(&path).expect("directory");
+            mount(Some(kind), &path, Some(kind), MsFlags::empty(), none).expect(kind);
+        }
+        ip("link set lo up");
+        ip("link add up0 type veth peer name up1");
+        ip("link set up1 up");
+        ip("link set up0 up");
+        ip("address add 192.0.2.1/24 dev up0");
+        ip("route add default via 192.0.2.254");
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nucnet-ctl"));
+        command
+            .args(arguments.split_whitespace())
+            .env("NUCNET_STATE_DIR", self.place.join("state"))
+            .env("NUCNET_BPFFS", self.place.join("bpf/nucnet"))
+            .env("NUCNET_CGROUP", self.place.join("cgroup"));
+        command
+    }
+
+    fn ok(&self, arguments: &str) -> String {
+        let output = self.command(arguments).output().expect("nucnet-ctl");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments}: {errors}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn attach(&self, id: &str, more: &str) -> PathBuf {
+        let path = self.place.join(id);
+        netns::create_named(&path).expect("namespace");
+        self.ok(&format!(
+            "attach --netns {} --id {id} {more}",
+            path.display()
+        ));
+        path
+    }
+
+    fn status(&self) -> Value {
+        json(&self.ok("status -o json --sample 0s"))
+    }
+
+    /// What has drifted, with its remedies.
+    fn drift(&self) -> Vec<(String, String)> {
+        list(&self.status()["drift"])
+            .iter()
+            .map(|drift| (text(&drift["id"]), text(&drift["remedy"])))
+            .collect()
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("ip");
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("text").to_owned()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().expect("array")
+}
+
+fn named<'a>(values: &'a Value, id: &str) -> &'a Value {
+    list(values)
+        .iter()
+        .find(|value| value["id"] == id)
+        .unwrap_or_else(|| panic!("no {id} in {values}"))
+}
+
+fn link_of(lab: &Lab, id: &str) -> String {
+    text(&json(&lab.ok(&format!("inspect {id} -o json")))["host_ifname"])
+}
+
+#[test]
+fn status_of_a_host_without_nucnet_says_so_and_leaves_nothing() {
+    on_a_host(|lab| {
+        let status = lab.status();
+        assert_eq!(status["datapath"], Value::Null);
+        assert_eq!(status["host"]["has_state"], false);
+        assert_eq!(status["endpoints"], 0);
+        assert_eq!(named(&status["uplinks"], "up0")["present"], false);
+        assert_eq!(list(&status["drift"]).len(), 0);
+        assert!(!lab.place.join("state").exists());
+        assert!(!lab.place.join("bpf/nucnet").exists());
+        assert!(lab.ok("status").contains("datapath   none"));
+    });
+}
+
+#[test]
+fn status_shows_what_an_attach_made() {
+    on_a_host(|lab| {
+        lab.attach("web", "-p 8080:80 --allow any:443/tcp");
+        let status = lab.status();
+        assert_eq!(status["datapath"], "ebpf");
+        assert_eq!(status["object"]["current"], true);
+        let uplink = named(&status["uplinks"], "up0");
+        assert_eq!(uplink["present"], true);
+        assert_eq!(uplink["serves"], true);
+        let network = named(&status["networks"], "default");
+        assert_eq!(network["present"], true);
+        assert_eq!(network["endpoints"], 1);
+        assert_eq!(status["endpoints"], 1);
+        assert_eq!(named(&status["maps"], "endpoints")["entries"], 1);
+        assert_eq!(named(&status["maps"], "addresses")["entries"], 2);
+        assert!(named(&status["programs"], "from_endpoint")["machine_code_bytes"].is_u64());
+        assert_eq!(list(&status["drift"]).len(), 0, "{}", status["drift"]);
+        let text = lab.ok("status --sample 0s");
+        assert!(text.contains("no drift"), "{text}");
+    });
+}
+
+#[test]
+fn programs_are_timed_while_packets_pass() {
+    on_a_host(|lab| {
+        let netns = lab.attach("web", "");
+        let status = thread::scope(|scope| {
+            let sampling = scope.spawn(|| json(&lab.ok("status -o json --sample 2s")));
+            // Enough packets for a program to be seen, for as long as the sample may take.
+            while !sampling.is_finished() {
+                let ping = Command::new("nsenter")
+                    .arg(format!("--net={}", netns.display()))
+                    .args(["ping", "-c", "1", "-W", "1", "10.0.42.1"])
+                    .output();
+                assert!(ping.expect("ping").status.success());
+            }
+            sampling.join().expect("status")
+        });
+        let program = named(&status["programs"], "from_endpoint");
+        assert!(program["runs"].as_u64().expect("runs") > 0, "{program}");
+        assert!(program["ns_per_run"].as_f64().expect("time") > 0.0);
+        assert_eq!(status["sampled_s"], 2.0);
+    });
+}
+
+#[test]
+fn drift_is_shown_with_what_mends_it() {
+    on_a_host(|lab| {
+        lab.attach("web", "-p 8080:80");
+        lab.attach("db", "");
+        let link = link_of(lab, "web");
+
+        let filters = format!("filter del dev {link} ingress");
+        let tc = Command::new("tc").args(filters.split(' ')).status();
+        assert!(tc.expect("tc").success());
+        let anew = "nucnet-ctl detach web, then attach it again";
+        assert_eq!(lab.drift(), [("endpoint web".to_owned(), anew.to_owned())]);
+
+        ip(&format!("link del {link}"));
+        assert_eq!(
+            lab.drift(),
+            [("endpoint web".to_owned(), "attach it again".to_owned())]
+        );
+        netns::remove_named(&lab.place.join("web")).expect("remove");
+        assert_eq!(
+            lab.drift(),
+            [("endpoint web".to_owned(), "nucnet-ctl gc".to_owned())]
+        );
+        lab.ok("gc");
+        assert_eq!(lab.drift(), []);
+
+        fs::remove_file(lab.place.join("state/endpoints/db.json")).expect("record");
+        let kinds: Vec<String> = lab.drift().into_iter().map(|(id, _)| id).collect();
+        assert!(kinds.contains(&"map endpoints".to_owned()), "{kinds:?}");
+        assert!(
+            kinds.iter().any(|kind| kind.starts_with("interface nn")),
+            "{kinds:?}"
+        );
+        let text = lab.ok("status --sample 0s");
+        assert!(text.contains("remedy: nucnet-ctl gc"), "{text}");
+    });
+}
+
+#[test]
+fn an_interface_that_came_up_later_drifts_until_the_next_gc() {
+    on_a_host(|lab| {
+        lab.attach("web", "");
+        ip("link add later type veth peer name distant");
+        ip("link set later addrgenmode none");
+        ip("link set later up");
+        ip("address add 198.51.100.1/24 dev later");
+        assert_eq!(
+            lab.drift(),
+            [("uplink later".to_owned(), "nucnet-ctl gc".to_owned())]
+        );
+        lab.ok("gc");
+        assert_eq!(lab.drift(), []);
+        ip("address del 198.51.100.1/24 dev later");
+        assert_eq!(
+            lab.drift(),
+            [("interface later".to_owned(), "nucnet-ctl gc".to_owned())]
+        );
+    });
+}
+
+#[test]
+fn a_bridge_that_lost_what_it_needs_is_mended_as_status_says() {
+    on_a_host(|lab| {
+        lab.attach("web", "");
+        ip("address del 10.0.42.1/24 dev nucnet0");
+        let drift = lab.drift();
+        assert_eq!(drift.len(), 1, "{drift:?}");
+        assert!(
+            drift[0].1.starts_with("ip link set nucnet0 down"),
+            "{drift:?}"
+        );
+        ip("link set nucnet0 down");
+        lab.attach("db", "");
+        assert_eq!(lab.drift(), []);
+    });
+}
+
+#[test]
+fn a_sample_without_a_unit_is_bad_input() {
+    on_a_host(|lab| {
+        let Output { status, stderr, .. } = lab
+            .command("status --sample 5 -o json")
+            .output()
+            .expect("nucnet-ctl");
+        assert_eq!(status.code(), Some(2));
+        let error = json(&String::from_utf8_lossy(&stderr));
+        assert_eq!(error["error"]["kind"], "usage");
+    });
+}
