@@ -135,7 +135,7 @@ impl Skb {
             reason: drop.reason as u32,
         };
         let bytes = u64::from(self.ctx.len());
-        match maps::DROPS.get_ptr_mut(&key) {
+        match maps::DROPS.get_ptr_mut(key) {
             Some(count) => {
                 // SAFETY: a per-CPU value, which nobody else writes while the program runs.
                 unsafe {
@@ -146,7 +146,7 @@ impl Skb {
             None => {
                 // Full: the packet is dropped all the same, uncounted.
                 let _ =
-                    maps::DROPS.insert(&key, &DropCount { packets: 1, bytes }, BPF_NOEXIST.into());
+                    maps::DROPS.insert(key, DropCount { packets: 1, bytes }, BPF_NOEXIST.into());
             }
         }
         TC_ACT_SHOT
