@@ -16,6 +16,7 @@ pub mod policy;
 pub mod ports;
 pub mod publish;
 pub mod record;
+pub mod resolv;
 pub mod rule;
 
 pub use address::{Cidr, Mac, Mtu, Subnet, parse_ip, to_abi};
