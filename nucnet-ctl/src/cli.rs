@@ -225,6 +225,12 @@ Publishes: [HOST_IP:]HOST_PORT[-END]:PORT[-END][/tcp|udp]
   Without HOST_IP: every local address of the host. Host port 0: nucnet chooses one.
 Rules: CIDR|any[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
   IPv6 with a port in brackets. Deny beats allow; any --allow makes the default deny.
+Rootfs: a file that names the resolvers is mounted, read-only, over DIR/etc/resolv.conf until the
+  endpoint is detached. Without --dns it names the host's, which are then treated as if given with
+  --dns; a local stub (127.0.0.53) is replaced by the resolvers that it asks. search and options
+  are the host's. A missing file is made, and removed again; a symbolic link is refused. Who runs
+  in another mount namespace sees it only if mounts propagate there: attach before the container
+  starts, or share DIR.
 
 Examples:
   nucnet-ctl attach --pid $(podman inspect -f '{{.State.Pid}}' web) --id web -p 8080:80
@@ -265,7 +271,7 @@ struct AttachArgs {
     publishes: Vec<String>,
     #[command(flatten)]
     egress: EgressArgs,
-    /// The container's root directory, for its resolv.conf
+    /// The container's root directory: mount a resolv.conf in it, see below
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
 }
@@ -281,7 +287,7 @@ struct EgressArgs {
     /// What holds where no rule does [default: deny if anything is allowed, else allow]
     #[arg(long, value_name = "ACTION")]
     egress_default: Option<EgressDefault>,
-    /// A resolver, allowed on port 53 where there is a rule
+    /// A resolver: allowed on port 53 where there is a rule, written with --rootfs
     #[arg(long = "dns", value_name = "ADDR")]
     dns: Vec<String>,
 }
@@ -605,11 +611,9 @@ fn attach(host: &Host, global: &Global, arguments: AttachArgs) -> Result<(), Err
             all::<Rule>(&egress.deny, "--deny")?,
             all(&egress.dns, "--dns")?,
         ),
+        rootfs: arguments.rootfs,
         ..AttachRequest::new(container)
     };
-    if arguments.rootfs.is_some() {
-        return Err(Error::NoRootfs);
-    }
     if global.dry_run {
         return show_plan(global, &done(&host.plan_attach(&request)?));
     }

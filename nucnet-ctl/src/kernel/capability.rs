@@ -15,7 +15,7 @@ pub const NEEDED: [Capability; 4] = [
     Capability {
         number: 21,
         name: "CAP_SYS_ADMIN",
-        purpose: "to enter the network namespaces of containers, and to time programs",
+        purpose: "to enter network namespaces of containers, to mount resolv.conf, to time programs",
     },
     Capability {
         number: 38,

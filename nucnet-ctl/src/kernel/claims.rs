@@ -505,6 +505,7 @@ mod tests {
                 mtu: None,
                 publishes: vec![],
                 egress: Policy::default(),
+                rootfs: None,
             },
             network: 1,
             netns: "/proc/1/ns/net".into(),
@@ -519,6 +520,7 @@ mod tests {
             publishes: vec![],
             policy: None,
             egress: Policy::default(),
+            resolv: None,
         };
         state.put_endpoint(&record).unwrap();
         Holder {

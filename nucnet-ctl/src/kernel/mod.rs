@@ -10,6 +10,7 @@ pub mod claims;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+pub mod resolv;
 pub mod sockets;
 pub mod store;
 pub mod sysctl;

@@ -7,6 +7,7 @@
 //!   networks/NAME.json
 //!   endpoints/ID.json
 //!   claims/           see `claims`
+//!   resolv/ID         see `resolv`
 //! ```
 //!
 //! A record is replaced as a whole or not at all, so that readers need no lock. A damaged one is

@@ -309,6 +309,7 @@ mod tests {
                 mtu: None,
                 publishes: Vec::new(),
                 egress: Policy::default(),
+                rootfs: None,
             },
             network: 1,
             netns: "/run/netns/web".into(),
@@ -327,6 +328,7 @@ mod tests {
             publishes: Vec::new(),
             policy: None,
             egress: Policy::default(),
+            resolv: None,
         }
     }
 

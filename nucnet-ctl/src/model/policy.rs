@@ -160,6 +160,13 @@ impl Policy {
         &self.dns
     }
 
+    /// The same with those resolvers in place of its own.
+    #[must_use]
+    pub fn with_resolvers(mut self, resolvers: Vec<Resolver>) -> Self {
+        self.dns = once(resolvers);
+        self
+    }
+
     /// Whether there is anything to enforce.
     pub fn is_in_force(&self) -> bool {
         self.has_rules() || self.default == Action::Deny

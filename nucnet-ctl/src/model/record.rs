@@ -286,6 +286,8 @@ pub struct AttachWish {
     pub publishes: Vec<PublishSpec>,
     /// Its egress policy.
     pub egress: Policy,
+    /// The container's root directory, for its `resolv.conf`.
+    pub rootfs: Option<PathBuf>,
 }
 
 /// An endpoint.
@@ -323,8 +325,35 @@ pub struct EndpointRecord {
     pub publishes: Vec<PublishSpec>,
     /// Its egress policy, if there is anything to enforce.
     pub policy: Option<PolicyNumbers>,
-    /// Its egress policy in force.
+    /// Its egress policy in force, with the host's resolvers where it was given those.
     pub egress: Policy,
+    /// Its `resolv.conf`, if it was asked for.
+    pub resolv: Option<ResolvRecord>,
+}
+
+/// Where an endpoint's `resolv.conf` is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvRecord {
+    /// Where the container's root directory was found.
+    pub rootfs: PathBuf,
+    /// Device number of that directory.
+    pub device: u64,
+    /// Inode number of that directory.
+    pub inode: u64,
+    /// What was made in it, to be removed again.
+    pub made: MountPoint,
+}
+
+/// What a mount point is, beginning with what takes least to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountPoint {
+    /// A file that was there.
+    Found,
+    /// An empty file of nucnet's.
+    File,
+    /// An empty file in a directory, both nucnet's.
+    DirectoryAndFile,
 }
 
 /// Under which numbers a policy is in the maps.

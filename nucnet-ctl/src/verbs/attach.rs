@@ -13,13 +13,15 @@ use crate::{
         claims::{Claim, Holder},
         netns::NetnsFd,
         process::Process,
+        resolv::{self, Root},
     },
     model::{
         EndpointId, IfName, Invalid, Kind, Mac, Mtu, NetworkName, Problem, ipam,
         plan::{self, Plan},
         policy::{Compiled, Policy},
         publish::PublishSpec,
-        record::{AttachWish, EndpointRecord, NetworkRecord, PolicyNumbers, State},
+        record::{AttachWish, EndpointRecord, NetworkRecord, PolicyNumbers, ResolvRecord, State},
+        resolv::{Composed, Families},
     },
 };
 use std::{
@@ -59,10 +61,14 @@ pub struct AttachRequest {
     pub publishes: Vec<PublishSpec>,
     /// Egress policy.
     pub egress: Policy,
+    /// The container's root directory in the calling thread's mount namespace: `resolv.conf` is
+    /// mounted in it. None: it gets none.
+    pub rootfs: Option<PathBuf>,
 }
 
 impl AttachRequest {
-    /// The default network, an address of nucnet's choice, `eth0`, no publishes, no policy.
+    /// The default network, an address of nucnet's choice, `eth0`, no publishes, no policy,
+    /// no `resolv.conf`.
     pub fn new(container: Container) -> Self {
         Self {
             container,
@@ -74,6 +80,7 @@ impl AttachRequest {
             mtu: None,
             publishes: Vec::new(),
             egress: Policy::default(),
+            rootfs: None,
         }
     }
 
@@ -98,6 +105,11 @@ impl AttachRequest {
             mtu: self.mtu,
             publishes: PublishSpec::check_all(&self.publishes)?,
             egress: self.egress.clone(),
+            // In one form, because it is recorded and compared.
+            rootfs: self.rootfs.as_ref().map(|path| {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                path.components().collect()
+            }),
         })
     }
 }
@@ -144,6 +156,7 @@ struct Intent {
     network: Prepared,
     endpoint: EndpointRecord,
     policy: Option<Compiled>,
+    resolv_conf: Option<String>,
 }
 
 /// What there is under the id.
@@ -160,8 +173,9 @@ impl Host {
         let start = Instant::now();
         let wish = request.wish()?;
         let (netns, path) = open(&request.container)?;
+        let root = wish.rootfs.as_deref().map(Root::open).transpose()?;
         let mut session = self.open()?;
-        let attached = attach(&mut session, request, wish, &netns, path);
+        let attached = attach(&mut session, request, wish, &netns, path, root.as_ref());
         if attached.is_err() {
             session.abandon_if_fresh();
         }
@@ -179,8 +193,9 @@ impl Host {
     pub fn plan_attach(&self, request: &AttachRequest) -> Result<Plan<Step>, Error> {
         let wish = request.wish()?;
         let (netns, path) = open(&request.container)?;
+        let root = wish.rootfs.as_deref().map(Root::open).transpose()?;
         let mut session = self.open()?;
-        let planned = planned(&mut session, request, wish, &netns, path);
+        let planned = planned(&mut session, request, wish, &netns, path, root.as_ref());
         session.abandon_if_fresh();
         planned
     }
@@ -192,6 +207,7 @@ fn planned(
     wish: AttachWish,
     netns: &NetnsFd,
     path: PathBuf,
+    root: Option<&Root>,
 ) -> Result<Plan<Step>, Error> {
     let id = request.id.clone();
     let namespace = namespace(netns)?;
@@ -199,7 +215,7 @@ fn planned(
     if let Found::Same(..) = look_up(session, &id, &wish, netns)? {
         return Ok(Plan::default());
     }
-    let intent = intend(session, id, wish, netns, path)?;
+    let intent = intend(session, id, wish, netns, path, root)?;
     Ok(steps(session, &intent).into_iter().collect())
 }
 
@@ -227,6 +243,7 @@ fn attach(
     wish: AttachWish,
     netns: &NetnsFd,
     path: PathBuf,
+    root: Option<&Root>,
 ) -> Result<Attached, Error> {
     let number = namespace(netns)?.number();
     let id = request
@@ -241,7 +258,7 @@ fn attach(
         super::detach::remove(session, left)?;
     }
     let intent = loop {
-        let error = match intend(session, id.clone(), wish.clone(), netns, path.clone()) {
+        let error = match intend(session, id.clone(), wish.clone(), netns, path.clone(), root) {
             Ok(intent) => break intent,
             Err(error) => error,
         };
@@ -271,6 +288,7 @@ fn attach(
         .flat_map(|e| e.publishes.clone())
         .collect();
     world.netns = Some(netns);
+    world.resolv_conf = root.zip(intent.resolv_conf);
     let mut times = Vec::new();
     if !repair.is_empty() {
         times.extend(network::repair(&mut world, repair)?);
@@ -330,6 +348,7 @@ fn look_up(
         (old.mtu != wish.mtu, "--mtu"),
         (old.publishes != wish.publishes, "-p"),
         (old.egress != wish.egress, "egress policy"),
+        (old.rootfs != wish.rootfs, "--rootfs"),
     ];
     if let Some((_, difference)) = differs.into_iter().find(|(differs, _)| *differs) {
         return Err(Error::EndpointExists {
@@ -350,6 +369,7 @@ fn intend(
     wish: AttachWish,
     netns: &NetnsFd,
     path: PathBuf,
+    root: Option<&Root>,
 ) -> Result<Intent, Error> {
     let network = network::for_attach(session, &wish.network)?;
     let record = &network.record;
@@ -383,14 +403,30 @@ fn intend(
         None => Mac::local(rand::random()),
     };
     let publishes = publish::choose(session, &wish.publishes, v4, v6)?;
+    let (resolv, composed) = match root {
+        Some(root) => {
+            let (record, composed) = resolv_conf(session, &id, root, &wish, Families { v4, v6 })?;
+            (Some(record), Some(composed))
+        }
+        None => (None, None),
+    };
+    // The host's resolvers are allowed as given ones are.
+    let egress = match &composed {
+        Some(composed) => wish
+            .egress
+            .clone()
+            .with_resolvers(composed.resolvers.clone()),
+        None => wish.egress.clone(),
+    };
+    let resolv_conf = composed.map(|composed| composed.text(&id));
     let number = session.record.next.endpoint()?;
-    let (policy_numbers, policy) = match wish.egress.is_in_force() {
+    let (policy_numbers, policy) = match egress.is_in_force() {
         true => {
             let next = &mut session.record.next;
             let policy = next.policy()?;
             // As many as it turns out to need.
             let first_class = next.classes(0)?;
-            let compiled = wish.egress.compile(policy, first_class)?;
+            let compiled = egress.compile(policy, first_class)?;
             next.classes(compiled.classes)?;
             (
                 Some(PolicyNumbers {
@@ -418,14 +454,29 @@ fn intend(
         default_route: false,
         publishes,
         policy: policy_numbers,
-        egress: wish.egress.clone(),
+        egress,
+        resolv,
         wish,
     };
     Ok(Intent {
         network,
         endpoint,
         policy,
+        resolv_conf,
     })
+}
+
+/// What is to be mounted, and on what.
+fn resolv_conf(
+    session: &Session,
+    id: &EndpointId,
+    root: &Root,
+    wish: &AttachWish,
+    families: Families,
+) -> Result<(ResolvRecord, Composed), Error> {
+    let record = root.examine(&session.state, id)?;
+    let composed = Composed::new(wish.egress.dns(), &resolv::host_files()?, families)?;
+    Ok((record, composed))
 }
 
 fn steps(session: &Session, intent: &Intent) -> Vec<Step> {

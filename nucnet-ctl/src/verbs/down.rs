@@ -4,6 +4,7 @@ use super::{Error, Host, detach, error::Left, host::Session, network, step::Worl
 use crate::kernel::{
     bpf::{self, Datapath},
     netlink::{Link, Netlink},
+    resolv,
 };
 
 impl Host {
@@ -17,6 +18,10 @@ impl Host {
             for (id, result) in detach::remove_all(session, endpoints) {
                 collect(&mut left, format!("endpoint {id}"), result);
             }
+        }
+        for mount in resolv::mounts(&self.options.state_dir)? {
+            let what = format!("mount {}", mount.point().display());
+            collect(&mut left, what, mount.remove().map_err(Error::from));
         }
         // Bridges after their ports.
         remove_unrecorded(|link| link.kind.as_deref() != Some("bridge"), &mut left)?;

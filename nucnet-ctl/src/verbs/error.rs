@@ -5,9 +5,9 @@ use crate::{
         FileError,
         bpf::BpfError,
         capability::{self, Lacks},
-        netlink, netns, process, store, sysctl,
+        netlink, netns, process, resolv, store, sysctl,
     },
-    model::{EndpointId, Invalid, Kind, Mac, NetworkName, record},
+    model::{EndpointId, Invalid, Kind, Mac, NetworkName, record, resolv::NoResolver},
 };
 use nix::errno::Errno;
 use std::{error, fmt, io, net::IpAddr, path::PathBuf};
@@ -176,9 +176,12 @@ pub enum Error {
     /// There is no fallback yet.
     #[error("the iptables datapath is not available in this version")]
     NoIptables,
-    /// Nobody writes `resolv.conf` yet.
-    #[error("--rootfs: this version does not write resolv.conf")]
-    NoRootfs,
+    /// The host has no resolver to give.
+    #[error("--rootfs: {0}")]
+    NoResolver(NoResolver),
+    /// `resolv.conf` cannot be mounted or unmounted.
+    #[error(transparent)]
+    Resolv(resolv::Error),
     /// Numbers ran out.
     #[error(transparent)]
     UsedUp(#[from] record::UsedUp),
@@ -285,9 +288,10 @@ impl Error {
             | Self::UsedUp(_)
             | Self::DatapathGone(_)
             | Self::Teardown { .. } => Kind::Operation,
-            Self::NoIptables | Self::NoRootfs | Self::NotPermitted(_) | Self::Unfit(_) => {
+            Self::NoIptables | Self::NoResolver(_) | Self::NotPermitted(_) | Self::Unfit(_) => {
                 Kind::Unsupported
             }
+            Self::Resolv(error) => resolv_kind(error),
             Self::SetUp { source, .. } => source.kind(),
             Self::Netns(error) => netns_kind(error),
             Self::Process(error) => match error {
@@ -306,15 +310,7 @@ impl Error {
             Self::Sysctl(sysctl::Error::Refused { source, .. }) => io_kind(source),
             Self::Sysctl(_) => Kind::Operation,
             Self::Bpf(error) => error.kind(),
-            Self::Store(error) => match error {
-                store::Error::Unsafe { .. } => Kind::Unsupported,
-                store::Error::Record {
-                    source: record::Error::Newer(_),
-                    ..
-                } => Kind::Unsupported,
-                store::Error::File(error) => io_kind(&error.source),
-                _ => Kind::Operation,
-            },
+            Self::Store(error) => store_kind(error),
             Self::File(error) => io_kind(&error.source),
             #[cfg(any(debug_assertions, feature = "faults"))]
             Self::Injected(_) => Kind::Operation,
@@ -327,7 +323,8 @@ impl Error {
             Self::NamespaceTaken { owner, .. }
             | Self::AddressTaken { owner, .. }
             | Self::MacTaken { owner, .. }
-            | Self::PortPublished { owner, .. } => Some(owner),
+            | Self::PortPublished { owner, .. }
+            | Self::Resolv(resolv::Error::Taken { owner, .. }) => Some(owner),
             _ => None,
         }
     }
@@ -383,10 +380,8 @@ impl Error {
             )),
             Self::Unfit(_) => Some("mend what `nucnet-ctl doctor` says".to_owned()),
             Self::NoIptables => Some("use --datapath auto or ebpf".to_owned()),
-            Self::NoRootfs => Some(
-                "leave --rootfs out and put the resolvers into the container's /etc/resolv.conf"
-                    .to_owned(),
-            ),
+            Self::NoResolver(error) => Some(error.hint()),
+            Self::Resolv(error) => error.hint(),
             Self::UsedUp(_) | Self::DatapathGone(_) => {
                 Some("nucnet-ctl down, then attach again".to_owned())
             }
@@ -404,6 +399,55 @@ impl Error {
             _ => None,
         };
         own.or_else(|| (self.kind() == Kind::Unsupported).then(capability::remedy))
+    }
+}
+
+impl From<NoResolver> for Error {
+    fn from(error: NoResolver) -> Self {
+        Self::NoResolver(error)
+    }
+}
+
+impl From<resolv::Error> for Error {
+    fn from(error: resolv::Error) -> Self {
+        match error {
+            resolv::Error::File(error) => Self::File(error),
+            resolv::Error::Store(error) => Self::Store(error),
+            error => Self::Resolv(error),
+        }
+    }
+}
+
+fn store_kind(error: &store::Error) -> Kind {
+    match error {
+        store::Error::Unsafe { .. } => Kind::Unsupported,
+        store::Error::Record {
+            source: record::Error::Newer(_),
+            ..
+        } => Kind::Unsupported,
+        store::Error::File(error) => io_kind(&error.source),
+        _ => Kind::Operation,
+    }
+}
+
+fn resolv_kind(error: &resolv::Error) -> Kind {
+    match error {
+        resolv::Error::Root {
+            source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG,
+            ..
+        }
+        | resolv::Error::HostRoot { .. }
+        | resolv::Error::Unusable { .. } => Kind::Usage,
+        resolv::Error::Taken { .. } => Kind::Conflict,
+        resolv::Error::Covered { .. } => Kind::Operation,
+        resolv::Error::Root { source, .. } | resolv::Error::Refused { source, .. } => {
+            match source {
+                Errno::ENOSYS => Kind::Unsupported,
+                errno => errno_kind(*errno),
+            }
+        }
+        resolv::Error::File(error) => io_kind(&error.source),
+        resolv::Error::Store(error) => store_kind(error),
     }
 }
 

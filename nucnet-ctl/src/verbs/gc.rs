@@ -18,6 +18,7 @@ use crate::{
         bpf::{Datapath, Prefix},
         claims::Claim,
         netlink::{self, Link, Owner},
+        resolv,
     },
     model::{
         EndpointId,
@@ -65,6 +66,7 @@ impl Host {
         collection.links()?;
         collection.neighbours()?;
         collection.entries()?;
+        collection.resolv_confs()?;
         collection.files()?;
         let Collection {
             mut found, left, ..
@@ -96,6 +98,7 @@ impl Host {
         let mut removed: Vec<String> = owned
             .map(|link| format!("interface {}", link.name))
             .collect();
+        removed.extend(resolv::mounts(&self.options.state_dir)?.iter().map(shown));
         if self.options.bpffs.exists() {
             removed.push(format!("datapath under {}", self.options.bpffs.display()));
         }
@@ -107,6 +110,10 @@ impl Host {
             unrecorded: Vec::new(),
         })
     }
+}
+
+fn shown(mount: &resolv::Mount) -> String {
+    format!("mount {} ({})", mount.point().display(), mount.id())
 }
 
 fn remove_all(host: &Host, session: Session) -> Result<(), Error> {
@@ -340,6 +347,30 @@ impl Collection<'_> {
         Ok(())
     }
 
+    /// Files for `resolv.conf`, and their mounts, of endpoints that have no record.
+    fn resolv_confs(&mut self) -> Result<(), Error> {
+        let state = &self.session.state;
+        let (endpoints, _) = self.records()?;
+        let set_aside = state.set_aside_endpoints()?;
+        let is_kept = |id: &str| {
+            set_aside.iter().any(|aside| aside == id)
+                || endpoints.iter().any(|endpoint| endpoint.id.as_str() == id)
+        };
+        for mount in resolv::mounts(state.path())? {
+            if !is_kept(mount.id()) {
+                self.remove(shown(&mount), |_| Ok(mount.remove()?));
+            }
+        }
+        for name in state.staged_resolv_confs()? {
+            if !is_kept(&name) {
+                self.remove(format!("resolv.conf of {name}"), |session| {
+                    Ok(session.state.remove_staged(&name)?)
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn files(&mut self) -> Result<(), Error> {
         if self.removal == Removal::Done {
             let (_, networks) = self.records()?;
@@ -385,6 +416,7 @@ pub(super) fn remove_unrecorded(session: &Session, id: &EndpointId) -> Result<bo
     collection.links()?;
     collection.neighbours()?;
     collection.entries()?;
+    collection.resolv_confs()?;
     collection.files()?;
     Ok(true)
 }

@@ -13,6 +13,7 @@ use crate::{
             self, BridgeSpec, Change, LinkType, Neighbour, Netlink, Owner, Port, Route, VethSpec,
         },
         netns::{self, NetnsFd},
+        resolv::Root,
         sysctl::{self, Family, LinkKey, Sysctl},
     },
     model::{
@@ -70,6 +71,8 @@ pub enum Step {
     HostSide(String),
     /// Configure the container side.
     ContainerSide(String),
+    /// Mount the container's `resolv.conf`.
+    ResolvConf(String),
     /// Publish the ports.
     Publishes(String),
     /// Record that ports are being published.
@@ -103,6 +106,7 @@ impl fmt::Display for Step {
             Self::Neighbours(bridge) => write!(f, "add neighbours on {bridge}"),
             Self::HostSide(link) => write!(f, "set {link} up"),
             Self::ContainerSide(what) => write!(f, "configure {what} in the container"),
+            Self::ResolvConf(what) => write!(f, "mount {what}"),
             Self::Publishes(what) => write!(f, "publish {what}"),
             Self::PublishIntent(what) => write!(f, "record {what}"),
             Self::PublishClaims(what) => write!(f, "take {what}"),
@@ -174,6 +178,14 @@ pub(super) fn endpoint_steps(
         Step::HostSide(host),
         Step::ContainerSide(endpoint.wish.ifname.to_string()),
     ]);
+    if let Some(resolv) = &endpoint.resolv {
+        let resolvers = list(&mut endpoint.egress.dns().iter().map(ToString::to_string));
+        let path = resolv.rootfs.join("etc/resolv.conf");
+        steps.push(Step::ResolvConf(format!(
+            "{} ({resolvers})",
+            path.display()
+        )));
+    }
     if !publishes.is_empty() {
         steps.push(Step::Publishes(publishes));
     }
@@ -207,6 +219,8 @@ pub(super) struct World<'a> {
     /// The publishes that steps are about: all of the endpoint's, or those that change.
     pub(super) publishes: Vec<PublishSpec>,
     pub(super) netns: Option<&'a NetnsFd>,
+    /// The container's root directory, and the text of its `resolv.conf`.
+    pub(super) resolv_conf: Option<(&'a Root, String)>,
     /// Whether what is undone was ever in use.
     pub(super) usage: Use,
     /// Something could not be removed: what says that it may be there stays.
@@ -224,6 +238,7 @@ impl<'a> World<'a> {
             policy: None,
             publishes: Vec::new(),
             netns: None,
+            resolv_conf: None,
             usage: Use::Unused,
             troubled: false,
         }
@@ -619,6 +634,31 @@ impl<'a> World<'a> {
         await_addresses(self.netlink(), self.bridge_link()?, gateways)
     }
 
+    fn mount_resolv_conf(&mut self) -> Result<(), Error> {
+        let (Some((root, text)), Some(endpoint)) = (&self.resolv_conf, &mut self.endpoint) else {
+            return Ok(());
+        };
+        let Some(record) = &mut endpoint.resolv else {
+            return Ok(());
+        };
+        let intended = record.made;
+        let state = &self.session.state;
+        state.mount_resolv_conf(&endpoint.id, root, text, record)?;
+        if record.made != intended {
+            state.put_endpoint(endpoint)?;
+        }
+        Ok(())
+    }
+
+    fn unmount_resolv_conf(&self) -> Result<(), Error> {
+        let endpoint = self.endpoint();
+        let record = endpoint.resolv.as_ref();
+        Ok(self
+            .session
+            .state
+            .unmount_resolv_conf(&endpoint.id, record)?)
+    }
+
     fn publish_entries(&self) -> Vec<(Prefix<abi::PublishKey>, abi::Publish)> {
         let Some(owner) = self.owner() else {
             return Vec::new();
@@ -836,6 +876,7 @@ impl Executor<Step> for World<'_> {
             Step::Neighbours(_) => self.add_neighbours(),
             Step::HostSide(link) => Ok(self.netlink().set_up(link)?),
             Step::ContainerSide(_) => self.configure_container(),
+            Step::ResolvConf(_) => self.mount_resolv_conf(),
             Step::Publishes(_) => self.publish(),
             Step::PublishIntent(_) => self.record_publishes(),
             Step::PublishClaims(_) => self.claim_publishes(),
@@ -870,6 +911,7 @@ impl Executor<Step> for World<'_> {
             Step::EndpointRecord(_) => {
                 self.put_endpoint(|endpoint| endpoint.state = State::Removing)
             }
+            Step::ResolvConf(_) => self.unmount_resolv_conf(),
             Step::Publishes(_) => self.unpublish(),
             Step::PublishIntent(_) if self.troubled => Ok(()),
             Step::PublishIntent(_) => self.forget_publishes(),
@@ -916,6 +958,7 @@ impl World<'_> {
                 | Step::PublishClaims(_)
                 | Step::Entries(_)
                 | Step::Neighbours(_)
+                | Step::ResolvConf(_)
         );
         if partial && let Err(error) = self.undo(step) {
             tracing::warn!(%step, error = &error as &dyn std::error::Error, "not undone");
