@@ -485,6 +485,20 @@ fn foreign_mounts_on_the_file_stay() {
 }
 
 #[test]
+fn a_mount_that_somebody_took_away_shows_as_drift() {
+    on_a_host(|lab| {
+        lab.ok(&lab.attach());
+        assert!(!lab.ok("status").contains("resolv.conf"));
+        umount2(&lab.file(), MntFlags::empty()).expect("unmount");
+        let status = lab.ok("status");
+        assert!(status.contains("resolv.conf is not mounted"), "{status}");
+        lab.ok("detach web");
+        lab.ok(&lab.attach());
+        assert_eq!(lab.mounts().len(), 1);
+    });
+}
+
+#[test]
 fn a_root_directory_has_the_file_of_one_endpoint() {
     on_a_host(|lab| {
         lab.ok(&lab.attach());

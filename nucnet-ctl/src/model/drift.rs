@@ -68,6 +68,8 @@ pub struct EndpointSight {
     pub addresses: Vec<IpAddr>,
     /// How many entries of its publishes are missing.
     pub publishes: usize,
+    /// Whether there is a mount of its `resolv.conf`.
+    pub resolv_conf: bool,
 }
 
 /// What the kernel lacks of an endpoint.
@@ -126,6 +128,15 @@ pub fn of_endpoint(record: &EndpointRecord, sight: &EndpointSight) -> Vec<Drift>
     if sight.publishes > 0 {
         missing(
             format!("{} entries of its publishes are missing", sight.publishes),
+            anew(),
+        );
+    }
+    if let Some(resolv) = &record.resolv
+        && !sight.resolv_conf
+    {
+        let root = resolv.rootfs.display();
+        missing(
+            format!("its resolv.conf is not mounted in {root}, as seen from here"),
             anew(),
         );
     }
@@ -292,7 +303,7 @@ mod tests {
     use crate::model::{
         IfName, Mac, NetworkName,
         policy::Policy,
-        record::{AttachWish, Namespace},
+        record::{AttachWish, MountPoint, Namespace, ResolvRecord},
     };
 
     fn endpoint() -> EndpointRecord {
@@ -341,6 +352,7 @@ mod tests {
             entry: true,
             addresses: Vec::new(),
             publishes: 0,
+            resolv_conf: false,
         }
     }
 
@@ -384,6 +396,24 @@ mod tests {
         };
         let anew = "nucnet-ctl detach web, then attach it again";
         assert_eq!(remedies(&endpoint(), &sight), [anew; 4]);
+    }
+
+    #[test]
+    fn a_resolv_conf_is_missed_where_one_was_asked_for() {
+        let mut record = endpoint();
+        record.resolv = Some(ResolvRecord {
+            rootfs: "/containers/web".into(),
+            device: 1,
+            inode: 2,
+            made: MountPoint::Found,
+        });
+        let found = of_endpoint(&record, &sound());
+        assert!(found[0].problem.contains("/containers/web"), "{found:?}");
+        let sight = EndpointSight {
+            resolv_conf: true,
+            ..sound()
+        };
+        assert!(of_endpoint(&record, &sight).is_empty());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::{
         bpf::{self, AttachKind, Attachment, Datapath, Pinned, Prefix, RunTimeStatistics},
         netlink::{Direction, Link, LinkType, Netlink, State as LinkState, Uplink},
         netns::{self, NetnsFd},
+        resolv,
         sysctl::{Family, LinkKey, Sysctl},
     },
     model::{
@@ -186,6 +187,7 @@ impl Host {
                 None => Vec::new(),
             },
             datapath: datapath.as_ref(),
+            mounts: resolv::mounts(&self.options.state_dir)?,
         };
         let mut found = Vec::new();
         let uplinks = view.uplinks(networks.len(), &mut found)?;
@@ -274,6 +276,7 @@ struct View<'a> {
     datapath: Option<&'a Datapath>,
     programs: Vec<bpf::ProgramStatus>,
     attachments: Vec<Attachment>,
+    mounts: Vec<resolv::Mount>,
 }
 
 impl View<'_> {
@@ -427,6 +430,7 @@ impl View<'_> {
             entry: false,
             addresses: Vec::new(),
             publishes: 0,
+            resolv_conf: self.mounts.iter().any(|m| m.id() == endpoint.id.as_str()),
         };
         let (Some(link), Some(datapath)) = (endpoint.link, self.datapath) else {
             return Ok(sight);
