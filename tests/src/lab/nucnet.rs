@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
@@ -159,35 +159,26 @@ fn of_family(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
         .find(|address| address.is_ipv4() == (family == Family::V4))
 }
 
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|&word| word.to_owned()).collect()
+}
+
 impl Lab {
     /// Runs `nucnet-ctl` on the host, whatever comes of it.
     ///
     /// # Errors
     /// It cannot be run, or does not end.
     pub fn nucnet(&self, arguments: &[&str]) -> Result<Outcome> {
-        let program = nucnet_program().context("nucnet-ctl is not built")?;
         let start = Instant::now();
         let child = self
-            .host
-            .command(program)
-            .env("NUCNET_STATE_DIR", STATE_DIR)
-            .env("NUCNET_BPFFS", BPFFS)
-            .env(
-                "NUCNET_CGROUP",
-                self.host.cgroup().context("the host has no cgroup")?,
-            )
-            .args(arguments)
+            .program(arguments)?
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
         let (code, stdout, stderr) = node::finish(child, LIMIT)
             .with_context(|| format!("nucnet-ctl {}", arguments.join(" ")))?;
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
         let outcome = Outcome {
-            arguments,
+            arguments: owned(arguments),
             code,
             stdout,
             stderr,
@@ -195,6 +186,46 @@ impl Lab {
         };
         self.history_mut().push(outcome.clone());
         Ok(outcome)
+    }
+
+    /// Runs `nucnet-ctl` on the host and kills it after some time. `false`: it ended by itself
+    /// before.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn nucnet_killed(&self, arguments: &[&str], after: Duration) -> Result<bool> {
+        let start = Instant::now();
+        let mut child = self
+            .program(arguments)?
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // The moment is what is asked for, not anything that could be waited for.
+        std::thread::sleep(after);
+        child.kill()?;
+        let code = child.wait()?.code();
+        self.history_mut().push(Outcome {
+            arguments: owned(arguments),
+            code,
+            stdout: String::new(),
+            stderr: String::new(),
+            took: start.elapsed(),
+        });
+        Ok(code.is_none())
+    }
+
+    fn program(&self, arguments: &[&str]) -> Result<Command> {
+        let program = nucnet_program().context("nucnet-ctl is not built")?;
+        let mut command = self.host.command(program);
+        command
+            .env("NUCNET_STATE_DIR", STATE_DIR)
+            .env("NUCNET_BPFFS", BPFFS)
+            .env(
+                "NUCNET_CGROUP",
+                self.host.cgroup().context("the host has no cgroup")?,
+            )
+            .args(arguments);
+        Ok(command)
     }
 
     /// Every run so far, for whoever looks at a failure.

@@ -12,6 +12,7 @@
 //! before nucnet to the same list, which checks the list rather than them.
 
 mod case;
+mod conversation;
 mod egress;
 mod input;
 mod lifecycle;
@@ -19,6 +20,7 @@ mod load;
 mod neighbours;
 mod outbound;
 mod publish;
+mod robustness;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         load::SCENARIOS,
         lifecycle::SCENARIOS,
         input::SCENARIOS,
+        robustness::SCENARIOS,
     ] {
         for scenario in module {
             let families = match scenario.families {
