@@ -185,6 +185,22 @@ enum Verb {
         #[arg(long, value_name = "TIME", default_value = "200ms")]
         sample: String,
     },
+    /// Show what this kernel and this host offer and lack, and what mends it
+    ///
+    /// Works before anything is attached, and without root as far as it can. Each line is ok,
+    /// warn (it works, but somebody may be surprised), fail (something that nucnet needs is
+    /// missing) or unknown (it could not be looked at). Exit code 5 if a line fails.
+    ///
+    /// Features of the kernel are found by trying, as far as that changes nothing: the programs
+    /// are loaded and dropped again, and a bridge is made in a network namespace of its own.
+    ///
+    /// Capabilities needed: CAP_NET_ADMIN for interfaces, routes and sysctls; CAP_SYS_ADMIN to
+    /// enter namespaces; CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN stands for both) for programs and
+    /// maps; CAP_SYS_PTRACE for `attach --pid` of processes with another user or more
+    /// capabilities.
+    #[command(after_help = "Examples:\n  nucnet-ctl doctor\n  \
+        nucnet-ctl doctor -o json | jq '.[] | select(.severity != \"ok\")'")]
+    Doctor,
     /// Create, show and remove networks
     ///
     /// The network "default" (bridge nucnet0, 10.0.42.0/24 and a local IPv6 /64) is made on
@@ -467,6 +483,7 @@ fn call(cli: Cli) -> Result<(), Error> {
                 }
                 return show_plan(&global, &lines);
             }
+            host.check_capabilities()?;
             let detached = host.detach(&ids)?;
             show(
                 &global,
@@ -505,6 +522,7 @@ fn call(cli: Cli) -> Result<(), Error> {
             } else {
                 Removal::Done
             };
+            host.check_capabilities()?;
             let found = host.gc(removal)?;
             show(&global, &found, |out| {
                 let removed = if global.dry_run {
@@ -543,9 +561,24 @@ fn call(cli: Cli) -> Result<(), Error> {
             let status = host.status(parse_sample("--sample", &sample)?)?;
             show(&global, &status, |out| status_text(out, &status))
         }
+        Verb::Doctor => {
+            let findings = host.doctor();
+            show(&global, &findings, |out| {
+                findings.iter().try_for_each(|finding| {
+                    let (severity, id, text) = (finding.severity, finding.id, &finding.text);
+                    writeln!(out, "{severity:<8}{id}: {text}")?;
+                    match &finding.remedy {
+                        Some(remedy) => writeln!(out, "        remedy: {remedy}"),
+                        None => Ok(()),
+                    }
+                })
+            })?;
+            Host::fitness(&findings)
+        }
         Verb::Network(verb) => network(&host, &global, verb),
         Verb::Down if global.dry_run => show_plan(&global, &host.plan_down()?),
         Verb::Down => {
+            host.check_capabilities()?;
             host.down()?;
             show(&global, &serde_json::json!({}), |_| Ok(()))
         }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     process::{Command, Output},
     thread,
@@ -12,7 +13,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::geteuid,
 };
-use nucnet_ctl::kernel::netns;
+use nucnet_ctl::kernel::{capability, netns};
 use serde_json::Value;
 
 /// A host of the test's own: namespaces of the calling thread.
@@ -265,6 +266,229 @@ fn a_bridge_that_lost_what_it_needs_is_mended_as_status_says() {
         ip("link set nucnet0 down");
         lab.attach("db", "");
         assert_eq!(lab.drift(), []);
+    });
+}
+
+/// The findings of `doctor`, and its exit code.
+fn findings(command: &mut Command) -> (Value, Option<i32>) {
+    let output = command.output().expect("nucnet-ctl");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.is_empty(), "{output:?}");
+    (json(&text), output.status.code())
+}
+
+#[test]
+fn doctor_needs_no_state_and_leaves_nothing() {
+    on_a_host(|lab| {
+        let before = ip("link show");
+        let (found, code) = findings(&mut lab.command("doctor -o json"));
+        assert_eq!(code, Some(0), "{found}");
+        assert_eq!(named(&found, "programs")["severity"], "ok");
+        assert_eq!(named(&found, "capabilities")["severity"], "ok");
+        assert_eq!(named(&found, "address-overlap")["severity"], "ok");
+        assert!(
+            list(&found)
+                .iter()
+                .all(|finding| (finding["severity"] == "ok") == finding["remedy"].is_null())
+        );
+        assert_eq!(ip("link show"), before);
+        assert!(!lab.place.join("state").exists());
+        assert!(!lab.place.join("bpf/nucnet").exists());
+        let text = lab.ok("doctor");
+        assert!(text.contains("ok      programs: "), "{text}");
+    });
+}
+
+#[test]
+fn doctor_fails_where_there_is_no_bpf_filesystem() {
+    on_a_host(|lab| {
+        let nowhere = lab.place.join("nowhere/nucnet");
+        let (found, code) = findings(lab.command("doctor -o json").env("NUCNET_BPFFS", nowhere));
+        assert_eq!(code, Some(5));
+        let bpffs = named(&found, "bpffs");
+        assert_eq!(bpffs["severity"], "fail");
+        assert!(
+            text(&bpffs["remedy"]).starts_with("mount -t bpf"),
+            "{bpffs}"
+        );
+    });
+}
+
+#[test]
+fn doctor_without_rights_says_what_it_could_not_look_at() {
+    on_a_host(|lab| {
+        // Where everybody may execute it.
+        let program = lab.place.join("nucnet-ctl");
+        fs::copy(env!("CARGO_BIN_EXE_nucnet-ctl"), &program).expect("copy");
+        let privileged = lab.command("");
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&program)
+            .args(["doctor", "-o", "json"]);
+        command.envs(privileged.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        let (found, code) = findings(&mut command);
+        assert_eq!(code, Some(5), "{found}");
+        assert_eq!(named(&found, "capabilities")["severity"], "fail");
+        for id in ["programs", "foreign-programs"] {
+            assert_eq!(named(&found, id)["severity"], "unknown", "{id}");
+        }
+        assert_eq!(named(&found, "cgroup2")["severity"], "ok");
+    });
+}
+
+#[test]
+fn doctor_names_what_interferes() {
+    on_a_host(|lab| {
+        lab.attach("web", "-p 8080:80");
+        let set = |sysctl: &str, value| {
+            fs::write(format!("/proc/sys/net/{sysctl}"), value).expect(sysctl);
+        };
+        set("ipv4/conf/all/rp_filter", "1");
+        set("ipv4/ip_nonlocal_bind", "1");
+        ip("route add 10.0.42.0/25 via 192.0.2.7");
+        let (found, code) = findings(&mut lab.command("doctor -o json"));
+        assert_eq!(code, Some(0), "{found}");
+        for id in ["rp-filter", "nonlocal-bind", "address-overlap"] {
+            assert_eq!(named(&found, id)["severity"], "warn", "{id}");
+        }
+        // Nucnet's own programs are nobody else's.
+        assert_eq!(
+            named(&found, "foreign-programs")["severity"],
+            "ok",
+            "{found}"
+        );
+    });
+}
+
+#[test]
+fn doctor_names_foreign_filters_on_uplinks() {
+    on_a_host(|lab| {
+        lab.attach("web", "");
+        let tc = |arguments: &str| {
+            let tc = Command::new("tc").args(arguments.split(' ')).output();
+            tc.expect("tc").status.success()
+        };
+        assert!(tc("qdisc add dev up0 clsact"));
+        if !tc("filter add dev up0 ingress protocol all matchall action pass")
+            && !tc("filter add dev up0 ingress protocol ip u32 match u32 0 0")
+        {
+            eprintln!("skipped: this kernel has no filter but programs");
+            return;
+        }
+        let (found, _) = findings(&mut lab.command("doctor -o json"));
+        let finding = named(&found, "foreign-programs");
+        assert_eq!(finding["severity"], "warn");
+        assert!(text(&finding["text"]).contains("on up0"), "{finding}");
+    });
+}
+
+#[test]
+fn doctor_names_ports_that_iptables_translates_as_well() {
+    on_a_host(|lab| {
+        lab.attach("web", "-p 8080-8090:80-90");
+        let iptables = |arguments: &str| {
+            let iptables = Command::new("iptables").args(arguments.split(' ')).output();
+            iptables.is_ok_and(|output| output.status.success())
+        };
+        let rule =
+            "-t nat -A PREROUTING -p tcp --dport 8085 -j DNAT --to-destination 172.17.0.2:80";
+        if !iptables(rule) || !iptables("-P FORWARD DROP") {
+            eprintln!("skipped: no iptables");
+            return;
+        }
+        let (found, code) = findings(&mut lab.command("doctor -o json"));
+        assert_eq!(code, Some(0));
+        let finding = named(&found, "foreign-dnat");
+        assert_eq!(finding["severity"], "warn");
+        assert!(text(&finding["text"]).contains("8085/tcp"), "{finding}");
+        let policy = named(&found, "forward-policy");
+        assert_eq!(policy["severity"], "ok");
+        assert!(text(&policy["text"]).contains("FORWARD drops"), "{policy}");
+    });
+}
+
+/// The program with no other capabilities.
+fn with_capabilities(lab: &Lab, set: &str, arguments: &str) -> Output {
+    let plain = lab.command(arguments);
+    let mut command = Command::new("setpriv");
+    command
+        .arg(format!("--bounding-set={set}"))
+        .arg("--inh-caps=-all")
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .envs(plain.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    command.output().expect("setpriv")
+}
+
+#[test]
+fn verbs_that_change_things_name_the_missing_capability_first() {
+    on_a_host(|lab| {
+        let path = lab.place.join("web");
+        netns::create_named(&path).expect("namespace");
+        let attach = format!("attach --netns {} --id web", path.display());
+        for verb in [
+            attach.as_str(),
+            "detach web",
+            "publish web 80:80",
+            "unpublish web 80:80",
+            "network create blue",
+            "network remove blue",
+            "gc",
+            "down",
+        ] {
+            for capability in ["net_admin", "sys_admin"] {
+                let arguments = format!("{verb} -o json");
+                let output = with_capabilities(lab, &format!("-{capability}"), &arguments);
+                assert_eq!(output.status.code(), Some(5), "{verb}: {output:?}");
+                let error = &json(&String::from_utf8_lossy(&output.stderr))["error"];
+                let name = format!("CAP_{}", capability.to_uppercase());
+                assert!(text(&error["message"]).contains(&name), "{verb}: {error}");
+                assert!(text(&error["hint"]).contains(&name), "{verb}: {error}");
+            }
+        }
+        assert!(!lab.place.join("state").exists());
+        assert!(!lab.place.join("bpf/nucnet").exists());
+    });
+}
+
+#[test]
+fn the_needed_capabilities_are_enough() {
+    on_a_host(|lab| {
+        let set = capability::NEEDED
+            .iter()
+            .map(|c| format!(",+{}", c.name.trim_start_matches("CAP_").to_lowercase()))
+            .collect::<String>();
+        let set = format!("-all{set}");
+        let path = lab.place.join("web");
+        let netns = netns::create_named(&path).expect("namespace");
+        let mut container = Command::new("nsenter")
+            .arg(format!("--net={}", path.display()))
+            .args(["sleep", "60"])
+            .spawn()
+            .expect("nsenter");
+        let own = format!("/proc/{}/ns/net", container.id());
+        while fs::metadata(&own).expect("process").ino() != netns.id().inode {
+            thread::yield_now();
+        }
+        let attach = format!("attach --pid {} --id web -p 8080:80", container.id());
+        for arguments in [
+            attach.as_str(),
+            "publish web 8081:81",
+            "unpublish web 8080:80",
+            "status --sample 10ms",
+            "doctor",
+            "gc",
+            "detach web",
+            "network create blue",
+            "network remove blue",
+            "down",
+        ] {
+            let output = with_capabilities(lab, &set, arguments);
+            assert!(output.status.success(), "{arguments}: {output:?}");
+        }
+        container.kill().expect("kill");
+        container.wait().expect("wait");
     });
 }
 

@@ -1,30 +1,41 @@
 //! What this process must be allowed: the one list, and what is missing of it.
 //!
-//! The list was found by taking away one capability at a time from a process that attaches,
-//! publishes and detaches; a test holds it.
+//! The list was found by taking away one capability at a time; tests hold it. Since
+//! `CAP_SYS_ADMIN` is on it, which stands for the two that Linux 5.8 split off, those two are
+//! never missing alone.
 
 use std::{fmt, fs};
 
 /// What is needed, by the kernel's numbers (include/uapi/linux/capability.h).
-pub const NEEDED: [Capability; 4] = [
+pub const NEEDED: [Capability; 5] = [
     Capability {
         number: 12,
         name: "CAP_NET_ADMIN",
+        always: true,
         purpose: "interfaces, addresses, routes, sysctls and programs on interfaces",
+    },
+    Capability {
+        number: 19,
+        name: "CAP_SYS_PTRACE",
+        always: false,
+        purpose: "`attach --pid` of a process of another user, or with more capabilities",
     },
     Capability {
         number: 21,
         name: "CAP_SYS_ADMIN",
+        always: true,
         purpose: "to enter network namespaces of containers, to mount resolv.conf, to time programs",
     },
     Capability {
         number: 38,
         name: "CAP_PERFMON",
+        always: true,
         purpose: "programs that compare packet pointers",
     },
     Capability {
         number: 39,
         name: "CAP_BPF",
+        always: true,
         purpose: "programs and maps",
     },
 ];
@@ -39,6 +50,8 @@ pub struct Capability {
     pub number: u32,
     /// Its name.
     pub name: &'static str,
+    /// Whether nothing works without.
+    pub always: bool,
     /// What nucnet needs it for.
     pub purpose: &'static str,
 }
@@ -46,8 +59,10 @@ pub struct Capability {
 /// What a process lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lacks {
-    /// Capabilities.
+    /// Capabilities without which nothing works.
     pub capabilities: Vec<Capability>,
+    /// Capabilities without which something does not.
+    pub wanting: Vec<Capability>,
     /// It is in a user namespace: its capabilities count nothing for programs and maps.
     pub user_namespace: bool,
 }
@@ -58,13 +73,19 @@ impl Lacks {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
         let user_namespace = fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|map| map.split_whitespace().nth(2) != Some("4294967295"));
+        let (capabilities, wanting) = effective(&status)
+            .map(missing)
+            .unwrap_or_default()
+            .into_iter()
+            .partition(|capability| capability.always);
         Self {
-            capabilities: effective(&status).map(missing).unwrap_or_default(),
+            capabilities,
+            wanting,
             user_namespace,
         }
     }
 
-    /// Whether it lacks nothing.
+    /// Whether it lacks nothing that is always needed.
     pub fn is_empty(&self) -> bool {
         self.capabilities.is_empty() && !self.user_namespace
     }
@@ -124,9 +145,13 @@ mod tests {
 
     #[test]
     fn sys_admin_stands_for_what_was_split_off_it() {
-        assert_eq!(names(1 << 12 | 1 << 21), Vec::<&str>::new());
-        assert_eq!(names(1 << 12), ["CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
-        assert_eq!(names(1 << 12 | 1 << 38 | 1 << 39), ["CAP_SYS_ADMIN"]);
+        assert_eq!(names(1 << 12 | 1 << 21), ["CAP_SYS_PTRACE"]);
+        let pid = 1 << 19;
+        assert_eq!(
+            names(1 << 12 | pid),
+            ["CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"]
+        );
+        assert_eq!(names(1 << 12 | 1 << 38 | 1 << 39 | pid), ["CAP_SYS_ADMIN"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod capability;
 pub mod claims;
 pub mod netlink;
 pub mod netns;
+pub mod probe;
 pub mod process;
 pub mod resolv;
 pub mod sockets;

@@ -9,6 +9,7 @@ mod error;
 mod name;
 mod sample;
 
+pub mod diagnosis;
 pub mod drift;
 pub mod ipam;
 pub mod plan;

@@ -172,6 +172,7 @@ impl Host {
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
         let start = Instant::now();
         let wish = request.wish()?;
+        self.check_capabilities()?;
         let (netns, path) = open(&request.container)?;
         let root = wish.rootfs.as_deref().map(Root::open).transpose()?;
         let mut session = self.open()?;

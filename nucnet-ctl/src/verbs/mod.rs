@@ -2,6 +2,7 @@
 
 mod attach;
 mod detach;
+mod doctor;
 mod down;
 mod error;
 #[cfg(any(debug_assertions, feature = "faults"))]
@@ -10,6 +11,7 @@ mod gc;
 mod host;
 mod list;
 mod network;
+mod permission;
 mod publish;
 mod status;
 mod step;

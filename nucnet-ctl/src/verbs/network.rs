@@ -26,7 +26,7 @@ use std::{
 };
 
 /// The IPv4 subnet of the network that is made on first use.
-const DEFAULT_SUBNET: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 42, 0), 24);
+pub(super) const DEFAULT_SUBNET: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 42, 0), 24);
 
 /// A network for use: as recorded, or as it will be.
 #[derive(Debug)]
@@ -155,6 +155,7 @@ impl Host {
         wish: NetworkWish,
     ) -> Result<NetworkView, Error> {
         check(&wish)?;
+        self.check_capabilities()?;
         let mut session = self.open()?;
         let created = create(&mut session, name, wish);
         if created.is_err() {
@@ -193,6 +194,7 @@ impl Host {
 
     /// Removes a network that has no endpoints.
     pub fn remove_network(&self, name: &NetworkName) -> Result<(), Error> {
+        self.check_capabilities()?;
         let not_found = || Error::NoNetwork(name.clone());
         let session = self.open_existing()?.ok_or_else(not_found)?;
         let network = session.state.sound_network(name)?.ok_or_else(not_found)?;

@@ -235,7 +235,8 @@ impl Host {
         let cgroup = self.options.cgroup.clone();
         Ok(HostStatus {
             netns: netns.id().to_string(),
-            netns_cookie: netns.cookie()?,
+            // Asked of a socket: whoever only looks may lack the right to enter a namespace.
+            netns_cookie: Some(bpf::Host::current()?.netns_cookie).filter(|&cookie| cookie != 0),
             state_dir: self.options.state_dir.clone(),
             has_state,
             bpffs: self.options.bpffs.clone(),

@@ -31,6 +31,7 @@ pub use self::{
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
     object::{OBJECT, OBJECT_HASH, load_unpinned},
+    pins::is_place_for_pins,
     settings::{Host, HostPorts},
     status::{Attachment, MapFill, OnHook, Pinned, ProgramStatus, RunTimeStatistics, tcx_ingress},
     table::{Cells, Drops, Prefix, Table},

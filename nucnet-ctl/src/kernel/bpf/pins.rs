@@ -211,6 +211,11 @@ impl Pins {
     }
 }
 
+/// Whether a directory for pins, which may still be to be made, is on a BPF filesystem.
+pub fn is_place_for_pins(root: &Path) -> bool {
+    is_bpffs(root) || !root.exists() && root.parent().is_some_and(is_bpffs)
+}
+
 /// Whether a path is on a BPF filesystem.
 fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
