@@ -78,13 +78,14 @@ pub(super) fn write(
         let path = Path::new(guest::MODULES).join(format!("{number:03}-{name}"));
         image.add(&path, 0o100_644, module)?;
     }
+    image.add(Path::new("/etc/hostname"), 0o100_644, b"guest\n")?;
     if let Some(filter) = filter {
         image.add(Path::new(guest::FILTER), 0o100_644, filter.as_bytes())?;
     }
     for directory in guest::MOUNTS
         .map(|mount| mount.target)
         .into_iter()
-        .chain(["/root", "/etc"])
+        .chain(["/root"])
     {
         image.directory(Path::new(directory))?;
     }
