@@ -197,7 +197,7 @@ enum Verb {
     /// Capabilities needed: CAP_NET_ADMIN for interfaces, routes and sysctls; CAP_SYS_ADMIN to
     /// enter namespaces; CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN stands for both) for programs and
     /// maps; CAP_SYS_PTRACE for `attach --pid` of processes with another user or more
-    /// capabilities.
+    /// capabilities; CAP_DAC_OVERRIDE for paths that only another user may enter.
     #[command(after_help = "Examples:\n  nucnet-ctl doctor\n  \
         nucnet-ctl doctor -o json | jq '.[] | select(.severity != \"ok\")'")]
     Doctor,

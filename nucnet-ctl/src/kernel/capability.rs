@@ -7,7 +7,13 @@
 use std::{fmt, fs};
 
 /// What is needed, by the kernel's numbers (include/uapi/linux/capability.h).
-pub const NEEDED: [Capability; 5] = [
+pub const NEEDED: [Capability; 6] = [
+    Capability {
+        number: 1,
+        name: "CAP_DAC_OVERRIDE",
+        always: false,
+        purpose: "`--netns` and `--rootfs` in directories that only another user may enter",
+    },
     Capability {
         number: 12,
         name: "CAP_NET_ADMIN",
@@ -30,7 +36,7 @@ pub const NEEDED: [Capability; 5] = [
         number: 38,
         name: "CAP_PERFMON",
         always: true,
-        purpose: "programs that compare packet pointers",
+        purpose: "programs: the verifier takes these from nobody without",
     },
     Capability {
         number: 39,
@@ -145,13 +151,19 @@ mod tests {
 
     #[test]
     fn sys_admin_stands_for_what_was_split_off_it() {
-        assert_eq!(names(1 << 12 | 1 << 21), ["CAP_SYS_PTRACE"]);
-        let pid = 1 << 19;
         assert_eq!(
-            names(1 << 12 | pid),
+            names(1 << 12 | 1 << 21),
+            ["CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE"]
+        );
+        let wanting = 1 << 1 | 1 << 19;
+        assert_eq!(
+            names(1 << 12 | wanting),
             ["CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"]
         );
-        assert_eq!(names(1 << 12 | 1 << 38 | 1 << 39 | pid), ["CAP_SYS_ADMIN"]);
+        assert_eq!(
+            names(1 << 12 | 1 << 38 | 1 << 39 | wanting),
+            ["CAP_SYS_ADMIN"]
+        );
     }
 
     #[test]

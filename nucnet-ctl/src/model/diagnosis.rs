@@ -94,7 +94,7 @@ pub struct Feature {
 }
 
 /// All that differs between the kernels that nucnet may meet.
-pub const FEATURES: [Feature; 7] = [
+pub const FEATURES: [Feature; 8] = [
     Feature {
         id: "redirect-peer",
         name: "BPF_FUNC_redirect_peer",
@@ -122,6 +122,13 @@ pub const FEATURES: [Feature; 7] = [
         since: (5, 7),
         purpose: "connect hooks act on this host's sockets only",
         without: None,
+    },
+    Feature {
+        id: "mount-setattr",
+        name: "mount_kattr",
+        since: (5, 12),
+        purpose: "a container never gets a resolv.conf that it could write to",
+        without: Some("attach --rootfs fails"),
     },
     Feature {
         id: "locked-ports",

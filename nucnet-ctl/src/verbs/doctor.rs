@@ -189,10 +189,18 @@ fn privileges(lacks: &Lacks) -> Vec<Finding> {
         }
         false => Finding::fail(id, lacks.to_string(), capability::remedy()),
     }];
-    findings.extend(lacks.wanting.iter().map(|capability| {
-        let text = format!("{} is missing: {}", capability.name, capability.purpose);
-        Finding::warn("capabilities-pid", text, capability::remedy())
-    }));
+    if !lacks.wanting.is_empty() {
+        let missing = lacks
+            .wanting
+            .iter()
+            .map(|c| format!("{} is missing: {}", c.name, c.purpose));
+        let text = missing.collect::<Vec<_>>().join("; ");
+        findings.push(Finding::warn(
+            "capabilities-in-part",
+            text,
+            capability::remedy(),
+        ));
+    }
     findings.push(diagnosis::lockdown(
         probe::line("/sys/kernel/security/lockdown").as_deref(),
     ));
