@@ -183,6 +183,11 @@ impl<'e> Bench<'e> {
         self.engine.pass(Duration::from_secs_f64(seconds));
     }
 
+    /// Tells the host the link-layer address of a neighbour.
+    pub fn neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) {
+        self.engine.neighbour(link, address, mac);
+    }
+
     /// From now on route lookups do not say which address the host has, as before Linux 6.7.
     pub fn hide_sources(&mut self) {
         self.engine.hide_sources();
@@ -403,8 +408,14 @@ impl Sent {
     /// It goes back out of an uplink to the frame address that its peer's packets come from.
     #[track_caller]
     pub fn goes_back(&self, link: u32, packet: &Packet) {
+        self.goes_straight(link, ROUTER_MAC, packet);
+    }
+
+    /// It goes out of an uplink to a link-layer address there.
+    #[track_caller]
+    pub fn goes_straight(&self, link: u32, to: Mac, packet: &Packet) {
         self.expect(Outcome::Redirected(Some(Way::Link { link })));
-        self.expect_bytes(&packet.framed(ROUTER_MAC, site::interface(link).mac));
+        self.expect_bytes(&packet.framed(to, site::interface(link).mac));
     }
 
     /// It reaches the host by way of a bridge, as this packet.

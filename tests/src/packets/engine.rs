@@ -1,13 +1,18 @@
 //! What rows run on: the packet logic alone, or the loaded programs. Both have the same tables
 //! and take the same frames.
 
-use std::{collections::HashMap, fmt, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, FlowState, OutsideKey, Owner, PolicyCidrKey,
-        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse,
-        Uplink, Usage, flow_flag,
+        Address, Binding, Endpoint, Flow, FlowKey, FlowState, Mac, OutsideKey, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
+        Settings, SlotUse, Uplink, Usage, flow_flag,
     },
     env::Held,
     flow::{binding_key, bound_key, outside_key},
@@ -140,6 +145,8 @@ pub trait Engine {
     fn socket(&mut self, socket: Socket);
     /// Lets time pass.
     fn pass(&mut self, time: Duration);
+    /// Tells the host the link-layer address of a neighbour.
+    fn neighbour(&mut self, link: u32, address: IpAddr, mac: Mac);
     /// From now on route lookups do not say which address the host has, as before Linux 6.7.
     ///
     /// # Panics

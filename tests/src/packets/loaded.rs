@@ -7,9 +7,10 @@
 
 use std::{
     any::Any,
+    collections::HashSet,
     fs,
     io::{self, Write as _},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -27,7 +28,7 @@ use aya::{
 use nix::sched::{CloneFlags, unshare};
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
+        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, Mac, OutsideKey, Owner,
         PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
         Settings, Slot, SlotUse, Uplink, Usage, map, program, size,
     },
@@ -81,6 +82,8 @@ pub struct Loaded {
     policy_ports: Prefixes<PolicyPortKey, PolicyRule>,
     /// Sockets of the host, which only have to be open.
     sockets: Vec<Box<dyn Any + Send>>,
+    /// Commands that make the host forget its neighbours.
+    neighbours: HashSet<String>,
     /// Whether the kernel can pretend to know the sums of frames.
     knows_sums: bool,
 }
@@ -184,6 +187,7 @@ impl Loaded {
             },
             object,
             sockets: Vec::new(),
+            neighbours: HashSet::new(),
             knows_sums: true,
         };
         loaded.knows_sums = loaded.probe_sums()?;
@@ -208,6 +212,10 @@ impl Loaded {
     /// Empties all tables and closes all sockets.
     pub fn reset(&mut self) {
         self.sockets.clear();
+        if !self.neighbours.is_empty() {
+            let commands: Vec<String> = self.neighbours.drain().collect();
+            ip_batch(&commands).expect("neighbours");
+        }
         for key in keys(&self.flows) {
             let slot = self.flows.get(&key, 0).expect("flow").slot;
             self.free(slot);
@@ -507,6 +515,15 @@ impl Engine for Loaded {
             };
             set(&mut self.bindings, key, Some(&binding));
         }
+    }
+
+    fn neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) {
+        let name = site::interface(link).name;
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let neighbour = format!("neigh replace {address} lladdr {mac} dev {name} nud permanent");
+        ip_batch(&[neighbour]).expect("neighbour");
+        self.neighbours
+            .insert(format!("neigh del {address} dev {name}"));
     }
 
     fn hide_sources(&mut self) {

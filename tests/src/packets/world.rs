@@ -14,9 +14,9 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
-        PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse, Uplink, Usage,
-        size,
+        Address, Binding, Endpoint, Flow, FlowKey, Mac, OutsideKey, Owner, PolicyCidrKey,
+        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse,
+        Uplink, Usage, size,
     },
     connect::{self, Destination, Sockets},
     env::{Dead, Held, Host, Route, RouteKind, Scratch, Tables},
@@ -227,6 +227,7 @@ pub struct World {
     now: u64,
     random: Cell<u64>,
     drawn: Option<u32>,
+    neighbours: HashMap<(u32, Address), Mac>,
     hides_sources: bool,
     changes: Cell<u64>,
     failing: Cell<Option<u64>>,
@@ -265,6 +266,7 @@ impl World {
             now: Duration::from_secs(15_768_000).as_nanos() as u64,
             random: Cell::new(1),
             drawn: None,
+            neighbours: HashMap::new(),
             hides_sources: false,
             changes: Cell::new(0),
             failing: Cell::new(None),
@@ -618,6 +620,10 @@ impl Host for World {
             .any(|interface| interface.index == from && interface.kind == site::Kind::Bridge)
         {
             find_route(from_abi(destination), route);
+            if let Some(mac) = self.neighbours.get(&(route.link, route.next_hop)) {
+                route.macs[..6].copy_from_slice(mac);
+                route.macs[6..].copy_from_slice(&site::interface(route.link).mac);
+            }
             if self.hides_sources {
                 route.source = [0; 16];
             }
@@ -661,7 +667,6 @@ fn find_route(destination: IpAddr, route: &mut Route) {
             link,
             next_hop: to_abi(next_hop),
             source: source.map_or([0; 16], to_abi),
-            // Nobody there answers: neighbours stay unresolved.
             macs: [0; 12],
         }
     };
@@ -799,6 +804,10 @@ impl Engine for World {
 
     fn pass(&mut self, time: Duration) {
         self.now += time.as_nanos() as u64;
+    }
+
+    fn neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) {
+        self.neighbours.insert((link, to_abi(address)), mac);
     }
 
     fn hide_sources(&mut self) {

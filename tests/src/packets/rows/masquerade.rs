@@ -1,7 +1,7 @@
 //! Endpoints that speak to the outside, and the answers.
 
 use nucnet_common::{
-    abi::{FlowState, Reason},
+    abi::{FlowState, Mac, Reason},
     packet::{ICMP, ICMPV6, TCP, UDP},
 };
 
@@ -41,6 +41,10 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(connection_that_did_not_begin_with_syn_is_dropped),
     each_family!(uplink_that_vanished_is_replaced_by_the_one_of_the_route),
     each_family!(next_hop_is_looked_up_once_a_second),
+    each_family!(established_flow_goes_straight_to_its_neighbour_between_probes),
+    each_family!(published_flow_goes_straight_to_its_neighbour_between_probes),
+    each_family!(neighbour_that_moved_is_followed_within_a_second),
+    each_family!(uplink_without_resolved_neighbour_asks_the_kernel_each_time),
     each_family!(
         address_of_the_uplink_serves_where_the_kernel_names_none,
         logic_only: "kernels before 6.7 only; `cargo xtask vm` boots some"
@@ -459,6 +463,99 @@ fn next_hop_is_looked_up_once_a_second(bench: &mut Bench<'_>, ip: &Family) {
         .leaves(UPLINK, ip.router, &seen);
     let flow = bench.flow(TCP, web, server);
     assert_eq!(flow.checked, flow.last_seen);
+}
+
+/// The router's link-layer address, as the host's neighbour entry has it.
+const RESOLVED: Mac = [2, 0xee, 0, 0, 0, 9];
+
+fn established_flow_goes_straight_to_its_neighbour_between_probes(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    bench.neighbour(UPLINK, ip.router, RESOLVED);
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    let (out, seen) = (udp(web, server), udp(host, server).ttl(63));
+    // As long as nobody answered, the kernel is asked, so that it resolves and probes.
+    for _ in 0..2 {
+        bench
+            .from_endpoint(&WEB, &out)
+            .leaves(UPLINK, ip.router, &seen);
+    }
+    bench
+        .from_uplink(UPLINK, &udp(server, host))
+        .reaches(&WEB, &udp(server, web).ttl(63));
+    for _ in 0..2 {
+        for _ in 0..2 {
+            bench
+                .from_endpoint(&WEB, &out)
+                .goes_straight(UPLINK, RESOLVED, &seen);
+        }
+        bench.wait(1.0);
+        bench
+            .from_endpoint(&WEB, &out)
+            .leaves(UPLINK, ip.router, &seen);
+    }
+}
+
+fn published_flow_goes_straight_to_its_neighbour_between_probes(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    bench.neighbour(UPLINK, ip.router, RESOLVED);
+    bench.publish(&WEB, "8080:80");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    bench
+        .from_uplink(UPLINK, &tcp("S", client, host))
+        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("SA", host, client).ttl(63),
+    );
+    bench
+        .from_uplink(UPLINK, &tcp("A", client, host))
+        .reaches(&WEB, &tcp("A", client, web).ttl(63));
+    bench
+        .from_endpoint(&WEB, &tcp("A", web, client))
+        .goes_straight(UPLINK, RESOLVED, &tcp("A", host, client).ttl(63));
+}
+
+fn neighbour_that_moved_is_followed_within_a_second(bench: &mut Bench<'_>, ip: &Family) {
+    bench.neighbour(UPLINK, ip.router, RESOLVED);
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    let (out, seen) = (udp(web, server), udp(host, server).ttl(63));
+    bench
+        .from_endpoint(&WEB, &out)
+        .leaves(UPLINK, ip.router, &seen);
+    bench
+        .from_uplink(UPLINK, &udp(server, host))
+        .reaches(&WEB, &udp(server, web).ttl(63));
+    let moved = [2, 0xee, 0, 0, 0, 10];
+    bench.neighbour(UPLINK, ip.router, moved);
+    bench
+        .from_endpoint(&WEB, &out)
+        .goes_straight(UPLINK, RESOLVED, &seen);
+    bench.wait(1.0);
+    bench
+        .from_endpoint(&WEB, &out)
+        .leaves(UPLINK, ip.router, &seen);
+    bench
+        .from_endpoint(&WEB, &out)
+        .goes_straight(UPLINK, moved, &seen);
+}
+
+fn uplink_without_resolved_neighbour_asks_the_kernel_each_time(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    for _ in 0..2 {
+        bench.from_endpoint(&WEB, &udp(web, server)).leaves(
+            UPLINK,
+            ip.router,
+            &udp(host, server).ttl(63),
+        );
+        bench
+            .from_uplink(UPLINK, &udp(server, host))
+            .reaches(&WEB, &udp(server, web).ttl(63));
+    }
 }
 
 fn address_of_the_uplink_serves_where_the_kernel_names_none(bench: &mut Bench<'_>, ip: &Family) {
