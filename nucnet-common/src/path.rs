@@ -595,11 +595,12 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
         .owner(&packet.destination)
         .ok_or(Reason::NoSuchAddress)?;
     *account = owner.endpoint;
-    if env.is_forwarded() {
-        return Err(Reason::NotPublished);
-    }
     let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
-    if packet.kind != Kind::Icmp {
+    if packet.kind == Kind::Icmp {
+        if env.is_forwarded() {
+            return Err(Reason::NotPublished);
+        }
+    } else {
         trackable(packet)?;
         track_from_host(env, endpoint, owner.link, scratch)?;
     }
@@ -622,11 +623,17 @@ fn track_from_host<E: Env>(
     if env.outside(&scratch.outside, &mut scratch.key)
         && let Some(mut flow) = env.flow(&scratch.key)
     {
-        if !is_dead(&flow, now) {
+        if is_dead(&flow, now) {
+            retire_flow(env, &scratch.key, &mut scratch.dead);
+        } else if !env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32 {
             advance(&mut flow, &scratch.packet, Side::Peer, settings, now);
             return Ok(());
         }
-        retire_flow(env, &scratch.key, &mut scratch.dead);
+    }
+    // What the host forwards is its own only as the answer to something sent to the host: by
+    // way of a port forward of somebody else's, for instance.
+    if env.is_forwarded() {
+        return Err(Reason::NotPublished);
     }
     if !opens(&scratch.packet) {
         return Ok(());
