@@ -51,6 +51,22 @@ fn mounted(what: &str, at: &Path, kind: Option<&str>, flags: MsFlags) {
     mount(Some(what), at, kind, flags, none).expect("mount");
 }
 
+impl Drop for Lab {
+    /// The temporary directory is about to be removed with all that is in it: what is mounted
+    /// there must be out of it by then, however the test ends.
+    fn drop(&mut self) {
+        match umount2(&self.place, MntFlags::MNT_DETACH) {
+            // It was not mounted yet.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => {
+                // Leaving the directory behind is the lesser evil.
+                eprintln!("{}: {error}", self.place.display());
+                std::process::abort();
+            }
+        }
+    }
+}
+
 impl Lab {
     fn build(&self) {
         let none = None::<&str>;
@@ -568,6 +584,8 @@ fn the_hosts_own_root_is_refused_under_any_name() {
         let other = lab.place.join("other");
         fs::create_dir(&other).expect("directory");
         mounted("/", &other, None, MsFlags::MS_BIND);
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mounted("none", &other, None, read_only);
         for root in ["/", "/proc/self/root", other.to_str().expect("text")] {
             let attach = format!(
                 "attach --netns {}/netns --rootfs {root}",

@@ -10,7 +10,8 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     unistd::geteuid,
 };
@@ -58,6 +59,22 @@ fn on_a_host(test: impl FnOnce(&Lab) + Send + 'static) {
     .join();
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
+    }
+}
+
+impl Drop for Lab {
+    /// The temporary directory is about to be removed with all that is in it: what is mounted
+    /// there must be out of it by then, however the test ends.
+    fn drop(&mut self) {
+        match umount2(&self.place, MntFlags::MNT_DETACH) {
+            // It was not mounted yet.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => {
+                // Leaving the directory behind is the lesser evil.
+                eprintln!("{}: {error}", self.place.display());
+                std::process::abort();
+            }
+        }
     }
 }
 
