@@ -36,6 +36,7 @@ pub(crate) mod tool {
 
     pub(crate) const BPFTOOL: Tool = Tool { program: "bpftool", package: "bpftool" };
     pub(crate) const CURL: Tool = Tool { program: "curl", package: "curl" };
+    pub(crate) const ETHTOOL: Tool = Tool { program: "ethtool", package: "ethtool" };
     pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2" };
     pub(crate) const IPTABLES: Tool = Tool { program: "iptables", package: "iptables" };
     pub(crate) const PING: Tool = Tool { program: "ping", package: "iputils-ping" };

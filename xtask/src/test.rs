@@ -24,9 +24,10 @@ use crate::{
 };
 
 /// What the tests of the loaded programs run.
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     tool::BPFTOOL,
     tool::CURL,
+    tool::ETHTOOL,
     tool::IP,
     tool::IPTABLES,
     tool::PING,
