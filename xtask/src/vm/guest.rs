@@ -110,6 +110,18 @@ fn run() -> Result<()> {
     }
     // As an init system gives it to services.
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
+    let findings = Command::new(env::var_os("NUCNET_CTL").unwrap_or_default())
+        .arg("doctor")
+        .output()?;
+    for finding in String::from_utf8_lossy(&findings.stdout).lines() {
+        // What is well, and remedies, are of no interest here.
+        if !finding.starts_with(['o', ' ']) {
+            println!(
+                "{MARK}doctor {}",
+                finding.split_whitespace().collect::<Vec<_>>().join(" ")
+            );
+        }
+    }
     let filter = fs::read_to_string(FILTER).ok();
     for tier in files(Path::new(TESTS))? {
         let name = tier.file_name().unwrap_or_default().to_string_lossy();

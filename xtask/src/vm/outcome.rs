@@ -15,6 +15,8 @@ pub(super) struct Outcome {
     speaking: Option<(String, String)>,
     /// The next line of it says why it failed.
     reason_follows: bool,
+    /// What `nucnet-ctl doctor` finds amiss.
+    findings: Vec<String>,
     /// What kept the guest from doing all it should.
     notes: Vec<String>,
 }
@@ -36,6 +38,7 @@ impl Outcome {
             match ours.split_once(' ') {
                 Some(("boot", _)) => self.booted = true,
                 Some(("tier", name)) => self.tier = name.to_owned(),
+                Some(("doctor", finding)) => self.findings.push(finding.to_owned()),
                 Some(("error", reason)) => self.note(reason.to_owned()),
                 _ => {}
             }
@@ -186,6 +189,9 @@ impl fmt::Display for Table {
             }
             if !outcome.booted {
                 writeln!(f, "{}: it did not boot", release.name)?;
+            }
+            for finding in &outcome.findings {
+                writeln!(f, "{}: doctor: {finding}", release.name)?;
             }
             for note in &outcome.notes {
                 writeln!(f, "{}: {note}", release.name)?;
