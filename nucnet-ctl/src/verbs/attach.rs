@@ -268,7 +268,7 @@ fn attach(
             .owner()
             .map(|owner| session.state.sound_endpoint(owner));
         match owner.transpose()?.flatten() {
-            Some(owner) if session.is_dead(&owner)? => {
+            Some(owner) if session.is_dying(&owner)? => {
                 tracing::info!(endpoint = %owner.id, "removing an endpoint whose container is gone");
                 super::detach::remove(session, owner)?;
             }
@@ -340,6 +340,10 @@ fn look_up(
         return Ok(Found::Nothing);
     }
     let (old, here) = (&record.wish, namespace(netns)?);
+    // A container that is started again under its id: the old one may still be going.
+    if record.namespace != here && session.is_dying(&record)? {
+        return Ok(Found::Nothing);
+    }
     let differs = [
         (record.namespace != here, "network namespace"),
         (old.network != wish.network, "--network"),

@@ -7,7 +7,8 @@ use crate::{
 };
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// Which datapath is wanted.
@@ -195,6 +196,17 @@ fn numbers_after(state: &store::Locked) -> Result<Numbers, Error> {
     })
 }
 
+/// How long a namespace that nobody can reach by its old path may take to go.
+const DYING: Duration = Duration::from_secs(1);
+
+/// Whether an endpoint's namespace is not where it was found.
+fn has_left(endpoint: &EndpointRecord) -> Result<bool, Error> {
+    Ok(match NetnsFd::open(&endpoint.netns) {
+        Ok(netns) => namespace(&netns)? != endpoint.namespace,
+        Err(_) => true,
+    })
+}
+
 /// A host that only this process changes.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -233,10 +245,22 @@ impl Session {
         if link.is_some_and(|link| link.alias.as_deref() == Some(&alias)) {
             return Ok(false);
         }
-        Ok(match NetnsFd::open(&endpoint.netns) {
-            Ok(netns) => namespace(&netns)? != endpoint.namespace,
-            Err(_) => true,
-        })
+        has_left(endpoint)
+    }
+
+    /// The same, with a little patience: the kernel takes the namespace of a container that has
+    /// just ended apart in its own time, and its link only then.
+    pub(super) fn is_dying(&self, endpoint: &EndpointRecord) -> Result<bool, Error> {
+        let start = Instant::now();
+        loop {
+            if self.is_dead(endpoint)? {
+                return Ok(true);
+            }
+            if start.elapsed() > DYING || !has_left(endpoint)? {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The cgroup for the connect hooks.
