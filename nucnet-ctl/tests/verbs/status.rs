@@ -1,4 +1,4 @@
-//! `status` and `doctor` by way of the program, on hosts that each test makes.
+//! `status` and `doctor`.
 
 use std::{
     fs,
@@ -8,94 +8,14 @@ use std::{
     thread,
 };
 
-use nix::{
-    errno::Errno,
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-    unistd::geteuid,
-};
 use nucnet_ctl::kernel::{capability, netns};
 use serde_json::Value;
 
-/// A host of the test's own: namespaces of the calling thread.
-struct Lab {
-    place: PathBuf,
-}
-
-fn on_a_host(test: impl FnOnce(&Lab) + Send + 'static) {
-    if !geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    let outcome = thread::spawn(move || {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
-        let lab = Lab {
-            place: directory.path().to_owned(),
-        };
-        lab.build();
-        test(&lab);
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-impl Drop for Lab {
-    /// The temporary directory is about to be removed with all that is in it: what is mounted
-    /// there must be out of it by then, however the test ends.
-    fn drop(&mut self) {
-        match umount2(&self.place, MntFlags::MNT_DETACH) {
-            // It was not mounted yet.
-            Ok(()) | Err(Errno::EINVAL) => {}
-            Err(error) => {
-                // Leaving the directory behind is the lesser evil.
-                eprintln!("{}: {error}", self.place.display());
-                std::process::abort();
-            }
-        }
-    }
-}
+use crate::lab::{Lab, ip, json, list, on_a_host, text};
 
 impl Lab {
-    fn build(&self) {
-        let none = None::<&str>;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(none, "/", none, private, none).expect("private mounts");
-        for (name, kind) in [("", "tmpfs"), ("bpf", "bpf"), ("cgroup", "cgroup2")] {
-            let path = self.place.join(name);
-            fs::create_dir_all(&path).expect("directory");
-            mount(Some(kind), &path, Some(kind), MsFlags::empty(), none).expect(kind);
-        }
-        ip("link set lo up");
-        ip("link add up0 type veth peer name up1");
-        ip("link set up1 up");
-        ip("link set up0 up");
-        ip("address add 192.0.2.1/24 dev up0");
-        ip("route add default via 192.0.2.254");
-    }
-
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nucnet-ctl"));
-        command
-            .args(arguments.split_whitespace())
-            .env("NUCNET_STATE_DIR", self.place.join("state"))
-            .env("NUCNET_BPFFS", self.place.join("bpf/nucnet"))
-            .env("NUCNET_CGROUP", self.place.join("cgroup"));
-        command
-    }
-
-    fn ok(&self, arguments: &str) -> String {
-        let output = self.command(arguments).output().expect("nucnet-ctl");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments}: {errors}");
-        String::from_utf8(output.stdout).expect("text")
-    }
-
     fn attach(&self, id: &str, more: &str) -> PathBuf {
-        let path = self.place.join(id);
-        netns::create_named(&path).expect("namespace");
+        let path = self.container(id);
         self.ok(&format!(
             "attach --netns {} --id {id} {more}",
             path.display()
@@ -104,7 +24,7 @@ impl Lab {
     }
 
     fn status(&self) -> Value {
-        json(&self.ok("status -o json --sample 0s"))
+        self.json("status --sample 0s")
     }
 
     /// What has drifted, with its remedies.
@@ -114,27 +34,6 @@ impl Lab {
             .map(|drift| (text(&drift["id"]), text(&drift["remedy"])))
             .collect()
     }
-}
-
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .expect("ip");
-    assert!(output.status.success(), "ip {arguments}: {output:?}");
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).expect("JSON")
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().expect("text").to_owned()
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().expect("array")
 }
 
 fn named<'a>(values: &'a Value, id: &str) -> &'a Value {
@@ -361,6 +260,8 @@ fn doctor_names_what_interferes() {
         let set = |sysctl: &str, value| {
             fs::write(format!("/proc/sys/net/{sysctl}"), value).expect(sysctl);
         };
+        // With one uplink, it does not matter.
+        ip("address add 198.51.100.1/24 dev up1");
         set("ipv4/conf/all/rp_filter", "1");
         set("ipv4/ip_nonlocal_bind", "1");
         ip("route add 10.0.42.0/25 via 192.0.2.7");

@@ -1,293 +1,17 @@
-//! The verbs by way of the program, on hosts that each test makes: a network namespace with an
-//! uplink, a mount namespace, a BPF filesystem and a cgroup2 hierarchy.
+//! Endpoints and networks: what the verbs make, refuse, and leave behind when they fail or are
+//! killed.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-    thread,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, thread};
 
-use nix::{
-    errno::Errno,
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-    unistd::geteuid,
-};
 use nucnet_common::abi;
 use nucnet_ctl::{
-    AttachRequest, Container, Error, Host, Kind, Options,
-    kernel::{
-        bpf::{self, Datapath},
-        netns::{self, NetnsFd, run_in},
-    },
+    AttachRequest, Container, Error, Kind,
+    kernel::netns::{self, NetnsFd, run_in},
     model::EndpointId,
 };
 use serde_json::Value;
 
-/// A host of the test's own.
-struct Lab {
-    place: PathBuf,
-}
-
-/// Whether the program heeds `NUCNET_FAULT`.
-fn has_faults() -> bool {
-    let has = cfg!(any(debug_assertions, feature = "faults"));
-    if !has {
-        eprintln!("skipped: a release heeds no faults (cargo test --features faults)");
-    }
-    has
-}
-
-/// Runs `test` on a host of its own: the calling thread's, and its children's, namespaces.
-fn on_a_host(test: impl FnOnce(&Lab) + Send + 'static) {
-    if !geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    // Namespaces of this thread, and what is mounted in them, end with it.
-    let outcome = thread::spawn(move || {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
-        let lab = Lab {
-            place: directory.path().to_owned(),
-        };
-        lab.build();
-        test(&lab);
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-impl Drop for Lab {
-    /// The temporary directory is about to be removed with all that is in it: what is mounted
-    /// there must be out of it by then, however the test ends.
-    fn drop(&mut self) {
-        match umount2(&self.place, MntFlags::MNT_DETACH) {
-            // It was not mounted yet.
-            Ok(()) | Err(Errno::EINVAL) => {}
-            Err(error) => {
-                // Leaving the directory behind is the lesser evil.
-                eprintln!("{}: {error}", self.place.display());
-                std::process::abort();
-            }
-        }
-    }
-}
-
-impl Lab {
-    fn build(&self) {
-        let none = None::<&str>;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(none, "/", none, private, none).expect("private mounts");
-        mount(
-            Some("tmpfs"),
-            &self.place,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            none,
-        )
-        .expect("tmpfs");
-        for (name, kind) in [("bpf", "bpf"), ("cgroup", "cgroup2")] {
-            let path = self.place.join(name);
-            fs::create_dir(&path).expect("directory");
-            mount(Some(kind), &path, Some(kind), MsFlags::empty(), none).expect(kind);
-        }
-        ip("link set lo up");
-        ip("link add up0 type veth peer name up1");
-        // What the kernel does by itself in its own time would differ between snapshots.
-        ip("link set up0 addrgenmode none");
-        ip("link set up1 addrgenmode none");
-        ip("link set up1 up");
-        ip("link set up0 mtu 1480 up");
-        while !ip("link show up1").contains("state UP") || !ip("link show up0").contains("state UP")
-        {
-            thread::yield_now();
-        }
-        ip("address add 192.0.2.1/24 dev up0");
-        ip("address add 2001:db8::1/64 dev up0 nodad");
-        ip("route add default via 192.0.2.254");
-    }
-
-    fn options(&self) -> Options {
-        Options {
-            state_dir: self.place.join("state"),
-            bpffs: self.place.join("bpf/nucnet"),
-            cgroup: Some(self.place.join("cgroup")),
-            ..Options::default()
-        }
-    }
-
-    fn host(&self) -> Host {
-        Host::new(self.options()).expect("host")
-    }
-
-    /// A container: a namespace that the file holds.
-    fn container(&self, name: &str) -> PathBuf {
-        let path = self.place.join(name);
-        netns::create_named(&path).expect("namespace");
-        path
-    }
-
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nucnet-ctl"));
-        let options = self.options();
-        command
-            .args(arguments.split_whitespace())
-            .env("NUCNET_STATE_DIR", options.state_dir)
-            .env("NUCNET_BPFFS", options.bpffs)
-            .env("NUCNET_CGROUP", options.cgroup.expect("cgroup"));
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().expect("nucnet-ctl")
-    }
-
-    fn ok(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments}: {errors}");
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    fn json(&self, arguments: &str) -> Value {
-        serde_json::from_str(&self.ok(&format!("-o json {arguments}"))).expect("JSON")
-    }
-
-    /// Exit code and error object.
-    fn refused(&self, arguments: &str) -> (i32, Value) {
-        let output = self.run(&format!("{arguments} -o json"));
-        let code = output.status.code().expect("exit code");
-        assert_ne!(code, 0, "{arguments}: was done");
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let error: Value = serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("{arguments}: {error}: {text:?}"));
-        (code, error["error"].clone())
-    }
-
-    /// All that there is on the host that nucnet could have made or changed.
-    fn snapshot(&self) -> String {
-        let mut lines = vec![
-            without_timers(&ip("-details link show")),
-            ip("address show"),
-            ip("route show table all"),
-            ip("-6 route show table all"),
-            ip("neighbour show nud permanent"),
-            command("tc", "qdisc show"),
-            sysctls(Path::new("/proc/sys/net/ipv4/conf")),
-            sysctls(Path::new("/proc/sys/net/ipv6/conf")),
-        ];
-        lines.extend(tree(&self.place.join("bpf")));
-        lines.extend(tree(&self.place.join("state")));
-        lines.join("\n")
-    }
-
-    /// Compares with a snapshot, and shows the lines that differ.
-    fn assert_unchanged(&self, before: &str, when: &str) {
-        let now = self.snapshot();
-        if now == before {
-            return;
-        }
-        let (old, new): (Vec<&str>, Vec<&str>) = (before.lines().collect(), now.lines().collect());
-        let gone = old
-            .iter()
-            .filter(|line| !new.contains(line))
-            .map(|line| format!("- {line}"));
-        let come = new
-            .iter()
-            .filter(|line| !old.contains(line))
-            .map(|line| format!("+ {line}"));
-        let difference: Vec<String> = gone.chain(come).collect();
-        panic!(
-            "{when}: the host is not as it was:\n{}",
-            difference.join("\n")
-        );
-    }
-
-    fn datapath(&self) -> Datapath {
-        let host = bpf::Host::current().expect("host");
-        Datapath::open_existing(&self.options().bpffs, &host)
-            .expect("open")
-            .expect("datapath")
-    }
-}
-
-fn command(name: &str, arguments: &str) -> String {
-    let output = Command::new(name)
-        .args(arguments.split_whitespace())
-        .output()
-        .expect(name);
-    assert!(output.status.success(), "{name} {arguments}: {output:?}");
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn ip(arguments: &str) -> String {
-    command("ip", arguments)
-}
-
-fn without_timers(text: &str) -> String {
-    let mut words = text.split(' ').peekable();
-    let mut kept = Vec::new();
-    while let Some(word) = words.next() {
-        if word.ends_with("_timer") {
-            while words.next_if(|next| next.is_empty()).is_some() {}
-            words.next();
-        } else {
-            kept.push(word);
-        }
-    }
-    kept.join(" ")
-}
-
-fn inside(netns: &Path, arguments: &str) -> String {
-    let netns = NetnsFd::open(netns).expect("namespace");
-    run_in(&netns, || ip(arguments)).expect("inside")
-}
-
-fn tree(directory: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .map(|entry| entry.expect("entry"))
-    {
-        // The kernel's own, and addresses that rest for a while.
-        if entry.path().to_string_lossy().contains("/claims/rested.") {
-            continue;
-        }
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "debug")
-        {
-            continue;
-        }
-        found.push(entry.path().display().to_string());
-        if entry.file_type().expect("type").is_dir() {
-            found.extend(tree(&entry.path()));
-        }
-    }
-    found.sort();
-    found
-}
-
-fn sysctls(directory: &Path) -> String {
-    let mut found = Vec::new();
-    for path in tree(directory) {
-        // Some can only be written.
-        if let Ok(value) = fs::read_to_string(&path) {
-            // Chosen by the kernel at its first use.
-            if !path.ends_with("stable_secret") {
-                found.push(format!("{path}={}", value.trim()));
-            }
-        }
-    }
-    found.join("\n")
-}
+use crate::lab::{command, has_faults, inside, ip, on_a_host};
 
 #[test]
 fn a_container_gets_address_routes_and_neighbours_and_loses_everything_again() {
@@ -766,10 +490,13 @@ fn attaches_from_many_processes_at_once_get_addresses_of_their_own() {
 #[test]
 fn endpoints_that_are_detached_together_go_and_the_others_stay() {
     on_a_host(|lab| {
+        let containers: Vec<PathBuf> = (0..5).map(|n| lab.container(&format!("c{n}"))).collect();
         let attach = |n: usize| {
-            let netns = lab.container(&format!("c{n}"));
             let flags = format!("--id c{n} -p {}:80 --allow any", 8000 + n);
-            lab.ok(&format!("attach --netns {} {flags}", netns.display()));
+            lab.ok(&format!(
+                "attach --netns {} {flags}",
+                containers[n].display()
+            ));
         };
         attach(0);
         lab.ok("detach c0");
@@ -795,8 +522,8 @@ fn detach_of_several_that_is_killed_is_finished_by_the_same_call_or_by_gc() {
         return;
     }
     on_a_host(|lab| {
-        let before = lab.snapshot();
         let containers = [lab.container("c0"), lab.container("c1")];
+        let before = lab.snapshot();
         let mut killed = 0;
         // Every step has its turn with one endpoint, elsewhere.
         for step in (0..).step_by(4) {
@@ -1067,6 +794,11 @@ fn collection_takes_what_has_no_record_and_leaves_the_living_alone() {
         while ip("link show").contains("nucnet:dead") {
             thread::yield_now();
         }
+        let remains = |line: &&str| !line.starts_with("dead: ");
+        let before: Vec<&str> = before.lines().filter(remains).collect();
+        let before = before
+            .join("\n")
+            .replace(&format!("mount {}\n", dead.display()), "");
         fs::remove_file(lab.place.join("state/endpoints/lost.json")).expect("remove");
         let planned = lab.json("gc --dry-run");
         assert!(

@@ -1,97 +1,46 @@
-//! `attach --rootfs` by way of the program, in root directories as containers leave them. Each
-//! test has a host of its own: a network namespace, a mount namespace with resolver files of the
-//! test's, a BPF filesystem and a cgroup2 hierarchy.
+//! `attach --rootfs`, in root directories as containers leave them. Each host has resolver files
+//! of the test's.
 
 use std::{
     fs,
     io::ErrorKind,
+    ops::Deref,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Command, Output},
-    thread,
 };
 
 use nix::{
     errno::Errno,
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-    unistd::{geteuid, mkfifo},
+    mount::{MntFlags, MsFlags, umount2},
+    unistd::mkfifo,
 };
-use nucnet_ctl::kernel::netns;
 use serde_json::Value;
 
-struct Lab {
-    place: PathBuf,
+use crate::lab::{self, has_faults, mounted};
+
+/// A host with a container and its root directory.
+struct Lab<'a>(&'a lab::Lab);
+
+impl Deref for Lab<'_> {
+    type Target = lab::Lab;
+
+    fn deref(&self) -> &lab::Lab {
+        self.0
+    }
 }
 
-/// Runs `test` on a host of its own: the calling thread's, and its children's, namespaces.
-fn on_a_host(test: impl FnOnce(&Lab) + Send + 'static) {
-    if !geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return;
-    }
-    // Namespaces of this thread, and what is mounted in them, end with it.
-    let outcome = thread::spawn(move || {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
-        let lab = Lab {
-            place: directory.path().to_owned(),
-        };
-        lab.build();
+fn on_a_host(test: impl FnOnce(&Lab<'_>) + Send + 'static) {
+    lab::on_a_host(|host| {
+        let lab = Lab(host);
+        mounted("tmpfs", Path::new("/run"), Some("tmpfs"), MsFlags::empty());
+        lab.host_file("nameserver 192.0.2.53\nsearch corp.example\noptions ndots:2\n");
+        lab.container("netns");
+        fs::create_dir_all(lab.root().join("etc")).expect("root directory");
         test(&lab);
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    });
 }
 
-fn mounted(what: &str, at: &Path, kind: Option<&str>, flags: MsFlags) {
-    let none = None::<&str>;
-    mount(Some(what), at, kind, flags, none).expect("mount");
-}
-
-impl Drop for Lab {
-    /// The temporary directory is about to be removed with all that is in it: what is mounted
-    /// there must be out of it by then, however the test ends.
-    fn drop(&mut self) {
-        match umount2(&self.place, MntFlags::MNT_DETACH) {
-            // It was not mounted yet.
-            Ok(()) | Err(Errno::EINVAL) => {}
-            Err(error) => {
-                // Leaving the directory behind is the lesser evil.
-                eprintln!("{}: {error}", self.place.display());
-                std::process::abort();
-            }
-        }
-    }
-}
-
-impl Lab {
-    fn build(&self) {
-        let none = None::<&str>;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(none, "/", none, private, none).expect("private mounts");
-        let no_flags = MsFlags::empty();
-        mounted("tmpfs", &self.place, Some("tmpfs"), no_flags);
-        for (name, kind) in [("bpf", "bpf"), ("cgroup", "cgroup2")] {
-            let path = self.place.join(name);
-            fs::create_dir(&path).expect("directory");
-            mounted(kind, &path, Some(kind), no_flags);
-        }
-        mounted("tmpfs", Path::new("/run"), Some("tmpfs"), no_flags);
-        self.host_file("nameserver 192.0.2.53\nsearch corp.example\noptions ndots:2\n");
-        for command in ["link set lo up", "link add up0 type veth peer name up1"] {
-            ip(command);
-        }
-        ip("link set up1 up");
-        ip("link set up0 up");
-        ip("address add 192.0.2.1/24 dev up0");
-        ip("route add default via 192.0.2.254");
-        netns::create_named(&self.place.join("netns")).expect("namespace");
-        fs::create_dir_all(self.root().join("etc")).expect("root directory");
-    }
-
+impl Lab<'_> {
     /// What the host's `/etc/resolv.conf` says.
     fn host_file(&self, text: &str) {
         let file = self.place.join("host-resolv.conf");
@@ -130,27 +79,6 @@ impl Lab {
         )
     }
 
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nucnet-ctl"));
-        command
-            .args(arguments.split_whitespace())
-            .env("NUCNET_STATE_DIR", self.place.join("state"))
-            .env("NUCNET_BPFFS", self.place.join("bpf/nucnet"))
-            .env("NUCNET_CGROUP", self.place.join("cgroup"));
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().expect("nucnet-ctl")
-    }
-
-    fn ok(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments}: {errors}");
-        String::from_utf8(output.stdout).expect("text")
-    }
-
     /// Exit code, message with causes, and hint.
     fn refused(&self, arguments: &str) -> (i32, String) {
         let output = self.run(arguments);
@@ -181,12 +109,6 @@ impl Lab {
         found.extend(self.mounts());
         found
     }
-}
-
-fn ip(arguments: &str) {
-    let arguments = arguments.split_whitespace();
-    let status = Command::new("ip").args(arguments).status().expect("ip");
-    assert!(status.success());
 }
 
 fn tree(directory: &Path) -> Vec<String> {
@@ -380,8 +302,7 @@ fn a_mount_is_removed_wherever_the_container_has_moved_it() {
 #[test]
 fn an_attach_that_fails_at_any_step_leaves_nothing_mounted() {
     on_a_host(|lab| {
-        if !cfg!(debug_assertions) {
-            eprintln!("skipped: the program heeds no faults");
+        if !has_faults() {
             return;
         }
         let steps: Value =
@@ -412,8 +333,7 @@ fn an_attach_that_fails_at_any_step_leaves_nothing_mounted() {
 #[test]
 fn what_a_killed_attach_has_mounted_is_collected_or_taken_over() {
     on_a_host(|lab| {
-        if !cfg!(debug_assertions) {
-            eprintln!("skipped: the program heeds no faults");
+        if !has_faults() {
             return;
         }
         let before = lab.tree();

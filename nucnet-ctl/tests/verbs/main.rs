@@ -1,0 +1,6 @@
+//! The verbs by way of the program, on hosts that each test makes.
+
+mod endpoints;
+mod lab;
+mod resolv;
+mod status;
