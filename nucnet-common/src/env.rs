@@ -9,7 +9,7 @@ use crate::{
         Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
         PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Uplink, Usage,
     },
-    packet::{Frame, Packet},
+    packet::{Frame, Packet, Rewrite},
 };
 
 /// The notes of a journey. A program's stack has 512 bytes, for all functions together; the
@@ -19,6 +19,10 @@ use crate::{
 pub struct Scratch {
     /// The packet.
     pub packet: Packet,
+    /// The packet that it quotes, if it is an ICMP error.
+    pub quoted: Packet,
+    /// What is written into it.
+    pub rewrite: Rewrite,
     /// Its flow, or the one that it opens.
     pub key: FlowKey,
     /// The external view of a flow.

@@ -153,6 +153,22 @@ pub fn peer_outside<E: Tables + Host>(
     packet: &Packet,
     route: &mut Route,
 ) -> Result<(), Reason> {
+    reporter_outside(env, point_of_view, packet, route)?;
+    match route.kind {
+        RouteKind::None => Err(Reason::MartianSource),
+        RouteKind::Local | RouteKind::Link => Ok(()),
+    }
+}
+
+/// Whoever beyond an uplink reports an error may be anybody on the way (RFC 4787 REQ-12a), even
+/// somebody whom no route leads back to, but neither the host nor in a managed network.
+#[inline(always)]
+pub fn reporter_outside<E: Tables + Host>(
+    env: &E,
+    point_of_view: u32,
+    packet: &Packet,
+    route: &mut Route,
+) -> Result<(), Reason> {
     let source = &packet.source;
     if is_martian(source, packet.family)
         || is_multicast(source, packet.family)
@@ -162,9 +178,9 @@ pub fn peer_outside<E: Tables + Host>(
     }
     env.route(point_of_view, &packet.destination, source, route);
     match route.kind {
-        RouteKind::Local | RouteKind::None => Err(Reason::MartianSource),
+        RouteKind::Local => Err(Reason::MartianSource),
         // A route to a managed network: an address there that nobody has.
         RouteKind::Link if env.uplink(route.link).is_none() => Err(Reason::MartianSource),
-        RouteKind::Link => Ok(()),
+        RouteKind::Link | RouteKind::None => Ok(()),
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod abi;
 pub mod connect;
+pub mod embedded;
 pub mod env;
 pub mod flow;
 pub mod guard;

@@ -132,6 +132,20 @@ impl Delta {
             .plus(quarter(address, 12))
     }
 
+    /// Both changes together.
+    #[inline(always)]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// A checksum after the change (RFC 1624, equation 3).
+    #[inline(always)]
+    pub fn applied(self, checksum: [u8; 2]) -> [u8; 2] {
+        let old = [checksum[0], checksum[1], 0, 0];
+        let sum = Self(self.0 + u64::from(!u32::from_ne_bytes(old)));
+        (!sum.folded16()).to_ne_bytes()
+    }
+
     /// Folded to 32 bits.
     #[inline(always)]
     pub fn folded(self) -> u32 {
@@ -149,7 +163,7 @@ impl Delta {
 }
 
 #[inline(always)]
-fn quarter(address: &Address, at: usize) -> [u8; 4] {
+pub(crate) fn quarter(address: &Address, at: usize) -> [u8; 4] {
     [
         address[at],
         address[at + 1],
@@ -212,6 +226,8 @@ pub enum Kind {
     EchoRequest,
     /// ICMP or ICMPv6 echo reply.
     EchoReply,
+    /// An ICMP or ICMPv6 error that is translated: it quotes a packet (RFC 5508 section 4).
+    Error,
     /// Any other ICMP or ICMPv6 message.
     Icmp,
     /// A fragment: its ports are elsewhere, or its payload is.
@@ -393,6 +409,9 @@ impl Packet {
                 self.kind = match (self.family, start[0]) {
                     (Family::V4, 8) | (Family::V6, 128) => Kind::EchoRequest,
                     (Family::V4, 0) | (Family::V6, 129) => Kind::EchoReply,
+                    // Destination unreachable, time exceeded, parameter problem, packet too
+                    // big; a source quench is not (RFC 5508 REQ-10c).
+                    (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4) => Kind::Error,
                     _ => Kind::Icmp,
                 };
                 if self.is_echo() {
@@ -448,9 +467,19 @@ impl Packet {
         }
     }
 
+    /// Whether there is a layer 4 checksum that covers the addresses too.
+    #[inline(always)]
+    pub(crate) fn covers_addresses(&self) -> bool {
+        match self.kind {
+            Kind::Tcp | Kind::Udp => true,
+            Kind::EchoRequest | Kind::EchoReply | Kind::Error => self.family == Family::V6,
+            _ => false,
+        }
+    }
+
     /// Offset of the layer 4 checksum.
     #[inline(always)]
-    fn checksum(&self) -> u32 {
+    pub(crate) fn checksum(&self) -> u32 {
         self.l4
             + match self.kind {
                 Kind::Tcp => offset_of!(TcpHdr, check) as u32,
@@ -503,17 +532,14 @@ impl Rewrite {
         let moved =
             !same(&packet.source, &self.source) || !same(&packet.destination, &self.destination);
 
+        let covered = Covered {
+            pseudo_header: true,
+            may_be_absent: packet.kind == Kind::Udp,
+        };
+        if moved && packet.covers_addresses() {
+            frame.fix_checksum(packet.checksum(), addresses, covered)?;
+        }
         if packet.is_trackable() {
-            let covers_addresses = packet.kind != Kind::EchoRequest
-                && packet.kind != Kind::EchoReply
-                || family == Family::V6;
-            let covered = Covered {
-                pseudo_header: true,
-                may_be_absent: packet.kind == Kind::Udp,
-            };
-            if moved && covers_addresses {
-                frame.fix_checksum(packet.checksum(), addresses, covered)?;
-            }
             self.apply_ports(frame, packet, covered)?;
         }
 
@@ -616,7 +642,7 @@ impl Rewrite {
 }
 
 #[inline(always)]
-fn ports(source: u16, destination: u16) -> [u8; 4] {
+pub(crate) fn ports(source: u16, destination: u16) -> [u8; 4] {
     let (source, destination) = (source.to_be_bytes(), destination.to_be_bytes());
     [source[0], source[1], destination[0], destination[1]]
 }

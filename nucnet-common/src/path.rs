@@ -5,6 +5,7 @@
 
 use crate::{
     abi::{Address, Delivery, Endpoint, Flow, FlowKey, FlowState, PeerKind, Reason, flow_flag},
+    embedded,
     env::{Env, Route, RouteKind, Scratch},
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
     guard,
@@ -97,7 +98,9 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
         return Ok(Way::Link { link });
     }
     guard::sent_by_endpoint(&scratch.packet, endpoint)?;
-    trackable(&scratch.packet)?;
+    if !scratch.packet.is_trackable() {
+        return sent_besides(env, endpoint, scratch);
+    }
 
     let now = env.now();
     scratch.key = scratch.packet.sent_key(endpoint.number);
@@ -125,20 +128,32 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     send(env, scratch, &mut flow, now)
 }
 
-/// What nucnet translates; anything else is dropped with its reason.
+/// What opens no flow by itself: belongs to one of another packet, or is dropped.
+#[inline(never)]
+fn sent_besides<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    scratch: &mut Scratch,
+) -> Result<Way, Reason> {
+    if scratch.packet.kind == Kind::Error {
+        return embedded::sent(env, endpoint, scratch);
+    }
+    Err(untranslatable(&scratch.packet))
+}
+
+/// Why a packet is neither translated nor judged.
 #[inline(always)]
-fn trackable(packet: &Packet) -> Result<(), Reason> {
+fn untranslatable(packet: &Packet) -> Reason {
     match packet.kind {
-        Kind::Tcp | Kind::Udp | Kind::EchoRequest | Kind::EchoReply => Ok(()),
-        Kind::Fragment => Err(Reason::Fragment),
-        Kind::Extended => Err(Reason::ExtensionHeader),
-        Kind::Icmp | Kind::Other => Err(Reason::Protocol),
+        Kind::Fragment => Reason::Fragment,
+        Kind::Extended => Reason::ExtensionHeader,
+        _ => Reason::Protocol,
     }
 }
 
 /// A flow that the endpoint opened is judged again when its policy has changed.
 #[inline(never)]
-fn allowed_still<E: Env>(
+pub(crate) fn allowed_still<E: Env>(
     env: &E,
     endpoint: &Endpoint,
     scratch: &mut Scratch,
@@ -276,7 +291,7 @@ fn is_translated(key: &FlowKey, flow: &Flow) -> bool {
 /// Whether packets of a flow cross a router, which takes one off their time to live. The
 /// bridge between siblings, and the host itself, do not.
 #[inline(always)]
-fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
+pub(crate) fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
     flow.peer_kind == PeerKind::Uplink as u32
         || flow.peer_kind == PeerKind::Endpoint as u32 && is_translated(key, flow)
 }
@@ -400,10 +415,12 @@ fn arrived<E: Env>(
     let scratch = &mut *scratch;
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
     if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err()
-        || !scratch.packet.is_trackable()
         || scratch.packet.kind == Kind::EchoRequest
     {
         return Ok(Way::Pass);
+    }
+    if !scratch.packet.is_trackable() {
+        return arrived_besides(env, scratch, account);
     }
     scratch.outside = scratch.packet.received_key();
     if env.outside(&scratch.outside, &mut scratch.key) {
@@ -434,6 +451,19 @@ fn arrived<E: Env>(
             *account = scratch.key.endpoint;
             return Err(Reason::Filtered);
         }
+    }
+    Ok(Way::Pass)
+}
+
+/// What comes in and opens no flow by itself: belongs to one of another packet, or is the host's.
+#[inline(never)]
+fn arrived_besides<E: Env>(
+    env: &E,
+    scratch: &mut Scratch,
+    account: &mut u32,
+) -> Result<Way, Reason> {
+    if scratch.packet.kind == Kind::Error {
+        return embedded::arrived(env, scratch, account);
     }
     Ok(Way::Pass)
 }
@@ -596,13 +626,12 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
         .ok_or(Reason::NoSuchAddress)?;
     *account = owner.endpoint;
     let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
-    if packet.kind == Kind::Icmp {
-        if env.is_forwarded() {
-            return Err(Reason::NotPublished);
-        }
-    } else {
-        trackable(packet)?;
+    if packet.is_trackable() {
         track_from_host(env, endpoint, owner.link, scratch)?;
+    } else if !matches!(packet.kind, Kind::Error | Kind::Icmp) {
+        return Err(untranslatable(packet));
+    } else if env.is_forwarded() {
+        return Err(Reason::NotPublished);
     }
     address_frame(env, endpoint)?;
     Ok(Way::Link { link: owner.link })
@@ -661,7 +690,7 @@ fn track_from_host<E: Env>(
 
 /// Addresses a frame to an endpoint, from its gateway.
 #[inline(always)]
-fn address_frame<F: Frame>(frame: &F, endpoint: &Endpoint) -> Result<(), Reason> {
+pub(crate) fn address_frame<F: Frame>(frame: &F, endpoint: &Endpoint) -> Result<(), Reason> {
     let (to, from) = (&endpoint.mac, &endpoint.gateway_mac);
     let macs = [
         to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4],
@@ -686,7 +715,7 @@ pub fn add_header<E: Env>(env: &E, verdict: Verdict, ethertype: u16) -> Result<(
 
 /// How an endpoint takes packets.
 #[inline(always)]
-fn delivery(endpoint: &Endpoint, link: u32) -> Way {
+pub(crate) fn delivery(endpoint: &Endpoint, link: u32) -> Way {
     if endpoint.delivery == Delivery::Peer as u32 {
         Way::Peer { link }
     } else {

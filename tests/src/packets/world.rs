@@ -20,7 +20,7 @@ use nucnet_common::{
     },
     connect::{self, Destination, Sockets},
     env::{Dead, Held, Host, Route, RouteKind, Scratch, Tables},
-    packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, TCP, UDP},
+    packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, Rewrite, TCP, UDP},
     path::{self, Verdict},
 };
 use nucnet_ctl::model::to_abi;
@@ -362,21 +362,24 @@ fn blank() -> Scratch {
         holds: 0xeeee_eeee,
         key,
     };
+    let packet = Packet {
+        source: garbage,
+        destination: garbage,
+        source_port: 0xeeee,
+        destination_port: 0xeeee,
+        l3: 0xeeee,
+        l4: 0xeeee,
+        length: 0xeeee,
+        family: Family::V6,
+        kind: Kind::Other,
+        protocol: 0xee,
+        ttl: 0xee,
+        flags: 0xee,
+    };
     Scratch {
-        packet: Packet {
-            source: garbage,
-            destination: garbage,
-            source_port: 0xeeee,
-            destination_port: 0xeeee,
-            l3: 0xeeee,
-            l4: 0xeeee,
-            length: 0xeeee,
-            family: Family::V6,
-            kind: Kind::Other,
-            protocol: 0xee,
-            ttl: 0xee,
-            flags: 0xee,
-        },
+        packet,
+        quoted: packet,
+        rewrite: Rewrite::none(&packet),
         key,
         outside,
         found: key,

@@ -14,6 +14,7 @@
 mod case;
 mod conversation;
 mod egress;
+mod errors;
 mod input;
 mod lifecycle;
 mod load;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         outbound::SCENARIOS,
         neighbours::SCENARIOS,
         egress::SCENARIOS,
+        errors::SCENARIOS,
         load::SCENARIOS,
         lifecycle::SCENARIOS,
         input::SCENARIOS,

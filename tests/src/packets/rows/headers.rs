@@ -334,11 +334,12 @@ fn other_protocols_of_an_endpoint_are_dropped(bench: &mut Bench<'_>, ip: &Family
             .from_endpoint(&WEB, &packet::ip(ip.web, ip.server, protocol))
             .is_dropped(Reason::Protocol);
     }
-    let unreachable = if ip.web.is_ipv4() { 3 } else { 1 };
+    // A node information query, and a timestamp request.
+    let query = if ip.web.is_ipv4() { 13 } else { 139 };
     bench
         .from_endpoint(
             &WEB,
-            &packet::icmp(ip.web, ip.server, [unreachable, 0, 0, 0, 0, 0, 0, 0]),
+            &packet::icmp(ip.web, ip.server, [query, 0, 0, 0, 0, 0, 0, 0]),
         )
         .is_dropped(Reason::Protocol);
 }

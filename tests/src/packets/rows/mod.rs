@@ -6,6 +6,7 @@ use std::{cell::RefCell, net::IpAddr, panic::AssertUnwindSafe};
 use super::{bench::Bench, engine::Engine, site};
 
 mod connect;
+mod errors;
 mod guard;
 mod headers;
 mod host;
@@ -137,6 +138,7 @@ pub fn cases() -> Vec<Case> {
         siblings::ROWS,
         host::ROWS,
         headers::ROWS,
+        errors::ROWS,
         guard::ROWS,
         neighbours::ROWS,
         policy::ROWS,
