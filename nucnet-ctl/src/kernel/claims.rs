@@ -518,6 +518,7 @@ mod tests {
             mtu: Mtu::ETHERNET,
             default_route: true,
             publishes: vec![],
+            pending: vec![],
             policy: None,
             egress: Policy::default(),
             resolv: None,

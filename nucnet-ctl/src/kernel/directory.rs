@@ -1,6 +1,7 @@
 //! Directories that are opened once and then used by descriptor: no path is resolved twice, and
 //! no symbolic link is followed.
 
+use super::fault::{self, Operation};
 use nix::{
     dir,
     errno::Errno,
@@ -31,6 +32,9 @@ pub struct FileError {
 
 /// Not even a damaged record is larger, in bytes: what is, is not read.
 const LARGEST: u64 = 64 << 20;
+
+/// How the names of files end that are being written.
+const UNFINISHED: &str = ".new";
 
 /// An open directory. Names are single components.
 #[derive(Debug)]
@@ -85,7 +89,7 @@ impl Directory {
 
     /// A directory inside, made if there is none.
     pub(crate) fn make(&self, name: &str) -> Result<Self, FileError> {
-        match mkdirat(&self.fd, name, Mode::S_IRWXU) {
+        match before_change().and_then(|()| mkdirat(&self.fd, name, Mode::S_IRWXU)) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(self.failed("create", name)(errno)),
         }
@@ -115,17 +119,21 @@ impl Directory {
     /// Replaces a file as a whole: whoever reads it, and whatever happens meanwhile, finds the
     /// old bytes or the new ones. One writer at a time.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
-        let new = format!(".{name}.new");
+        let new = unfinished(name);
         let flags = OFlag::O_WRONLY
             | OFlag::O_CREAT
             | OFlag::O_TRUNC
             | OFlag::O_NOFOLLOW
             | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let mut file: File = openat(&self.fd, new.as_str(), flags, mode)
+        let mut file: File = before_change()
+            .and_then(|()| openat(&self.fd, new.as_str(), flags, mode))
             .map_err(self.failed("create", &new))?
             .into();
-        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        let written = before_change()
+            .map_err(io::Error::from)
+            .and_then(|()| file.write_all(bytes))
+            .and_then(|()| file.sync_all());
         let placed = written
             .map_err(|source| FileError {
                 action: "write",
@@ -133,7 +141,8 @@ impl Directory {
                 source,
             })
             .and_then(|()| {
-                renameat(&self.fd, new.as_str(), &self.fd, name)
+                before_change()
+                    .and_then(|()| renameat(&self.fd, new.as_str(), &self.fd, name))
                     .map_err(self.failed("replace", name))
             });
         if placed.is_err() {
@@ -143,13 +152,24 @@ impl Directory {
         placed.and_then(|()| self.sync())
     }
 
+    /// Whether a name is that of a file which is being written, or was left by that.
+    pub(crate) fn is_unfinished(name: &str) -> bool {
+        name.strip_prefix('.')
+            .and_then(|name| name.strip_suffix(UNFINISHED))
+            .is_some()
+    }
+
     fn sync(&self) -> Result<(), FileError> {
-        fsync(&self.fd).map_err(failed("synchronise", &self.path))
+        before_change()
+            .and_then(|()| fsync(&self.fd))
+            .map_err(failed("synchronise", &self.path))
     }
 
     /// Renames an entry.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
-        renameat(&self.fd, from, &self.fd, to).map_err(self.failed("rename", from))?;
+        before_change()
+            .and_then(|()| renameat(&self.fd, from, &self.fd, to))
+            .map_err(self.failed("rename", from))?;
         self.sync()
     }
 
@@ -160,7 +180,7 @@ impl Directory {
 
     /// Removes an empty directory. `false`: there was none, or it is not empty.
     pub(crate) fn remove_directory(&self, name: &str) -> Result<bool, FileError> {
-        match unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir) {
+        match before_change().and_then(|()| unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
             Err(errno) => Err(self.failed("remove", name)(errno)),
@@ -173,7 +193,8 @@ impl Directory {
             return Ok(());
         };
         for entry in inner.names()? {
-            match unlinkat(&inner.fd, entry.as_str(), UnlinkatFlags::NoRemoveDir) {
+            let flags = UnlinkatFlags::NoRemoveDir;
+            match before_change().and_then(|()| unlinkat(&inner.fd, entry.as_str(), flags)) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(Errno::EISDIR) => inner.remove_tree(&entry)?,
                 Err(errno) => return Err(inner.failed("remove", &entry)(errno)),
@@ -183,7 +204,7 @@ impl Directory {
     }
 
     fn unlink(&self, name: &str, what: UnlinkatFlags) -> Result<bool, FileError> {
-        match unlinkat(&self.fd, name, what) {
+        match before_change().and_then(|()| unlinkat(&self.fd, name, what)) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(self.failed("remove", name)(errno)),
@@ -193,7 +214,7 @@ impl Directory {
     /// Makes a symbolic link that holds a text and leads nowhere: one call makes it, whole.
     /// `false`: the name is taken.
     pub(crate) fn note(&self, name: &str, text: &str) -> Result<bool, FileError> {
-        match symlinkat(text, &self.fd, name) {
+        match before_change().and_then(|()| symlinkat(text, &self.fd, name)) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => Ok(false),
             Err(errno) => Err(self.failed("create", name)(errno)),
@@ -235,6 +256,15 @@ impl AsFd for Directory {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// What a file is called while it is being written.
+fn unfinished(name: &str) -> String {
+    format!(".{name}{UNFINISHED}")
+}
+
+fn before_change() -> Result<(), Errno> {
+    fault::before(Operation::File)
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(Errno) -> FileError + use<> {

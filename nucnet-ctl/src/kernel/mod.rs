@@ -2,6 +2,7 @@
 //! system call for the network.
 
 mod directory;
+mod fault;
 
 pub mod boot;
 pub mod bpf;

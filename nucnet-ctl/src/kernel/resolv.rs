@@ -15,6 +15,7 @@
 
 use super::{
     directory::{Directory, FileError},
+    fault::{self, Operation},
     store::{self, Locked},
 };
 use crate::model::{
@@ -285,7 +286,7 @@ impl Root {
             None => {
                 let path = self.path.join(ETC);
                 let mode = Mode::from_bits_truncate(0o755);
-                match mkdirat(&self.fd, ETC, mode) {
+                match before_change().and_then(|()| mkdirat(&self.fd, ETC, mode)) {
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(refused("create", &path)(errno)),
                 }
@@ -299,7 +300,8 @@ impl Root {
         }
         let path = self.file_path();
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
-        match openat2(&etc, FILE, beneath(flags).mode(MODE)) {
+        let made = before_change().and_then(|()| openat2(&etc, FILE, beneath(flags).mode(MODE)));
+        match made {
             Ok(_) => {}
             Err(Errno::EEXIST) => record.made = MountPoint::Found,
             Err(errno) => return Err(refused("create", &path)(errno)),
@@ -322,7 +324,8 @@ impl Root {
         let path = self.file_path();
         match fstatat(&etc, FILE, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_size == 0 => {
-                match unlinkat(&etc, FILE, UnlinkatFlags::NoRemoveDir) {
+                let flags = UnlinkatFlags::NoRemoveDir;
+                match before_change().and_then(|()| unlinkat(&etc, FILE, flags)) {
                     Ok(()) | Err(Errno::ENOENT) => {}
                     Err(errno) => return Err(refused("remove", &path)(errno)),
                 }
@@ -331,7 +334,8 @@ impl Root {
             Err(errno) => return Err(refused("examine", &path)(errno)),
         }
         if made == MountPoint::DirectoryAndFile {
-            match unlinkat(&self.fd, ETC, UnlinkatFlags::RemoveDir) {
+            let flags = UnlinkatFlags::RemoveDir;
+            match before_change().and_then(|()| unlinkat(&self.fd, ETC, flags)) {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {
                 }
                 Err(errno) => return Err(refused("remove", &self.path.join(ETC))(errno)),
@@ -339,6 +343,10 @@ impl Root {
         }
         Ok(())
     }
+}
+
+fn before_change() -> Result<(), Errno> {
+    fault::before(Operation::File)
 }
 
 /// Nothing leads out of the directory, and no link is followed.
@@ -430,12 +438,15 @@ impl Locked {
         let how = beneath(OFlag::O_RDONLY | OFlag::O_NOFOLLOW);
         let staged = openat2(&staging, id.as_str(), how).map_err(refused("open", &path))?;
         // Unlike that of the directory that it is in, its mode is for the container.
-        fchmod(&staged, MODE).map_err(refused("set the mode of", &path))?;
+        before_change()
+            .and_then(|()| fchmod(&staged, MODE))
+            .map_err(refused("set the mode of", &path))?;
         let mount = detached(staged.as_fd()).map_err(refused("make a mount of", &path))?;
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&mount, "", &target, "", flags)
-            .map_err(|error| refused("mount over", &root.file_path())(errno(error)))
+        before_change()
+            .and_then(|()| move_mount(&mount, "", &target, "", flags).map_err(errno))
+            .map_err(refused("mount over", &root.file_path()))
     }
 
     /// Removes an endpoint's mounts, its staged file, and what was made to mount on. What is
@@ -481,6 +492,7 @@ fn detached(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
+    before_change()?;
     let mount = open_tree(file, "", flags).map_err(errno)?;
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY
@@ -538,7 +550,9 @@ impl Mount {
         if let Ok(fd) = &opened
             && mount_number(fd.as_fd())? == self.number
         {
-            return umount2(&*descriptor(fd.as_fd()), MntFlags::MNT_DETACH).map_err(failed);
+            return before_change()
+                .and_then(|()| umount2(&*descriptor(fd.as_fd()), MntFlags::MNT_DETACH))
+                .map_err(failed);
         }
         match mount_table()?.iter().find(|row| row.number == self.number) {
             None => Ok(()),

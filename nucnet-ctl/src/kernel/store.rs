@@ -14,7 +14,10 @@
 //! set aside (`.damaged-N`) by whoever holds the lock, reported, and stops nobody else. State is
 //! of one boot: that of an earlier one is cleared.
 
-use super::directory::{Directory, FileError};
+use super::{
+    directory::{Directory, FileError},
+    fault::{self, Operation},
+};
 use crate::model::{
     EndpointId, NetworkName,
     record::{self, EndpointRecord, HostRecord, NetworkRecord, Record},
@@ -320,7 +323,9 @@ impl Locked {
         };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file: File = match openat(&store.root, LOCK, flags, mode) {
+        let opened =
+            fault::before(Operation::File).and_then(|()| openat(&store.root, LOCK, flags, mode));
+        let file: File = match opened {
             Ok(fd) => fd.into(),
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(failed("open")(errno)),
@@ -539,6 +544,30 @@ impl Locked {
         Ok(())
     }
 
+    /// Removes files that a process began to write and died. Returns their names.
+    pub fn forget_unfinished(&self) -> Result<Vec<String>, Error> {
+        let mut forgotten = Vec::new();
+        let mut forget = |directory: &Directory| -> Result<(), Error> {
+            for name in directory.names()? {
+                if Directory::is_unfinished(&name) && directory.remove(&name)? {
+                    forgotten.push(name);
+                }
+            }
+            Ok(())
+        };
+        forget(&self.root)?;
+        for inner in [NetworkRecord::DIRECTORY, EndpointRecord::DIRECTORY]
+            .into_iter()
+            .flatten()
+        {
+            self.root
+                .enter(inner)?
+                .as_ref()
+                .map_or(Ok(()), &mut forget)?;
+        }
+        Ok(forgotten)
+    }
+
     /// Whether there is no record but that of the host, damaged ones included.
     pub fn is_empty(&self) -> Result<bool, Error> {
         for inner in [NetworkRecord::DIRECTORY, EndpointRecord::DIRECTORY]
@@ -582,7 +611,10 @@ impl Locked {
         let path = self.root.path().to_owned();
         // Whoever waits for the lock finds it gone, and begins anew.
         self.root.remove(LOCK)?;
-        match std::fs::remove_dir(&path) {
+        let removed = fault::before(Operation::File)
+            .map_err(io::Error::from)
+            .and_then(|()| std::fs::remove_dir(&path));
+        match removed {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError {
                 action: "remove",
                 path,
@@ -613,7 +645,10 @@ fn make(path: &Path) -> Result<(), Error> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+    let made = fault::before(Operation::File)
+        .map_err(io::Error::from)
+        .and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(path));
+    match made {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(failed(source)),
         _ => Ok(()),
     }
@@ -652,6 +687,7 @@ fn sign(lock: &mut Flock<File>) -> io::Result<()> {
         .to_string_lossy()
         .into_owned();
     let verb: Vec<String> = std::env::args().skip(1).take(4).collect();
+    fault::before(Operation::File)?;
     lock.set_len(0)?;
     write!(
         &mut **lock,

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::{self, Operation};
+
 /// Why a sysctl cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -137,9 +139,10 @@ impl Sysctl {
     pub fn write(&self, value: &str) -> Result<String, Error> {
         let previous = self.read()?;
         if previous != value {
-            OpenOptions::new()
-                .write(true)
-                .open(self.path()?)
+            let path = self.path()?;
+            fault::before(Operation::File)
+                .map_err(io::Error::from)
+                .and_then(|()| OpenOptions::new().write(true).open(path))
                 .and_then(|mut file| file.write_all(value.as_bytes()))
                 .map_err(|source| self.refused(format!("write {value} to"), source))?;
         }

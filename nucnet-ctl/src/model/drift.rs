@@ -98,6 +98,12 @@ pub fn of_endpoint(record: &EndpointRecord, sight: &EndpointSight) -> Vec<Drift>
     let mut missing = |problem: String, remedy: String| {
         found.push(Drift::new(&name, problem, remedy));
     };
+    for publish in &record.pending {
+        missing(
+            format!("publish {publish}: in progress, or left by a crash"),
+            GC.to_owned(),
+        );
+    }
     if sight.link == LinkSight::Down {
         missing(
             format!("interface {link} is down"),
@@ -337,6 +343,7 @@ mod tests {
             mtu: "1500".parse().unwrap(),
             default_route: true,
             publishes: Vec::new(),
+            pending: Vec::new(),
             policy: None,
             egress: Policy::default(),
             resolv: None,

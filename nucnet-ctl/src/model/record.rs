@@ -323,6 +323,9 @@ pub struct EndpointRecord {
     pub default_route: bool,
     /// Its publishes with the host ports that they have.
     pub publishes: Vec<PublishSpec>,
+    /// Publishes that are being made or taken back, or were left behind by that.
+    #[serde(default)]
+    pub pending: Vec<PublishSpec>,
     /// Its egress policy, if there is anything to enforce.
     pub policy: Option<PolicyNumbers>,
     /// Its egress policy in force, with the host's resolvers where it was given those.

@@ -458,6 +458,7 @@ fn intend(
         mtu,
         default_route: false,
         publishes,
+        pending: Vec::new(),
         policy: policy_numbers,
         egress,
         resolv,

@@ -173,7 +173,7 @@ impl<'a> Removal<'a> {
         let mut steps = endpoint_steps(&endpoint, bridge, world.policy.as_ref());
         let what = format!("detach {}", endpoint.id);
         world.network = network;
-        world.publishes = endpoint.publishes.clone();
+        world.publishes = [&endpoint.publishes[..], &endpoint.pending].concat();
         world.endpoint = Some(endpoint);
         let link = steps.iter().position(|step| matches!(step, Step::Veth(_)));
         let in_use: Plan<Step> = steps.drain(link.map_or(0, |at| at + 1)..).collect();

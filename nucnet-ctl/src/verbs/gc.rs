@@ -10,7 +10,7 @@ use super::{
     Error, Host, Step, detach,
     error::Left,
     host::Session,
-    network,
+    network, publish,
     step::{World, endpoint_alias, network_alias},
 };
 use crate::{
@@ -157,6 +157,12 @@ impl Collection<'_> {
             if !is_whole || self.session.is_dead(&endpoint)? {
                 names.push(format!("endpoint {} ({})", endpoint.id, endpoint.state));
                 dead.push(endpoint);
+            } else if !endpoint.pending.is_empty() {
+                let specs: Vec<String> = endpoint.pending.iter().map(|s| s.to_string()).collect();
+                let what = format!("publishes {} of endpoint {}", specs.join(", "), endpoint.id);
+                self.remove(what, |session| {
+                    publish::take_back_pending(session, endpoint).map(drop)
+                });
             }
         }
         match self.removal {
@@ -379,6 +385,10 @@ impl Collection<'_> {
             self.found
                 .removed
                 .extend(claims.into_iter().map(|claim| format!("claim {claim}")));
+            let unfinished = self.session.state.forget_unfinished()?;
+            self.found
+                .removed
+                .extend(unfinished.into_iter().map(|name| format!("file {name}")));
         }
         Ok(())
     }

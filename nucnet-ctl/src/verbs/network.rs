@@ -223,7 +223,8 @@ fn create(
     if !repairs.is_empty() {
         repair(&mut world, repairs)?;
     }
-    if !make.is_empty() {
+    let is_new = !make.is_empty();
+    if is_new {
         let begin = [
             Step::Datapath(session.bpffs().display().to_string()),
             Step::Uplinks,
@@ -233,7 +234,9 @@ fn create(
     }
     let record = world.network.expect("a network is created");
     // One that was made for use becomes one that was asked for.
-    session.state.put_network(&record)?;
+    if !is_new {
+        session.state.put_network(&record)?;
+    }
     Ok(record)
 }
 

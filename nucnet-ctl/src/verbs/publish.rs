@@ -32,6 +32,7 @@ impl Host {
         let wanted = PublishSpec::check_all(publishes)?;
         let session = self.session_with(id)?;
         let (endpoint, network) = live(&session, id)?;
+        let endpoint = take_back_pending(&session, endpoint)?;
         let more = missing(&session, &endpoint, &wanted)?;
         let plan: Plan<Step> = publish_steps(&more).into_iter().collect();
         let mut world = World::new(&session);
@@ -73,22 +74,10 @@ impl Host {
         let session = self.session_with(id)?;
         let (endpoint, network) = recorded(&session, id)?;
         let less = present(&endpoint, publishes)?;
-        let plan: Plan<Step> = publish_steps(&less).into_iter().collect();
-        let mut world = World::new(&session);
-        world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
-        world.publishes = less;
-        world.endpoint = Some(endpoint);
-        let left = plan::tear_down(&plan, &mut world)?;
-        if !left.is_empty() {
-            return Err(Error::Teardown {
-                what: format!("unpublish {id}"),
-                left: Left(left),
-            });
-        }
-        Ok(EndpointView::of(
-            &world.endpoint.expect("it has one"),
-            network.as_ref(),
-        ))
+        // Also what an earlier call did not get to.
+        let endpoint = take_back_pending(&session, endpoint)?;
+        let endpoint = take_back(&session, endpoint, less)?;
+        Ok(EndpointView::of(&endpoint, network.as_ref()))
     }
 
     /// What an unpublish would undo, in the order of the set-up.
@@ -108,6 +97,38 @@ impl Host {
         self.check_capabilities()?;
         self.open_existing()?
             .ok_or_else(|| Error::NoEndpoint(id.clone()))
+    }
+}
+
+/// Takes back publishes of an endpoint that are recorded, in whatever way.
+fn take_back(
+    session: &Session,
+    endpoint: EndpointRecord,
+    less: Vec<PublishSpec>,
+) -> Result<EndpointRecord, Error> {
+    let what = format!("unpublish {}", endpoint.id);
+    let plan: Plan<Step> = publish_steps(&less).into_iter().collect();
+    let mut world = World::new(session);
+    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    world.publishes = less;
+    world.endpoint = Some(endpoint);
+    match plan::tear_down(&plan, &mut world)? {
+        left if left.is_empty() => Ok(world.endpoint.expect("it has one")),
+        left => Err(Error::Teardown {
+            what,
+            left: Left(left),
+        }),
+    }
+}
+
+/// Takes back what a call that died had begun to publish, or to take back.
+pub(super) fn take_back_pending(
+    session: &Session,
+    endpoint: EndpointRecord,
+) -> Result<EndpointRecord, Error> {
+    match endpoint.pending.clone() {
+        pending if pending.is_empty() => Ok(endpoint),
+        pending => take_back(session, endpoint, pending),
     }
 }
 
@@ -152,12 +173,13 @@ fn missing(
     choose(session, &more, v4, v6)
 }
 
-/// Those of the endpoint's that are asked for; each must be there.
+/// Those of the endpoint's that are asked for; each must be there, or be left of a call that
+/// died.
 fn present(endpoint: &EndpointRecord, wanted: &[PublishSpec]) -> Result<Vec<PublishSpec>, Error> {
     let wanted = PublishSpec::check_all(wanted)?;
     match wanted
         .iter()
-        .find(|spec| !endpoint.publishes.contains(spec))
+        .find(|spec| !endpoint.publishes.contains(spec) && !endpoint.pending.contains(spec))
     {
         Some(absent) => Err(Error::NoPublish {
             id: endpoint.id.clone(),

@@ -79,6 +79,8 @@ pub enum Step {
     PublishIntent(String),
     /// Take the ports.
     PublishClaims(String),
+    /// Record that ports are published.
+    PublishRecord(String),
     /// Record that the endpoint is there.
     EndpointRecord(String),
 }
@@ -110,6 +112,7 @@ impl fmt::Display for Step {
             Self::Publishes(what) => write!(f, "publish {what}"),
             Self::PublishIntent(what) => write!(f, "record {what}"),
             Self::PublishClaims(what) => write!(f, "take {what}"),
+            Self::PublishRecord(what) => write!(f, "record {what} as published"),
             Self::EndpointRecord(id) => write!(f, "record endpoint {id} as active"),
         }
     }
@@ -193,6 +196,14 @@ pub(super) fn endpoint_steps(
     steps
 }
 
+/// What the record of an endpoint says of a publish.
+#[derive(Clone, Copy)]
+enum Standing {
+    Absent,
+    Pending,
+    Published,
+}
+
 type CidrEntries = Vec<(Prefix<abi::PolicyCidrKey>, abi::PolicyClass)>;
 type PortEntries = Vec<(Prefix<abi::PolicyPortKey>, abi::PolicyRule)>;
 
@@ -203,7 +214,8 @@ pub(super) fn publish_steps(publishes: &[PublishSpec]) -> Vec<Step> {
     vec![
         Step::PublishIntent(what.clone()),
         Step::PublishClaims(what.clone()),
-        Step::Publishes(what),
+        Step::Publishes(what.clone()),
+        Step::PublishRecord(what),
     ]
 }
 
@@ -727,14 +739,17 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn record_publishes(&mut self) -> Result<(), Error> {
-        let more = self.publishes.clone();
-        self.put_endpoint(|endpoint| endpoint.publishes.extend(more))
-    }
-
-    fn forget_publishes(&mut self) -> Result<(), Error> {
-        let less = self.publishes.clone();
-        self.put_endpoint(|endpoint| endpoint.publishes.retain(|spec| !less.contains(spec)))
+    fn record_publishes(&mut self, standing: Standing) -> Result<(), Error> {
+        let these = self.publishes.clone();
+        self.put_endpoint(|endpoint| {
+            endpoint.publishes.retain(|spec| !these.contains(spec));
+            endpoint.pending.retain(|spec| !these.contains(spec));
+            match standing {
+                Standing::Published => endpoint.publishes.extend(these),
+                Standing::Pending => endpoint.pending.extend(these),
+                Standing::Absent => {}
+            }
+        })
     }
 }
 
@@ -878,8 +893,9 @@ impl Executor<Step> for World<'_> {
             Step::ContainerSide(_) => self.configure_container(),
             Step::ResolvConf(_) => self.mount_resolv_conf(),
             Step::Publishes(_) => self.publish(),
-            Step::PublishIntent(_) => self.record_publishes(),
+            Step::PublishIntent(_) => self.record_publishes(Standing::Pending),
             Step::PublishClaims(_) => self.claim_publishes(),
+            Step::PublishRecord(_) => self.record_publishes(Standing::Published),
             Step::EndpointRecord(_) => self.put_endpoint(|endpoint| endpoint.state = State::Active),
         }
         .inspect_err(|_| self.clean_up_after(step))
@@ -914,7 +930,8 @@ impl Executor<Step> for World<'_> {
             Step::ResolvConf(_) => self.unmount_resolv_conf(),
             Step::Publishes(_) => self.unpublish(),
             Step::PublishIntent(_) if self.troubled => Ok(()),
-            Step::PublishIntent(_) => self.forget_publishes(),
+            Step::PublishIntent(_) => self.record_publishes(Standing::Absent),
+            Step::PublishRecord(_) => self.record_publishes(Standing::Pending),
             Step::PublishClaims(_) if self.troubled => Ok(()),
             Step::PublishClaims(_) => self.release_publishes(),
             Step::Neighbours(_) => self.remove_neighbours(),
@@ -956,6 +973,7 @@ impl World<'_> {
                 | Step::Claims(_)
                 | Step::PublishIntent(_)
                 | Step::PublishClaims(_)
+                | Step::PublishRecord(_)
                 | Step::Entries(_)
                 | Step::Neighbours(_)
                 | Step::ResolvConf(_)

@@ -743,13 +743,13 @@ fn ports_of_a_live_endpoint_come_and_go() {
         assert_eq!((timeout(&flows[0]), timeout(&flows[1])), (0, 240));
 
         // Killed half-way, the repeated call succeeds.
-        for step in 0..if has_faults() { 4 } else { 0 } {
+        for step in 0..if has_faults() { 5 } else { 0 } {
             for verb in ["publish web 9090:90", "unpublish web 9090:90"] {
                 let mut command = lab.command(verb);
                 let output = command.env("NUCNET_FAULT", format!("stop:{step}")).output();
                 assert_eq!(output.expect("nucnet-ctl").status.code(), None);
                 // What was done but for the report cannot be undone again.
-                let is_over = step == 3 && verb.starts_with("un");
+                let is_over = step == 4 && verb.starts_with("un");
                 let code = lab.run(verb).status.code();
                 assert_eq!(
                     code,

@@ -244,7 +244,8 @@ impl Lab {
             .iter()
             .filter(|line| !old.contains(line))
             .map(|line| format!("+ {line}"));
-        let difference: Vec<String> = gone.chain(come).collect();
+        // With an interface come some hundred sysctls.
+        let difference: Vec<String> = gone.chain(come).take(40).collect();
         panic!(
             "{when}: the host is not as it was:\n{}",
             difference.join("\n")

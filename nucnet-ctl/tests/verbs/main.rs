@@ -1,6 +1,7 @@
 //! The verbs by way of the program, on hosts that each test makes.
 
 mod endpoints;
+mod faults;
 mod lab;
 mod resolv;
 mod status;

@@ -27,7 +27,10 @@ use super::{
     clsact::{self, Qdisc},
     error::{AttachCause, BpfError, errno},
     object::program_error,
-    pins::{Pins, aside, file_error, names, remove, replace_text},
+    pins::{
+        Pins, aside, before_change, file_error, names, remove, remove_directory, rename,
+        replace_text,
+    },
     sys::{self, LinkTarget},
 };
 
@@ -166,6 +169,7 @@ impl Datapath {
                     continue;
                 }
             }
+            sys::before_change().map_err(|e| error(e.into()))?;
             let attached = program
                 .attach(&directory, CgroupAttachMode::default())
                 .and_then(|id| program.take_link(id))
@@ -174,9 +178,10 @@ impl Datapath {
                 .map_err(|e| error(io::Error::new(io::ErrorKind::Unsupported, e).into()))?;
             let new = aside(&pin);
             remove(&new)?;
+            before_change().map_err(|e| error(e.into()))?;
             link.pin(&new).map_err(|e| error(e.into()))?;
             unlink(&pin)?;
-            fs::rename(&new, &pin).map_err(file_error(&pin, "create"))?;
+            rename(&new, &pin).map_err(file_error(&pin, "create"))?;
         }
         Ok(())
     }
@@ -302,7 +307,7 @@ impl Datapath {
             self.pins.links().join(from.file_name()),
             self.pins.links().join(to.file_name()),
         );
-        fs::rename(&from, &to).map_err(file_error(&from, "rename"))
+        rename(&from, &to).map_err(file_error(&from, "rename"))
     }
 
     /// Takes a program off a host interface; one that is gone is fine.
@@ -326,7 +331,7 @@ impl Datapath {
         problems.extend(remove_all(&pins));
         drop(lock);
         if problems.is_empty() {
-            match fs::remove_dir(bpffs) {
+            match remove_directory(bpffs) {
                 // A mount point stays, empty.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => problems.push(file_error(bpffs, "remove")(error)),
@@ -382,7 +387,7 @@ pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
                 .for_each(|name| attempt(remove(&directory.join(name)))),
             Err(error) => attempt(Err(error)),
         }
-        match fs::remove_dir(&directory) {
+        match remove_directory(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 attempt(Err(file_error(&directory, "remove")(error)));
             }
@@ -393,10 +398,12 @@ pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
 }
 
 fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, pin: &Path) -> Result<(), AttachCause> {
+    sys::before_change()?;
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(&hook.interface, hook.direction(), options)?;
     let link = FdLink::try_from(program.take_link(id)?).map_err(io::Error::other)?;
     // Until it is pinned, the link goes with this process.
+    before_change()?;
     link.pin(pin)?;
     Ok(())
 }

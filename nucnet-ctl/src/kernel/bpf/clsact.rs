@@ -18,6 +18,7 @@ use rtnetlink::{
 };
 
 use super::error::{AttachCause, errno};
+use crate::kernel::fault::{self, Operation};
 
 /// First in order.
 const PRIORITY: u16 = 1;
@@ -36,6 +37,7 @@ pub(super) enum Qdisc {
 
 /// Adds the queueing discipline, if it is not there.
 pub(super) fn ensure_qdisc(interface: &str) -> Result<Qdisc, AttachCause> {
+    before_request()?;
     match qdisc_add_clsact(interface) {
         Ok(()) => Ok(Qdisc::Added),
         Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(Qdisc::Found),
@@ -50,6 +52,7 @@ pub(super) fn attach(
     interface: &str,
     direction: TcAttachType,
 ) -> Result<(), AttachCause> {
+    before_request()?;
     let options = NlOptions {
         priority: PRIORITY,
         handle: HANDLE,
@@ -70,6 +73,7 @@ pub(super) fn attach(
 /// Takes nucnet's filter off an interface. `false`: there is none, or no such interface.
 pub(super) fn detach(interface: &str, direction: TcAttachType) -> Result<bool, AttachCause> {
     use aya::programs::Link;
+    before_request()?;
     let link = match filter(interface, direction) {
         Ok(link) => link,
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
@@ -90,6 +94,11 @@ pub(super) fn detach(interface: &str, direction: TcAttachType) -> Result<bool, A
     }
 }
 
+/// These requests do not go by way of [`Netlink`](crate::kernel::netlink::Netlink).
+fn before_request() -> io::Result<()> {
+    Ok(fault::before(Operation::Netlink)?)
+}
+
 fn filter(interface: &str, direction: TcAttachType) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(interface, direction, PRIORITY, HANDLE, None)
 }
@@ -97,6 +106,7 @@ fn filter(interface: &str, direction: TcAttachType) -> io::Result<SchedClassifie
 /// Removes the queueing discipline of an interface, with whatever filters it has; one that is
 /// not there is fine.
 pub(super) fn remove_qdisc(index: u32) -> io::Result<()> {
+    before_request()?;
     let mut message = TcMessage::with_index(index as i32);
     message.header.handle = Handle {
         major: 0xffff,

@@ -17,7 +17,7 @@ mod table;
 mod uplinks;
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -25,7 +25,9 @@ use aya::programs::Program;
 use aya_obj::generated::BPF_F_LOCK;
 use nucnet_common::abi::{self, map, size};
 
-use self::pins::{Pins, Version, aside, file_error, names, remove};
+use self::pins::{
+    Pins, Version, aside, before_change, file_error, names, remove, remove_directory, rename,
+};
 pub use self::{
     attach::{AttachKind, cgroup_root},
     endpoint::Purged,
@@ -94,7 +96,11 @@ impl Datapath {
         if pins.version()?.as_ref() != Some(&Version::ours()) {
             let _lock = pins.lock()?;
             match pins.version()? {
-                None => load(&pins, host)?,
+                None => load(&pins, host).inspect_err(|_| {
+                    // The error that led here is the one to report.
+                    attach::remove_all(&pins);
+                    let _ = remove_directory(bpffs);
+                })?,
                 Some(version) if version.abi != abi::VERSION => {
                     return Err(BpfError::OtherAbi {
                         path: bpffs.into(),
@@ -177,7 +183,7 @@ impl Datapath {
             let new = aside(&pin);
             remove(&new)?;
             pin_program(name, program, &new)?;
-            fs::rename(&new, &pin).map_err(file_error(&pin, "replace"))?;
+            rename(&new, &pin).map_err(file_error(&pin, "replace"))?;
         }
         self.reattach()?;
         let wanted: Vec<&str> = object.programs().map(|(name, _)| name).collect();
@@ -212,6 +218,7 @@ fn pin_program(name: &str, program: &mut Program, path: &Path) -> Result<(), Bpf
         path: PathBuf::from(path),
         source: Box::new(source),
     };
+    before_change().map_err(file_error(path, "pin"))?;
     match program {
         Program::SchedClassifier(program) => program.pin(path).map_err(pin_error),
         Program::CgroupSockAddr(program) => program.pin(path).map_err(pin_error),

@@ -14,7 +14,10 @@ use nix::{
 };
 use nucnet_common::abi::map;
 
-use super::error::{BpfError, Reasons, errno};
+use super::{
+    error::{BpfError, Reasons, errno},
+    sys,
+};
 
 /// The compiled programs, an ELF file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NUCNET_BPF_OBJECT"));
@@ -41,6 +44,7 @@ pub(super) fn load(maps: Option<&Path>) -> Result<Ebpf, BpfError> {
             loader.map_pin_path(name, directory.join(name));
         }
     }
+    sys::before_change().map_err(|error| object_error(EbpfError::ProgramError(error.into())))?;
     let mut object = loader.load(OBJECT).map_err(object_error)?;
     // The verifier walks through one program a processor at a time.
     thread::scope(|scope| {

@@ -31,6 +31,8 @@ use nix::{
 };
 use nucnet_common::abi;
 
+use crate::kernel::fault::{self, Operation};
+
 use super::{
     error::{BpfError, DirectoryProblem},
     object::OBJECT_HASH,
@@ -107,7 +109,8 @@ impl Pins {
                 if !in_bpffs {
                     return Err(BpfError::NotBpffs { path: path() });
                 }
-                let made = fs::DirBuilder::new().mode(0o700).create(root);
+                let made =
+                    before_change().and_then(|()| fs::DirBuilder::new().mode(0o700).create(root));
                 match made {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(file_error(root, "create")(error));
@@ -129,7 +132,8 @@ impl Pins {
             return Err(problem(DirectoryProblem::Owner(found.uid())));
         }
         if found.uid() == own && found.mode() & 0o777 != 0o700 {
-            fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+            before_change()
+                .and_then(|()| fs::set_permissions(root, fs::Permissions::from_mode(0o700)))
                 .map_err(file_error(root, "change the mode of"))?;
         }
         Ok(Self::at(root))
@@ -202,9 +206,8 @@ impl Pins {
 
     pub(super) fn make_directories(&self) -> Result<(), BpfError> {
         for directory in [self.maps(), self.programs(), self.links()] {
-            fs::DirBuilder::new()
-                .mode(0o700)
-                .create(&directory)
+            before_change()
+                .and_then(|()| fs::DirBuilder::new().mode(0o700).create(&directory))
                 .map_err(file_error(&directory, "create"))?;
         }
         Ok(())
@@ -238,7 +241,7 @@ pub(super) fn names(directory: &Path) -> Result<Vec<String>, BpfError> {
 
 /// Removes a pin or a symbolic link; one that is not there is fine.
 pub(super) fn remove(path: &Path) -> Result<(), BpfError> {
-    match fs::remove_file(path) {
+    match before_change().and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(file_error(path, "remove")(error))
         }
@@ -246,12 +249,29 @@ pub(super) fn remove(path: &Path) -> Result<(), BpfError> {
     }
 }
 
+/// Renames a pin or a symbolic link, over any of the other name.
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    before_change().and_then(|()| fs::rename(from, to))
+}
+
+/// Removes an empty directory.
+pub(super) fn remove_directory(path: &Path) -> io::Result<()> {
+    before_change().and_then(|()| fs::remove_dir(path))
+}
+
+/// Called before every change under the directory of pins.
+pub(super) fn before_change() -> io::Result<()> {
+    Ok(fault::before(Operation::File)?)
+}
+
 /// Makes a symbolic link to nothing with that text, or exchanges the one that is there.
 pub(super) fn replace_text(path: &Path, text: &str) -> Result<(), BpfError> {
     let new = aside(path);
     remove(&new)?;
-    symlink(text, &new).map_err(file_error(&new, "create"))?;
-    fs::rename(&new, path).map_err(file_error(path, "replace"))
+    before_change()
+        .and_then(|()| symlink(text, &new))
+        .map_err(file_error(&new, "create"))?;
+    rename(&new, path).map_err(file_error(path, "replace"))
 }
 
 /// Where a new pin is made before it takes the place of an old one. No name of nucnet's has a

@@ -15,6 +15,8 @@ use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
 use nix::libc;
 
+use crate::kernel::fault::{self, Operation};
+
 /// `ENOTSUPP` of the kernel's inside, which bpf(2) lets out: the map has no such operation.
 const ENOTSUPP: i32 = 524;
 
@@ -34,6 +36,11 @@ fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i64> {
     } else {
         Ok(result)
     }
+}
+
+/// Called before every change by bpf(2), aya's calls included.
+pub(super) fn before_change() -> io::Result<()> {
+    Ok(fault::before(Operation::Map)?)
 }
 
 fn no_attributes() -> bpf_attr {
@@ -96,6 +103,7 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// Exchanges the program of a link; no packet passes without one.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    before_change()?;
     let mut attributes = no_attributes();
     attributes.link_update.link_fd = link.as_raw_fd() as u32;
     attributes.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
@@ -104,6 +112,7 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 
 /// Detaches a link now. Removing its pin alone does so at some later time, in a work queue.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    before_change()?;
     let mut attributes = no_attributes();
     attributes.link_detach.link_fd = link.as_raw_fd() as u32;
     bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes).map(drop)
@@ -184,6 +193,9 @@ pub(super) fn update_entries<K: Pod, V: Pod>(
     values: &[V],
 ) -> (usize, io::Result<()>) {
     assert_eq!(keys.len(), values.len());
+    if let Err(error) = before_change() {
+        return (0, Err(error));
+    }
     let mut attributes = no_attributes();
     attributes.batch.map_fd = map.as_raw_fd() as u32;
     attributes.batch.keys = keys.as_ptr() as u64;
@@ -195,6 +207,9 @@ pub(super) fn update_entries<K: Pod, V: Pod>(
 
 /// Removes entries. Returns how many went; on error the one after them could not be removed.
 pub(super) fn delete_entries<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> (usize, io::Result<()>) {
+    if let Err(error) = before_change() {
+        return (0, Err(error));
+    }
     let mut attributes = no_attributes();
     attributes.batch.map_fd = map.as_raw_fd() as u32;
     attributes.batch.keys = keys.as_ptr() as u64;

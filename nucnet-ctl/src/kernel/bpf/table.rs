@@ -56,20 +56,22 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// Writes an entry, in place of any with the same key.
     pub fn insert(&mut self, key: &K, value: &V) -> Result<(), BpfError> {
         let error = self.error("insert");
-        self.inner
-            .insert(key, value, 0)
-            .map_err(|e| error(cause(e)))
+        sys::before_change()
+            .and_then(|()| self.inner.insert(key, value, 0).map_err(cause))
+            .map_err(error)
     }
 
     /// Changes an entry that exists. `false`: there is none, and none is made.
     pub fn replace(&mut self, key: &K, value: &V) -> Result<bool, BpfError> {
         let error = self.error("replace");
-        match self.inner.insert(key, value, BPF_EXIST.into()) {
+        let replaced = sys::before_change().and_then(|()| {
+            let inserted = self.inner.insert(key, value, BPF_EXIST.into());
+            inserted.map_err(cause)
+        });
+        match replaced {
             Ok(()) => Ok(true),
-            Err(e) => match cause(e) {
-                e if e.kind() == io::ErrorKind::NotFound => Ok(false),
-                e => Err(error(e)),
-            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(error(e)),
         }
     }
 
@@ -101,12 +103,10 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// Removes an entry. `false`: there is none. Of a trie: exactly that prefix.
     pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
         let error = self.error("remove");
-        match self.inner.remove(key) {
+        match sys::before_change().and_then(|()| self.inner.remove(key).map_err(cause)) {
             Ok(()) => Ok(true),
-            Err(e) => match cause(e) {
-                e if e.kind() == io::ErrorKind::NotFound => Ok(false),
-                e => Err(error(e)),
-            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(error(e)),
         }
     }
 
@@ -207,12 +207,12 @@ impl<V: Pod> Cells<V> {
 
     /// Changes the value of a cell.
     pub fn set(&mut self, index: u32, value: &V) -> Result<(), BpfError> {
-        self.inner
-            .set(index, value, self.flags)
-            .map_err(|error| BpfError::Map {
+        sys::before_change()
+            .and_then(|()| self.inner.set(index, value, self.flags).map_err(cause))
+            .map_err(|source| BpfError::Map {
                 name: self.name,
                 action: "write",
-                source: cause(error),
+                source,
             })
     }
 }
@@ -274,7 +274,9 @@ impl Drops {
                 endpoint,
                 reason: reason as u32,
             };
-            match self.inner.remove(&key).map_err(cause) {
+            let removed =
+                sys::before_change().and_then(|()| self.inner.remove(&key).map_err(cause));
+            match removed {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(BpfError::Map {
                         name: Self::NAME,

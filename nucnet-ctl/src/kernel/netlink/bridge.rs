@@ -155,15 +155,16 @@ impl Netlink {
             }
             Err(failure) => return Err(failure.to("create bridge", spec.name)),
         }
-        let link = self.link(spec.name)?;
-        match self.adopt_bridge(spec, &link) {
-            Ok(()) => Ok((link.index, Change::Made)),
-            Err(error) => {
-                // Made and configured is one step; the error that led here is the one to report.
-                let _ = self.delete_index(link.index);
-                Err(error)
-            }
+        let configured = self
+            .link(spec.name)
+            .and_then(|link| self.adopt_bridge(spec, &link).map(|()| link.index));
+        // Made and configured is one step; the error that led here is the one to report.
+        if configured.is_err()
+            && let Ok(Some(link)) = self.find_link(spec.name)
+        {
+            let _ = self.delete_index(link.index);
         }
+        Ok((configured?, Change::Made))
     }
 
     /// Brings a bridge that exists to what is wanted, if it may.

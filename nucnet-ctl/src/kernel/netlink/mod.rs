@@ -35,7 +35,10 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::AsyncSocket;
 use tokio::runtime::{Builder, Runtime};
 
-use super::netns::{self, NetnsFd};
+use super::{
+    fault::{self, Operation},
+    netns::{self, NetnsFd},
+};
 
 pub use address::{AddressScope, LinkAddress};
 pub use bridge::{BridgeSettings, BridgeSpec, Port};
@@ -182,6 +185,12 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+        fault::before(Operation::Netlink).map_err(|errno| {
+            Failure::Refused(Refusal {
+                errno,
+                message: None,
+            })
+        })?;
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | flags;
         let mut handle = self.handle.clone();

@@ -1,0 +1,96 @@
+//! Faults that tests ask for: the n-th operation of a kind fails with an errno, or the process is
+//! killed before it. Not part of a release, which has neither debug assertions nor the feature
+//! `faults`: there [`before`] says that all is well, and is optimised away.
+
+use nix::errno::Errno;
+
+/// What can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// A request to rtnetlink, questions included.
+    Netlink,
+    /// A change of a file system: files, directories, links, mounts, sysctls, pins.
+    File,
+    /// A change by bpf(2): entries of maps, links, the loading of programs.
+    Map,
+}
+
+/// Called before every operation.
+#[cfg(any(debug_assertions, feature = "faults"))]
+pub(crate) fn before(operation: Operation) -> Result<(), Errno> {
+    injected::strike(operation)
+}
+
+/// Called before every operation.
+#[cfg(not(any(debug_assertions, feature = "faults")))]
+pub(crate) fn before(_: Operation) -> Result<(), Errno> {
+    Ok(())
+}
+
+#[cfg(any(debug_assertions, feature = "faults"))]
+mod injected {
+    use super::Operation;
+    use nix::{
+        errno::Errno,
+        sys::signal::{Signal, raise},
+    };
+    use std::sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    /// `netlink:N:ERRNO`, `file:N:ERRNO` or `map:N:ERRNO`: the N-th operation of the kind, from 0
+    /// on, fails with that errno (a number). With `kill` instead, the process is killed.
+    const VARIABLE: &str = "NUCNET_FAULT";
+
+    static OPERATIONS: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+
+    #[derive(Debug)]
+    struct Fault {
+        operation: Operation,
+        number: usize,
+        /// None: the process is killed.
+        errno: Option<Errno>,
+    }
+
+    fn parse(text: &str) -> Option<Fault> {
+        let mut words = text.split(':');
+        let operation = match words.next()? {
+            "netlink" => Operation::Netlink,
+            "file" => Operation::File,
+            "map" => Operation::Map,
+            _ => return None,
+        };
+        let number = words.next()?.parse().ok()?;
+        let errno = match words.next()? {
+            "kill" => None,
+            errno => Some(Errno::from_raw(errno.parse().ok()?)),
+        };
+        Some(Fault {
+            operation,
+            number,
+            errno,
+        })
+    }
+
+    pub(super) fn strike(operation: Operation) -> Result<(), Errno> {
+        static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
+        let number = OPERATIONS[operation as usize].fetch_add(1, Ordering::Relaxed);
+        let fault = FAULT.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?));
+        match fault {
+            Some(fault) if (fault.operation, fault.number) == (operation, number) => {
+                // So that a test knows, whatever comes of it.
+                eprintln!("injected: {fault:?}");
+                match fault.errno {
+                    Some(errno) => Err(errno),
+                    None => {
+                        // As if by somebody else: nothing is cleaned up.
+                        let _ = raise(Signal::SIGKILL);
+                        Ok(())
+                    }
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}

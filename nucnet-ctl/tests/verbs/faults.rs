@@ -1,0 +1,250 @@
+//! The n-th request to netlink, change of files or change of maps fails, for every n: a set-up
+//! is then done or never was, and a teardown can be repeated. Or the process is killed there.
+//!
+//! By default a sample is tried, another one each time; `--include-ignored` tries everything.
+
+use std::{fs, process::Output};
+
+use nix::errno::Errno;
+
+use crate::lab::{Lab, has_faults, list, on_a_host};
+
+/// Kinds of operations, and what they plausibly fail with. Not `EEXIST`: an operation that takes
+/// it for success would be lied to; names that are taken have tests of their own.
+const KINDS: [(&str, &[Errno]); 3] = [
+    (
+        "netlink",
+        &[Errno::ENOMEM, Errno::EBUSY, Errno::EPERM, Errno::ENOBUFS],
+    ),
+    (
+        "file",
+        &[Errno::ENOSPC, Errno::EIO, Errno::EPERM, Errno::EROFS],
+    ),
+    ("map", &[Errno::ENOMEM, Errno::E2BIG, Errno::EPERM]),
+];
+
+/// How much is tried.
+#[derive(Clone, Copy)]
+enum Extent {
+    /// One in so many operations, each in one way, in turn.
+    OneIn(usize),
+    /// Every errno of every operation, and death before it.
+    Everything,
+}
+
+impl Extent {
+    /// Which is the first, as far as that is a choice.
+    fn first(self) -> usize {
+        match self {
+            Self::OneIn(many) => std::process::id() as usize % many,
+            Self::Everything => 0,
+        }
+    }
+
+    /// What the operation fails with: an errno, or `kill`.
+    fn faults(self, number: usize, errnos: &[Errno]) -> Vec<String> {
+        let all = errnos.iter().map(|errno| (*errno as i32).to_string());
+        let mut all: Vec<String> = all.chain(["kill".to_owned()]).collect();
+        match self {
+            Self::Everything => all,
+            Self::OneIn(many) if number % many != self.first() => Vec::new(),
+            Self::OneIn(many) => vec![all.swap_remove(number / many % all.len())],
+        }
+    }
+}
+
+/// How a call ended that met a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It went on, and succeeded.
+    Done,
+    /// It failed, and said why.
+    Failed,
+    /// It was killed.
+    Killed,
+}
+
+fn end(output: &Output) -> End {
+    match output.status.code() {
+        Some(0) => End::Done,
+        Some(_) => End::Failed,
+        None => End::Killed,
+    }
+}
+
+/// Calls with one fault after another, until there is none to be had any more. `check` gets how
+/// each call ended, and leaves everything as it was before it.
+fn with_each_fault(extent: Extent, lab: &Lab, call: &str, mut check: impl FnMut(End, &str)) {
+    for (kind, errnos) in KINDS {
+        let mut number = 0;
+        let mut is_over = false;
+        while !is_over {
+            for errno in extent.faults(number, errnos) {
+                let fault = format!("{kind}:{number}:{errno}");
+                let mut command = lab.command(call);
+                let output = command.env("NUCNET_FAULT", &fault).output();
+                let output = output.expect("nucnet-ctl");
+                let errors = String::from_utf8_lossy(&output.stderr);
+                let when = format!("{call}, {fault}: {errors}");
+                is_over |= !errors.contains("injected: ");
+                if end(&output) == End::Failed {
+                    let says = errors.lines().any(|line| line.starts_with("error: "));
+                    assert!(says && !is_over, "{when}");
+                }
+                check(end(&output), &when);
+            }
+            number += 1;
+        }
+        assert!(number > 1 || call.contains("publish"), "{call}: no {kind}");
+    }
+}
+
+/// A call that sets something up, and the one that undoes it.
+fn set_up(extent: Extent, lab: &Lab, call: &str, undo: &str) {
+    lab.ok(call);
+    lab.ok(undo);
+    let before = lab.snapshot();
+    let undo_whole = |when: &str| {
+        let status = lab.json("status --sample 0s");
+        assert_eq!(list(&status["drift"]).len(), 0, "{when}: {status}");
+        let done = lab.snapshot();
+        lab.ok(call);
+        lab.assert_unchanged(&done, when);
+        lab.ok(undo);
+    };
+    let mut repeated = false;
+    with_each_fault(extent, lab, call, |end, when| {
+        match end {
+            // What went on without is not needed, or was done in another way.
+            End::Done => undo_whole(when),
+            End::Failed => {}
+            End::Killed => {
+                repeated = !repeated;
+                lab.ok(if repeated { call } else { "gc" });
+                // It may have been over but for the report.
+                if repeated || lab.snapshot() != before {
+                    undo_whole(when);
+                }
+            }
+        }
+        lab.assert_unchanged(&before, when);
+    });
+}
+
+/// A call that takes something down, and the one that makes it.
+fn take_down(extent: Extent, lab: &Lab, call: &str, make: &str) {
+    lab.ok(make);
+    lab.ok(call);
+    let after = lab.snapshot();
+    lab.ok(make);
+    let mut collected = false;
+    with_each_fault(extent, lab, call, |end, when| {
+        match end {
+            End::Done => {}
+            End::Failed => drop(lab.ok(call)),
+            End::Killed => {
+                collected = !collected;
+                lab.ok(if collected { "gc" } else { call });
+            }
+        }
+        lab.assert_unchanged(&after, when);
+        lab.ok(make);
+    });
+}
+
+/// A container with a root directory, and what attaches it.
+fn attach(lab: &Lab, id: &str) -> String {
+    let netns = lab.container(id);
+    let root = lab.place.join(format!("{id}-root"));
+    fs::create_dir_all(root.join("etc")).expect("root directory");
+    format!(
+        "attach --netns {} --id {id} -p 8080:80 -p 53:53/udp --allow 10.0.0.0/8:443 --deny any:25 \
+         --dns 192.0.2.53 --rootfs {}",
+        netns.display(),
+        root.display()
+    )
+}
+
+/// An endpoint that is there meanwhile: the datapath is loaded, the network made.
+fn another(lab: &Lab) {
+    let netns = lab.container("another");
+    lab.ok(&format!(
+        "attach --netns {} --id another -p 9090:90",
+        netns.display()
+    ));
+}
+
+type Test = fn(Extent, &Lab);
+
+fn run(extent: Extent, test: Test) {
+    if has_faults() {
+        on_a_host(move |lab| test(extent, lab));
+    }
+}
+
+const FIRST_ATTACH: Test = |extent, lab| set_up(extent, lab, &attach(lab, "web"), "down");
+
+const ATTACH: Test = |extent, lab| {
+    another(lab);
+    set_up(extent, lab, &attach(lab, "web"), "detach web");
+};
+
+const PUBLISH: Test = |extent, lab| {
+    lab.ok(&attach(lab, "web"));
+    let (call, undo) = (
+        "publish web 90:90 91-99:91-99/udp",
+        "unpublish web 90:90 91-99:91-99/udp",
+    );
+    set_up(extent, lab, call, undo);
+};
+
+const NETWORK: Test = |extent, lab| {
+    another(lab);
+    set_up(extent, lab, "network create blue", "network remove blue");
+    take_down(extent, lab, "network remove blue", "network create blue");
+};
+
+const DETACH: Test = |extent, lab| {
+    another(lab);
+    take_down(extent, lab, "detach web", &attach(lab, "web"));
+};
+
+const DOWN: Test = |extent, lab| take_down(extent, lab, "down", &attach(lab, "web"));
+
+#[test]
+fn a_fault_in_the_first_attach_leaves_nothing() {
+    run(Extent::OneIn(7), FIRST_ATTACH);
+}
+
+#[test]
+fn a_fault_in_an_attach_leaves_everything_as_it_was() {
+    run(Extent::OneIn(2), ATTACH);
+}
+
+#[test]
+fn a_fault_in_a_publish_leaves_everything_as_it_was() {
+    run(Extent::OneIn(1), PUBLISH);
+}
+
+#[test]
+fn a_fault_in_the_making_or_removal_of_a_network_is_undone_or_made_up_for() {
+    run(Extent::OneIn(2), NETWORK);
+}
+
+#[test]
+fn a_detach_that_met_a_fault_can_be_repeated() {
+    run(Extent::OneIn(3), DETACH);
+}
+
+#[test]
+fn a_down_that_met_a_fault_can_be_repeated() {
+    run(Extent::OneIn(9), DOWN);
+}
+
+#[test]
+#[ignore = "every fault of every operation: minutes"]
+fn no_fault_whatsoever_leaves_anything_behind() {
+    for test in [FIRST_ATTACH, ATTACH, PUBLISH, NETWORK, DETACH, DOWN] {
+        run(Extent::Everything, test);
+    }
+}
