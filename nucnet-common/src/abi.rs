@@ -13,7 +13,7 @@
 
 /// Rises with every change of a map's layout or meaning. Programs and control plane of
 /// different versions never share maps.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An IPv6 address, or an IPv4 address in its mapped form; network byte order.
 pub type Address = [u8; 16];
@@ -34,6 +34,8 @@ pub const ANY_V6: Address = [0; 16];
 pub mod map {
     /// `Settings`, one entry.
     pub const SETTINGS: &str = "settings";
+    /// Network number (`u32`) to [`super::Network`].
+    pub const NETWORKS: &str = "networks";
     /// Interface index (`u32`) to [`super::Endpoint`].
     pub const ENDPOINTS: &str = "endpoints";
     /// [`super::Address`] to [`super::Owner`].
@@ -60,8 +62,9 @@ pub mod map {
     pub const POLICY_PORTS: &str = "policy_ports";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         SETTINGS,
+        NETWORKS,
         ENDPOINTS,
         ADDRESSES,
         PUBLISHES,
@@ -101,16 +104,17 @@ pub mod size {
     pub const ADDRESSES: usize = 2 * ENDPOINTS;
     /// Prefixes of published ports; a range of ports takes at most 30 (IPv4 and IPv6: 60).
     pub const PUBLISHES: usize = 262_144;
-    /// Flows of all endpoints together; a power of two ([`super::Slot`]).
-    pub const FLOWS: usize = 262_144;
-    /// Each flow has one entry, each binding one more.
-    pub const OUTSIDE: usize = 2 * FLOWS;
-    /// Bindings; bounded by the dynamic ports of the addresses of the host.
-    pub const BINDINGS: usize = FLOWS;
-    /// Places: flows and bindings; a power of two.
-    pub const SLOTS: usize = 2 * FLOWS;
-    /// Places among which the flows of one endpoint are; a power of two. Twice the default
-    /// quota, so that 16 draws find no place once in 65,536 times at worst.
+    /// Networks of one host.
+    pub const NETWORKS: usize = 4_096;
+    /// Places: flows and bindings of all endpoints together; a power of two ([`super::Slot`]).
+    pub const SLOTS: usize = 524_288;
+    /// No more than places, so that whoever has a place finds room.
+    pub const FLOWS: usize = SLOTS;
+    /// Likewise.
+    pub const BINDINGS: usize = SLOTS;
+    /// A flow has two entries at most, a binding one.
+    pub const OUTSIDE: usize = 2 * SLOTS;
+    /// Places among which the flows of one endpoint are, at most; a power of two.
     pub const SLOT_WINDOW: usize = 65_536;
     /// Interfaces of the host that are not nucnet's own.
     pub const UPLINKS: usize = 4_096;
@@ -138,6 +142,40 @@ pub struct Settings {
     pub host_port_last: u16,
     /// Flows and bindings that one endpoint may have at once.
     pub flows_per_endpoint: u32,
+    /// `net.ipv4.ip_nonlocal_bind` or its IPv6 sibling is on: binding proves no locality.
+    pub nonlocal_bind: u32,
+}
+
+/// Whose datagrams reach an endpoint by a binding (RFC 4787 section 5): what also holds for TCP
+/// where its mapping is endpoint-independent.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// Those of a peer to whose address the endpoint has sent something.
+    AddressDependent = 0,
+    /// Those of a peer to whose address and port the endpoint has sent something.
+    AddressAndPortDependent = 1,
+    /// Anybody's. For an endpoint with a policy it means [`Filtering::AddressDependent`].
+    EndpointIndependent = 2,
+}
+
+/// How external ports are chosen (RFC 4787 section 4.1).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// One for all peers of an inside port: a binding.
+    EndpointIndependent = 0,
+    /// One for each flow; different peers may share it.
+    PerFlow = 1,
+}
+
+/// Interfaces that a network can be restricted to.
+pub const NETWORK_UPLINKS: usize = 8;
+
+/// What a network chose. Map [`map::NETWORKS`], key: the network's number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Network {
     /// Idle time of an established TCP connection (RFC 5382 REQ-5: at least 7,440 s).
     pub tcp_established_s: u32,
     /// Idle time of a half-open or closing TCP connection (RFC 5382 REQ-5: at least 240 s).
@@ -148,10 +186,20 @@ pub struct Settings {
     pub udp_dns_s: u32,
     /// Idle time of an ICMP query (RFC 5508 REQ-2: at least 60 s).
     pub icmp_s: u32,
-    /// `net.ipv4.ip_nonlocal_bind` or its IPv6 sibling is on: binding proves no locality.
-    pub nonlocal_bind: u32,
-    /// Zero.
-    pub pad: u32,
+    /// [`Filtering`].
+    pub filtering: u32,
+    /// [`Mapping`] of UDP.
+    pub udp_mapping: u32,
+    /// [`Mapping`] of TCP.
+    pub tcp_mapping: u32,
+    /// 1: masquerade keeps a source port that the host's own connections never have.
+    pub keeps_ports: u32,
+    /// 1: its publishes are served at `uplinks` only.
+    pub is_restricted: u32,
+    /// Interface indexes; 0: none.
+    pub uplinks: [u32; NETWORK_UPLINKS],
+    /// Zero; for later versions.
+    pub reserved: [u8; 8],
 }
 
 /// How packets reach an endpoint.
@@ -245,8 +293,9 @@ pub struct Publish {
     pub port: u16,
 }
 
-/// A conversation as its endpoint sees it. Map [`map::FLOWS`]; with `peer` and `peer_port`
-/// zero, an endpoint-independent binding of [`map::BINDINGS`].
+/// A conversation as its endpoint sees it. Map [`map::FLOWS`]; with the external address as
+/// `peer` and 0 as `peer_port`, an endpoint-independent binding of [`map::BINDINGS`]: one for each
+/// address of the host that the endpoint is seen by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -264,12 +313,19 @@ pub struct FlowKey {
     pub peer_port: u16,
 }
 
+/// In the protocol of an [`OutsideKey`]: it stands for every port of the peer.
+pub const PERMISSION: u32 = 0x100;
+
+/// Policy of a flow that no policy has judged yet. No policy has this number.
+pub const UNJUDGED: u32 = u32::MAX;
+
 /// A conversation as the outside sees it. Map [`map::OUTSIDE`]; with `peer` and `peer_port`
-/// zero, the external side of a binding.
+/// zero, the external side of a binding; with [`PERMISSION`] in `protocol` and `peer_port` zero,
+/// the permission of a peer's address to use a binding, which names a flow to that address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct OutsideKey {
-    /// IP protocol number.
+    /// IP protocol number, and perhaps [`PERMISSION`].
     pub protocol: u32,
     /// The address that stands for the endpoint.
     pub external: Address,
@@ -291,7 +347,7 @@ pub enum FlowState {
     Established = 2,
     /// TCP: one side sent FIN.
     Closing = 3,
-    /// TCP: both sides sent FIN, or one RST. First to be reclaimed under pressure.
+    /// TCP: both sides sent FIN, or the last word was a RST. First to be reclaimed under pressure.
     Closed = 4,
 }
 
@@ -317,6 +373,12 @@ pub mod flow_flag {
     pub const FIN_PEER: u32 = 4;
     /// The external port belongs to a binding of [`super::map::BINDINGS`].
     pub const BOUND: u32 = 8;
+    /// TCP: the last word was a RST.
+    pub const RESET: u32 = 16;
+    /// TCP: whoever did not open it has answered.
+    pub const ANSWERED: u32 = 32;
+    /// TCP: the handshake is over.
+    pub const CONNECTED: u32 = 64;
 }
 
 /// One tracked conversation and its translation. Map [`map::FLOWS`].
@@ -450,8 +512,8 @@ pub struct Usage {
 pub struct Uplink {
     /// Bytes of link-layer header: 14 or 0.
     pub header: u32,
-    /// 1: packets to publishes are taken in here.
-    pub serves: u32,
+    /// Zero.
+    pub pad: u32,
     /// Masquerade address where the kernel's route lookup gives none (before Linux 6.7).
     pub address4: Address,
     /// The same for IPv6.
@@ -646,6 +708,7 @@ mod pod {
 
     pod!(
         Settings,
+        Network,
         Endpoint,
         Owner,
         PublishKey,

@@ -6,8 +6,9 @@ use core::ops::DerefMut;
 
 use crate::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
-        PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Uplink, Usage,
+        Address, Binding, Endpoint, Flow, FlowKey, Network, OutsideKey, Owner, PolicyCidrKey,
+        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Uplink,
+        Usage,
     },
     packet::{Frame, Packet, Rewrite},
 };
@@ -75,6 +76,8 @@ pub trait Tables {
 
     /// What the control plane says.
     fn settings(&self) -> Option<&Settings>;
+    /// What the network of a number chose.
+    fn network(&self, number: u32) -> Option<&Network>;
     /// The endpoint behind a host side interface.
     fn endpoint(&self, link: u32) -> Option<&Endpoint>;
     /// The endpoint that has an address.

@@ -2,10 +2,10 @@
 
 use crate::{
     abi::{
-        Address, Binding, Flow, FlowKey, FlowState, OutsideKey, Reason, Settings, SlotUse,
+        Address, Binding, Flow, FlowKey, FlowState, Network, OutsideKey, Reason, SlotUse,
         flow_flag, size,
     },
-    env::{Dead, Env, Held},
+    env::{Dead, Env, Held, Tables},
     packet::{Kind, Packet, TCP, UDP, tcp_flag},
 };
 
@@ -46,32 +46,45 @@ pub fn is_unbound(binding: &Binding, now: u64) -> bool {
     is_idle(binding.last_seen, binding.timeout_s.saturating_add(1), now)
 }
 
-/// Idle time of a flow or binding in seconds.
+/// Idle time of a flow in its state, in seconds.
 #[inline(always)]
-pub fn timeout(settings: &Settings, protocol: u32, state: u32, peer_port: u16) -> u32 {
+pub fn timeout(network: &Network, protocol: u32, flow: &Flow) -> u32 {
     if protocol == u32::from(TCP) {
-        if state == FlowState::Established as u32 {
-            settings.tcp_established_s
+        if flow.state == FlowState::Established as u32 {
+            network.tcp_established_s
         } else {
-            settings.tcp_transitory_s
+            network.tcp_transitory_s
         }
     } else if protocol == u32::from(UDP) {
-        if peer_port == DNS {
-            settings.udp_dns_s
+        if is_question(protocol, flow) {
+            network.udp_dns_s
         } else {
-            settings.udp_s
+            network.udp_s
         }
     } else {
-        settings.icmp_s
+        network.icmp_s
     }
 }
 
-/// Counts a packet and moves the flow's state on.
-///
-/// TCP follows RFC 6146 section 3.5.2.2, reduced to what idle times need: who opened, whether
-/// the handshake is over, who has sent FIN, whether there was a RST.
+/// Whether a flow asks a server of the domain name system.
 #[inline(always)]
-pub fn advance(flow: &mut Flow, packet: &Packet, side: Side, settings: &Settings, now: u64) {
+fn is_question(protocol: u32, flow: &Flow) -> bool {
+    protocol == u32::from(UDP) && flow.peer_port == DNS && flow.flags & flow_flag::INBOUND == 0
+}
+
+/// Counts a packet of the flow `key` and moves the flow's state on.
+///
+/// TCP follows RFC 6146 section 3.5.2.2 and RFC 7857 section 2, reduced to what idle times need:
+/// who opened, whether the handshake is over, who has sent FIN, whether the last word was a RST.
+#[inline(always)]
+pub fn advance<E: Tables>(
+    env: &E,
+    key: &FlowKey,
+    flow: &mut Flow,
+    packet: &Packet,
+    side: Side,
+    now: u64,
+) {
     match side {
         Side::Inside => {
             flow.packets_out += 1;
@@ -95,7 +108,31 @@ pub fn advance(flow: &mut Flow, packet: &Packet, side: Side, settings: &Settings
     let state = next_state(flow, packet, side);
     if state != flow.state {
         flow.state = state;
-        flow.timeout_s = timeout(settings, u32::from(packet.protocol), state, flow.peer_port);
+        set_timeout(env, key, flow);
+    }
+}
+
+/// Gives a flow the idle time of its state, and its binding at least that.
+#[inline(never)]
+pub fn set_timeout<E: Tables>(env: &E, key: &FlowKey, flow: &mut Flow) {
+    let Some(endpoint) = env.endpoint(flow.link) else {
+        return;
+    };
+    let Some(network) = env.network(endpoint.network) else {
+        return;
+    };
+    flow.timeout_s = timeout(network, key.protocol, flow);
+    if flow.flags & flow_flag::BOUND == 0 {
+        return;
+    }
+    if let Some(mut binding) = env.binding(&binding_key(key, &flow.external)) {
+        // The external port of a connection that is over need not be kept for hours; one that
+        // goes on says so within a second.
+        let is_over =
+            flow.state == FlowState::Closing as u32 || flow.state == FlowState::Closed as u32;
+        if flow.timeout_s > binding.timeout_s || is_over {
+            binding.timeout_s = flow.timeout_s;
+        }
     }
 }
 
@@ -113,44 +150,52 @@ fn next_state(flow: &mut Flow, packet: &Packet, side: Side) -> u32 {
             FlowState::Established as u32
         };
     }
-    if packet.flags & tcp_flag::RST != 0 {
-        return FlowState::Closed as u32;
-    }
-    let is_closing =
-        flow.state == FlowState::Closing as u32 || flow.state == FlowState::Closed as u32;
-    if is_closing
-        && side == opener
-        && packet.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
-    {
+    let (mut flags, is) = (flow.flags, packet.flags);
+    let is_over = flow.state == FlowState::Closing as u32 || flow.state == FlowState::Closed as u32;
+    if is & tcp_flag::RST != 0 {
+        flags |= flow_flag::RESET;
+    } else if is_over && side == opener && is & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN {
         // The same ports again (RFC 9293 section 3.6.1): the flow is opened anew in place.
-        flow.flags &= !(flow_flag::FIN_INSIDE | flow_flag::FIN_PEER);
-        return FlowState::Opening as u32;
+        flags &= !TCP_FLAGS;
+    } else {
+        // A RST that the other side did not believe is no end (RFC 7857 section 2.2): one of a
+        // stranger's, outside the window, is followed by more packets. A new connection is not.
+        if is & tcp_flag::SYN == 0 || flags & flow_flag::CONNECTED == 0 {
+            flags &= !flow_flag::RESET;
+        }
+        if is & tcp_flag::FIN != 0 {
+            flags |= match side {
+                Side::Inside => flow_flag::FIN_INSIDE,
+                Side::Peer => flow_flag::FIN_PEER,
+            };
+        }
+        if side != opener {
+            flags |= flow_flag::ANSWERED;
+        } else if flags & flow_flag::ANSWERED != 0 && is & tcp_flag::ACK != 0 {
+            // Its last segment of a handshake, or of a simultaneous open (RFC 9293 section 3.5).
+            flags |= flow_flag::CONNECTED;
+        }
     }
-    if packet.flags & tcp_flag::FIN != 0 {
-        flow.flags |= match side {
-            Side::Inside => flow_flag::FIN_INSIDE,
-            Side::Peer => flow_flag::FIN_PEER,
-        };
-        let both = flow_flag::FIN_INSIDE | flow_flag::FIN_PEER;
-        return if flow.flags & both == both {
-            FlowState::Closed as u32
-        } else {
-            FlowState::Closing as u32
-        };
-    }
-    let answered = match opener {
-        Side::Inside => flow.packets_in != 0,
-        Side::Peer => flow.packets_out != 0,
+    flow.flags = flags;
+    let both = flow_flag::FIN_INSIDE | flow_flag::FIN_PEER;
+    let state = if flags & flow_flag::RESET != 0 || flags & both == both {
+        FlowState::Closed
+    } else if flags & both != 0 {
+        FlowState::Closing
+    } else if flags & flow_flag::CONNECTED != 0 {
+        FlowState::Established
+    } else {
+        FlowState::Opening
     };
-    if flow.state == FlowState::Opening as u32
-        && answered
-        && side == opener
-        && packet.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::ACK
-    {
-        return FlowState::Established as u32;
-    }
-    flow.state
+    state as u32
 }
+
+/// What a connection that is opened anew forgets.
+const TCP_FLAGS: u32 = flow_flag::FIN_INSIDE
+    | flow_flag::FIN_PEER
+    | flow_flag::RESET
+    | flow_flag::ANSWERED
+    | flow_flag::CONNECTED;
 
 /// The external view of a flow.
 #[inline(always)]
@@ -164,14 +209,14 @@ pub fn outside_key(protocol: u32, flow: &Flow) -> OutsideKey {
     }
 }
 
-/// The key of the binding that a flow of an endpoint uses.
+/// The key of the binding that a flow of an endpoint uses where it is seen as `external`.
 #[inline(always)]
-pub fn binding_key(key: &FlowKey) -> FlowKey {
+pub fn binding_key(key: &FlowKey, external: &Address) -> FlowKey {
     FlowKey {
         endpoint: key.endpoint,
         protocol: key.protocol,
         inside: key.inside,
-        peer: [0; 16],
+        peer: *external,
         inside_port: key.inside_port,
         peer_port: 0,
     }

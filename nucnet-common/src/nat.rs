@@ -6,15 +6,15 @@
 
 use crate::{
     abi::{
-        ANY_V4, ANY_V6, Address, Binding, Flow, FlowKey, FlowState, OutsideKey, Publish,
-        PublishKey, Reason, Settings, SlotUse, flow_flag,
+        ANY_V4, ANY_V6, Address, Binding, Flow, FlowKey, FlowState, Mapping, Network, OutsideKey,
+        Publish, PublishKey, Reason, Settings, SlotUse, flow_flag,
     },
     env::{Dead, Env, Scratch, Tables},
     flow::{
         Place, binding_key, bound_key, find_place, is_dead, is_unbound, outside_key,
         retire_binding, retire_flow, take_place, timeout,
     },
-    packet::{Family, TCP, same},
+    packet::{Family, TCP, UDP},
 };
 
 /// How many external ports are tried before a packet is dropped.
@@ -122,9 +122,9 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
 
 /// Makes a flow that masquerades: chooses its external port and opens it.
 ///
-/// TCP ports are chosen for each flow and may serve several peers (RFC 7857 section 3). UDP
-/// ports and ICMP identifiers come from a binding that all flows of the same inside port share
-/// (RFC 4787 REQ-1).
+/// With endpoint-independent mapping, which UDP has by default and ICMP identifiers always, the
+/// port comes from a binding that all flows of the same inside port share (RFC 4787 REQ-1). Else
+/// it is chosen for each flow and may serve several peers (RFC 7857 section 3).
 ///
 /// # Errors
 /// [`Reason::PortsExhausted`] and those of [`open`].
@@ -132,16 +132,24 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
 pub fn open_masquerade<E: Env>(
     env: &E,
     settings: &Settings,
+    network: &Network,
     scratch: &mut Scratch,
     now: u64,
 ) -> Result<(), Reason> {
-    if scratch.key.protocol != u32::from(TCP) {
-        bind(env, scratch, now)?;
+    let mapping = if scratch.key.protocol == u32::from(TCP) {
+        network.tcp_mapping
+    } else if scratch.key.protocol == u32::from(UDP) {
+        network.udp_mapping
+    } else {
+        Mapping::EndpointIndependent as u32
+    };
+    if mapping == Mapping::EndpointIndependent as u32 {
+        bind(env, network, scratch, now)?;
         scratch.flow.external_port = scratch.binding.external_port;
         scratch.flow.flags |= flow_flag::BOUND;
         return open(env, scratch, now);
     }
-    let mut ports = PortDraw::new(settings, scratch.key.inside_port);
+    let mut ports = PortDraw::new(settings, network, scratch.key.inside_port);
     while let Some(port) = ports.next(env.random()) {
         scratch.flow.external_port = port;
         scratch.outside = outside_key(scratch.key.protocol, &scratch.flow);
@@ -154,7 +162,8 @@ pub fn open_masquerade<E: Env>(
     Err(Reason::PortsExhausted)
 }
 
-/// External ports to try: the inside port where it cannot clash with the host's own, then
+/// External ports to try: the inside port where the network keeps it and it cannot clash with the
+/// host's own, then
 /// unpredictable ones (RFC 6056) of the dynamic range.
 struct PortDraw {
     first: u16,
@@ -165,14 +174,15 @@ struct PortDraw {
 
 impl PortDraw {
     #[inline(always)]
-    fn new(settings: &Settings, inside_port: u16) -> Self {
+    fn new(settings: &Settings, network: &Network, inside_port: u16) -> Self {
         let clashes =
             inside_port >= settings.host_port_first && inside_port <= settings.host_port_last;
         Self {
             first: settings.dynamic_port_first,
             mask: settings.dynamic_port_mask,
             // Privileged ports are the host's own, whatever it serves now.
-            kept: (inside_port >= 1024 && !clashes).then_some(inside_port),
+            kept: (network.keeps_ports != 0 && inside_port >= 1024 && !clashes)
+                .then_some(inside_port),
             left: PORT_DRAWS,
         }
     }
@@ -193,7 +203,7 @@ impl PortDraw {
 /// Finds or makes the endpoint-independent binding for the flow that is being made:
 /// `scratch.binding`.
 #[inline(never)]
-fn bind<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let Scratch {
         key,
@@ -204,10 +214,9 @@ fn bind<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> 
         dead,
         ..
     } = scratch;
-    *inside = binding_key(key);
+    *inside = binding_key(key, &flow.external);
     if let Some(mut found) = env.binding(inside) {
-        // A binding to an address that the uplink no longer has serves nobody.
-        if !is_unbound(&found, now) && same(&found.external, &flow.external) {
+        if !is_unbound(&found, now) {
             found.last_seen = now;
             if flow.timeout_s > found.timeout_s {
                 found.timeout_s = flow.timeout_s;
@@ -229,7 +238,7 @@ fn bind<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> 
         slot_version: place.version.wrapping_add(1),
         reserved: [0; 8],
     };
-    let mut ports = PortDraw::new(settings, key.inside_port);
+    let mut ports = PortDraw::new(settings, network, key.inside_port);
     while let Some(port) = ports.next(env.random()) {
         *bound = bound_key(key.protocol, &flow.external, port);
         if !is_free(env, bound) || !env.insert_outside(bound, inside) {
@@ -256,10 +265,9 @@ fn bind<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> 
 /// Begins the flow of `scratch.key` in `scratch.flow`: untranslated; its way is still to be
 /// filled in.
 #[inline(always)]
-pub fn begin(scratch: &mut Scratch, settings: &Settings, flags: u32, now: u64) {
-    let key = &scratch.key;
-    let state = FlowState::Opening as u32;
-    scratch.flow = Flow {
+pub fn begin(scratch: &mut Scratch, network: &Network, flags: u32, now: u64) {
+    let Scratch { key, flow, .. } = scratch;
+    *flow = Flow {
         created: now,
         last_seen: now,
         checked: now,
@@ -267,9 +275,9 @@ pub fn begin(scratch: &mut Scratch, settings: &Settings, flags: u32, now: u64) {
         peer: key.peer,
         external_port: key.inside_port,
         peer_port: key.peer_port,
-        state,
+        state: FlowState::Opening as u32,
         flags,
-        timeout_s: timeout(settings, key.protocol, state, key.peer_port),
         ..Flow::default()
     };
+    flow.timeout_s = timeout(network, key.protocol, flow);
 }

@@ -4,7 +4,9 @@
 //! called moves it there.
 
 use crate::{
-    abi::{Address, Delivery, Endpoint, Flow, FlowKey, FlowState, PeerKind, Reason, flow_flag},
+    abi::{
+        Address, Delivery, Endpoint, Flow, FlowKey, FlowState, Network, PeerKind, Reason, flow_flag,
+    },
     embedded,
     env::{Env, Route, RouteKind, Scratch},
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
@@ -201,7 +203,8 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     if !policy::judge(env, endpoint, &key.peer, protocol, key.peer_port).allowed {
         return Err(Reason::Policy);
     }
-    begin(scratch, settings, 0, now);
+    let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
+    begin(scratch, network, 0, now);
     scratch.flow.policy = endpoint.policy;
     scratch.flow.link = link;
 
@@ -245,7 +248,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
             flow.peer_link = route.link;
             flow.next_hop = route.next_hop;
             flow.macs = route.macs;
-            open_masquerade(env, settings, scratch, now)
+            open_masquerade(env, settings, network, scratch, now)
         }
     }
 }
@@ -302,7 +305,6 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
     let Scratch {
         packet, key, route, ..
     } = scratch;
-    let settings = env.settings().ok_or(Reason::Helper)?;
     let hop = is_routed(key, flow);
     if hop && packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
@@ -348,7 +350,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
         },
         hop,
     };
-    advance(flow, packet, Side::Inside, settings, now);
+    advance(env, key, flow, packet, Side::Inside, now);
     rewrite.apply(env, packet)?;
     Ok(way)
 }
@@ -362,7 +364,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
 fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route, now: u64) {
     flow.checked = now;
     if flow.flags & flow_flag::BOUND != 0
-        && let Some(mut binding) = env.binding(&binding_key(key))
+        && let Some(mut binding) = env.binding(&binding_key(key, &flow.external))
     {
         binding.last_seen = now;
     }
@@ -472,7 +474,6 @@ fn arrived_besides<E: Env>(
 /// port, or for a socket of the host.
 #[inline(never)]
 fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<bool, Reason> {
-    let settings = env.settings().ok_or(Reason::Helper)?;
     let packet = &scratch.packet;
     let (family, port) = (packet.family, packet.destination_port);
     // A loopback address from outside is no business of ours, and a martian of the kernel's.
@@ -485,12 +486,13 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
     let Some(publish) = find_publish(env, packet.protocol, &packet.destination, port) else {
         return Ok(false);
     };
-    if env.uplink(link).is_none_or(|uplink| uplink.serves == 0) {
-        return Ok(false);
-    }
     let endpoint = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
     if endpoint.number != publish.endpoint {
         return Err(Reason::NoEndpoint);
+    }
+    let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
+    if env.uplink(link).is_none() || !serves(network, link) {
+        return Ok(false);
     }
     // Only the host's own addresses are published, and a range may cover ports on which the
     // host itself has asked somebody.
@@ -524,7 +526,7 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
         }
         scratch.key.peer_port = env.random() as u16 | 0x8000;
     }
-    begin(scratch, settings, flow_flag::INBOUND, now);
+    begin(scratch, network, flow_flag::INBOUND, now);
     let (packet, flow) = (&scratch.packet, &mut scratch.flow);
     flow.external = packet.destination;
     flow.external_port = packet.destination_port;
@@ -541,6 +543,12 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
     }
     open(env, scratch, now)?;
     Ok(true)
+}
+
+/// Whether a network's publishes are served at an uplink.
+#[inline(always)]
+fn serves(network: &Network, uplink: u32) -> bool {
+    network.is_restricted == 0 || network.uplinks.contains(&uplink)
 }
 
 /// Notes whom a frame came from, so that the reply goes back there.
@@ -560,7 +568,6 @@ fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) {
 #[inline(never)]
 fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
     let Scratch { packet, key, .. } = scratch;
-    let settings = env.settings().ok_or(Reason::Helper)?;
     let hop = is_routed(key, flow);
     if hop && packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
@@ -581,7 +588,7 @@ fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Res
         destination_port: key.inside_port,
         hop,
     };
-    advance(flow, packet, Side::Peer, settings, now);
+    advance(env, key, flow, packet, Side::Peer, now);
     if flow.peer_kind == PeerKind::Uplink as u32 && same(&flow.next_hop, &[0; 16]) {
         learn_macs(env, packet, flow);
     }
@@ -646,7 +653,6 @@ fn track_from_host<E: Env>(
     link: u32,
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
-    let settings = env.settings().ok_or(Reason::Helper)?;
     let now = env.now();
     scratch.outside = scratch.packet.received_key();
     if env.outside(&scratch.outside, &mut scratch.key)
@@ -655,7 +661,14 @@ fn track_from_host<E: Env>(
         if is_dead(&flow, now) {
             retire_flow(env, &scratch.key, &mut scratch.dead);
         } else if !env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32 {
-            advance(&mut flow, &scratch.packet, Side::Peer, settings, now);
+            advance(
+                env,
+                &scratch.key,
+                &mut flow,
+                &scratch.packet,
+                Side::Peer,
+                now,
+            );
             return Ok(());
         }
     }
@@ -676,14 +689,22 @@ fn track_from_host<E: Env>(
         inside_port: outside.external_port,
         peer_port: outside.peer_port,
     };
-    begin(scratch, settings, flow_flag::INBOUND, now);
+    let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
+    begin(scratch, network, flow_flag::INBOUND, now);
     scratch.flow.policy = endpoint.policy;
     scratch.flow.peer_kind = PeerKind::Host as u32;
     scratch.flow.peer_link = endpoint.bridge;
     scratch.flow.link = link;
     open(env, scratch, now)?;
     if let Some(mut flow) = env.flow(&scratch.key) {
-        advance(&mut flow, &scratch.packet, Side::Peer, settings, now);
+        advance(
+            env,
+            &scratch.key,
+            &mut flow,
+            &scratch.packet,
+            Side::Peer,
+            now,
+        );
     }
     Ok(())
 }

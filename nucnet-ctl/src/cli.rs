@@ -4,7 +4,9 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error
 use nucnet_ctl::{
     AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
     model::{
-        Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, parse_ip, parse_sample,
+        Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Problem,
+        behaviour::{BehaviourWish, Filtering, Mapping, Timeout},
+        parse_ip, parse_sample,
         plan::Plan,
         policy::{Action, Policy},
         publish::PublishSpec,
@@ -18,6 +20,7 @@ use nucnet_ctl::{
 };
 use serde::Serialize;
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     io::{self, IsTerminal, Write},
     net::IpAddr,
@@ -320,8 +323,9 @@ enum NetworkVerb {
     ///
     /// Without a subnet it gets a free one of each family. The same again changes nothing.
     #[command(
-        after_help = "Example:\n  nucnet-ctl network create blue --subnet 10.1.0.0/24 \
-        --subnet6 fd00:1::/64 --isolate"
+        after_help = "Examples:\n  nucnet-ctl network create blue --subnet 10.1.0.0/24 \
+        --subnet6 fd00:1::/64 --isolate\n  \
+        nucnet-ctl network create games --filtering endpoint-independent --timeout udp=600"
     )]
     Create(Box<CreateArgs>),
     /// Show all networks
@@ -362,6 +366,70 @@ struct CreateArgs {
     /// No direct traffic to or from other networks
     #[arg(long)]
     isolate: bool,
+    #[command(flatten)]
+    behaviour: BehaviourArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Masquerade (the words are those of RFC 4787)")]
+struct BehaviourArgs {
+    /// Whose packets come in by an external port that an endpoint has
+    ///
+    /// endpoint-independent: anybody's, but for an endpoint with an egress policy those of
+    /// addresses that it has sent something to; address-dependent: those of such addresses, from
+    /// any port; address-and-port-dependent: those of such addresses and ports. Where ports are
+    /// chosen per flow (TCP, by default) it is always the last.
+    /// [default: address-dependent]
+    #[arg(long, value_name = "KIND")]
+    filtering: Option<String>,
+    /// endpoint-independent: a UDP source port has one external port; per-flow: one for each peer
+    /// [default: endpoint-independent]
+    #[arg(long, value_name = "KIND")]
+    udp_mapping: Option<String>,
+    /// The same for TCP [default: per-flow]
+    #[arg(long, value_name = "KIND")]
+    tcp_mapping: Option<String>,
+    /// Keep source ports outside the host's own range, where they are free
+    ///
+    /// Other masquerade on this host keeps them, too, and the two do not know of each other: give
+    /// this only where nobody else on the host translates.
+    #[arg(long)]
+    keep_ports: bool,
+    /// How long something may be idle: tcp-established, tcp-transitory, udp, udp-dns, icmp
+    /// [default: 7440, 240, 300, 10, 60]
+    #[arg(long = "timeout", value_name = "KIND=SECONDS")]
+    timeouts: Vec<String>,
+}
+
+impl BehaviourArgs {
+    fn wish(&self) -> Result<BehaviourWish, Error> {
+        let mut timeouts = BTreeMap::new();
+        for text in &self.timeouts {
+            let timeout: Timeout = text.parse()?;
+            if timeouts.insert(timeout.kind, timeout.seconds).is_some() {
+                let invalid = Invalid {
+                    field: "--timeout",
+                    value: text.clone(),
+                    problem: Problem::Twice,
+                };
+                return Err(invalid.into());
+            }
+        }
+        let mapping = |text: &Option<String>, field| match text {
+            Some(text) => one::<Mapping>(text, field).map(Some),
+            None => Ok(None),
+        };
+        let filtering = self.filtering.as_ref();
+        Ok(BehaviourWish {
+            filtering: filtering
+                .map(|text| one::<Filtering>(text, "--filtering"))
+                .transpose()?,
+            udp_mapping: mapping(&self.udp_mapping, "--udp-mapping")?,
+            tcp_mapping: mapping(&self.tcp_mapping, "--tcp-mapping")?,
+            keep_ports: self.keep_ports,
+            timeouts,
+        })
+    }
 }
 
 /// Parses, calls, prints.
@@ -725,6 +793,7 @@ fn network(host: &Host, global: &Global, verb: NetworkVerb) -> Result<(), Error>
                     .map(|mtu| one::<Mtu>(&mtu, "--mtu"))
                     .transpose()?,
                 isolate: arguments.isolate,
+                behaviour: arguments.behaviour.wish()?,
             };
             if global.dry_run {
                 return show_plan(global, &done(&host.plan_network(&name, wish)?));
@@ -890,7 +959,9 @@ fn networks(out: &mut dyn Write, views: &[NetworkView]) -> io::Result<()> {
         out,
         ["NAME", "STATE", "BRIDGE", "SUBNETS", "GATEWAYS", "MTU"],
         views.iter().map(row),
-    )
+    )?;
+    let mut views = views.iter();
+    views.try_for_each(|view| writeln!(out, "{}: {}", view.id, view.behaviour))
 }
 
 fn status_text(out: &mut dyn Write, status: &Status) -> io::Result<()> {

@@ -25,8 +25,9 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
-        PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse, Uplink, Usage,
+        Address, Binding, Endpoint, Flow, FlowKey, Network, OutsideKey, Owner, PolicyCidrKey,
+        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse,
+        Uplink, Usage,
     },
     env::{Held, Host, Route, RouteKind, Scratch, Tables},
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
@@ -175,6 +176,12 @@ impl Tables for Skb {
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn network(&self, number: u32) -> Option<&Network> {
+        // SAFETY: the control plane replaces entries whole; see `Entry` for the lifetime.
+        unsafe { NETWORKS.get(number) }
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, OutsideKey, Owner,
+        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, Network, OutsideKey, Owner,
         PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot,
         Uplink, Usage, size,
     },
@@ -21,6 +21,8 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "settings")]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map(name = "networks")]
+pub static NETWORKS: HashMap<u32, Network, { size::NETWORKS }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: HashMap<u32, Endpoint, { size::ENDPOINTS }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "addresses")]

@@ -345,7 +345,7 @@ fn check_state(world: &World, state: &State) -> Result<(), TestCaseError> {
             "two flows share an external view"
         );
         if flow.flags & flow_flag::BOUND != 0 && !is_dead(flow, now) {
-            let binding = state.binding_of(key);
+            let binding = state.binding_of(key, flow);
             let holds = binding.is_some_and(|binding| {
                 !is_unbound(binding, now)
                     && (binding.external, binding.external_port)

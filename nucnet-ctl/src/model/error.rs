@@ -154,6 +154,16 @@ pub enum Problem {
     Twice,
     #[error("is not a length of time of at most a minute")]
     Sample,
+    #[error("is not a kind of filtering")]
+    Filtering,
+    #[error("is not a kind of mapping")]
+    Mapping,
+    #[error("is not an idle time")]
+    Timeout,
+    #[error("is shorter than {rfc} allows")]
+    TimeoutTooShort { least: u32, rfc: &'static str },
+    #[error("is one more than the {0} that a network can be restricted to")]
+    TooManyUplinks(usize),
 }
 
 /// Subnets in a message.
@@ -224,6 +234,16 @@ impl Problem {
             Self::PolicyTooLarge => "use fewer or wider rules",
             Self::Resolver => "give a unicast address that the endpoint can reach",
             Self::Twice => "give it once",
+            Self::Filtering => {
+                "endpoint-independent, address-dependent or address-and-port-dependent"
+            }
+            Self::Mapping => "endpoint-independent or per-flow",
+            Self::Timeout => {
+                "write KIND=SECONDS, 30 days at most; KIND is tcp-established, tcp-transitory, \
+                 udp, udp-dns or icmp"
+            }
+            Self::TimeoutTooShort { least, .. } => return format!("{least} seconds or more"),
+            Self::TooManyUplinks(_) => "leave --uplink out to serve publishes at all of them",
             Self::Sample => "write 200ms, 1s or 1m, or 0s for none",
         };
         hint.to_owned()

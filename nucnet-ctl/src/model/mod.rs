@@ -9,6 +9,7 @@ mod error;
 mod name;
 mod sample;
 
+pub mod behaviour;
 pub mod diagnosis;
 pub mod drift;
 pub mod ipam;

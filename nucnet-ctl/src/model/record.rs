@@ -6,6 +6,7 @@
 
 use super::{
     Cidr, EndpointId, IfName, Mac, Mtu, NetworkName, Subnet,
+    behaviour::{Behaviour, BehaviourWish},
     policy::Policy,
     publish::{Protocol, PublishSpec},
 };
@@ -221,6 +222,9 @@ pub struct NetworkWish {
     pub mtu: Option<Mtu>,
     /// No direct traffic to or from other networks.
     pub isolate: bool,
+    /// How it translates.
+    #[serde(default)]
+    pub behaviour: BehaviourWish,
 }
 
 /// A network.
@@ -249,6 +253,17 @@ pub struct NetworkRecord {
 }
 
 impl NetworkRecord {
+    /// How it translates.
+    pub fn behaviour(&self) -> Behaviour {
+        let asked = self.wish.as_ref().map(|wish| wish.behaviour.resolved());
+        asked.unwrap_or_else(|| BehaviourWish::default().resolved())
+    }
+
+    /// Uplinks that serve its publishes; empty: all.
+    pub fn uplinks(&self) -> &[IfName] {
+        self.wish.as_ref().map_or(&[], |wish| &wish.uplinks)
+    }
+
     /// The subnet of the family of that address.
     pub fn subnet_of(&self, address: IpAddr) -> Option<Subnet> {
         self.subnet(address.is_ipv6())

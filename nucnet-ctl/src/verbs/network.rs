@@ -20,6 +20,7 @@ use crate::{
     },
 };
 use ipnet::IpNet;
+use nucnet_common::abi::NETWORK_UPLINKS;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant},
@@ -262,7 +263,14 @@ fn prepare(
         (old.mtu != wish.mtu, "--mtu"),
         (old.isolate != wish.isolate, "--isolate"),
     ];
-    if let Some((_, difference)) = differs.into_iter().find(|(differs, _)| *differs) {
+    let difference = differs
+        .into_iter()
+        .find_map(|(differs, flag)| differs.then_some(flag))
+        .or_else(|| {
+            let behaviour = wish.behaviour.resolved();
+            old.behaviour.resolved().difference(&behaviour)
+        });
+    if let Some(difference) = difference {
         return Err(Error::NetworkExists {
             name: name.clone(),
             difference,
@@ -299,6 +307,10 @@ fn check(wish: &NetworkWish) -> Result<(), Error> {
     }
     for cidr in wish.subnet4.into_iter().chain(wish.subnet6) {
         Subnet::new(cidr, None)?;
+    }
+    if let Some(uplink) = wish.uplinks.get(NETWORK_UPLINKS) {
+        let problem = Problem::TooManyUplinks(NETWORK_UPLINKS);
+        return Err(Invalid::new("--uplink", uplink, problem).into());
     }
     if let (Some(mtu), Some(_)) = (wish.mtu, wish.subnet6) {
         mtu.check_v6()?;

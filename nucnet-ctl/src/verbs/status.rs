@@ -107,7 +107,7 @@ pub struct UplinkStatus {
     pub program: &'static str,
     /// Whether it sits there.
     pub present: bool,
-    /// Whether publishes are served there.
+    /// Whether publishes of any network are served there.
     pub serves: bool,
 }
 
@@ -190,7 +190,7 @@ impl Host {
             mounts: resolv::mounts(&self.options.state_dir)?,
         };
         let mut found = Vec::new();
-        let uplinks = view.uplinks(networks.len(), &mut found)?;
+        let uplinks = view.uplinks(&networks, &mut found)?;
         let network_views = view.networks(&networks, &endpoints, &mut found)?;
         for endpoint in &endpoints {
             let network = networks.iter().find(|n| n.number == endpoint.network);
@@ -316,7 +316,11 @@ impl View<'_> {
         Ok((Some(noted.kind), hooked))
     }
 
-    fn uplinks(&self, networks: usize, found: &mut Vec<Drift>) -> Result<Vec<UplinkStatus>, Error> {
+    fn uplinks(
+        &self,
+        networks: &[NetworkRecord],
+        found: &mut Vec<Drift>,
+    ) -> Result<Vec<UplinkStatus>, Error> {
         let mut uplinks = Vec::new();
         for Uplink { link, addresses } in self.netlink.uplinks()? {
             let layer = match link.link_type {
@@ -326,11 +330,11 @@ impl View<'_> {
             };
             let Some(layer) = layer else { continue };
             let (kind, hooked) = self.hooked(link.index, layer.program(), Direction::Ingress)?;
-            found.extend(drift::of_uplink(&link.name, hooked, networks));
-            let entry = match self.datapath {
-                Some(datapath) => datapath.uplinks.get(&link.index)?,
-                None => None,
-            };
+            found.extend(drift::of_uplink(&link.name, hooked, networks.len()));
+            let serves = networks
+                .iter()
+                .map(NetworkRecord::uplinks)
+                .any(|listed| listed.is_empty() || listed.iter().any(|n| n.as_str() == link.name));
             uplinks.push(UplinkStatus {
                 id: link.name,
                 index: link.index,
@@ -338,7 +342,7 @@ impl View<'_> {
                 hook: kind.map(hook_name),
                 program: layer.program(),
                 present: hooked == Hooked::Yes,
-                serves: entry.is_some_and(|entry| entry.serves != 0),
+                serves,
             });
         }
         Ok(uplinks)

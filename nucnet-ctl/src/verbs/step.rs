@@ -21,7 +21,7 @@ use crate::{
         policy::Compiled,
         ports::PortRange,
         publish::PublishSpec,
-        record::{EndpointRecord, NetworkRecord, NetworkWish, State},
+        record::{EndpointRecord, NetworkRecord, State},
         to_abi,
     },
 };
@@ -47,6 +47,8 @@ pub enum Step {
     BridgeSysctls(String),
     /// Give the bridge the network's own addresses.
     BridgeAddresses(String),
+    /// Tell the programs how the network translates.
+    NetworkEntry(String),
     /// Have the program on the bridge.
     BridgeProgram(String),
     /// Set the bridge up, and tell the programs of it.
@@ -94,6 +96,7 @@ impl fmt::Display for Step {
             Self::Bridge(bridge) => write!(f, "make bridge {bridge}"),
             Self::BridgeAddresses(what) => write!(f, "add addresses to bridge {what}"),
             Self::BridgeSysctls(bridge) => write!(f, "set forwarding of bridge {bridge} (only)"),
+            Self::NetworkEntry(name) => write!(f, "tell the datapath of network {name}"),
             Self::BridgeProgram(bridge) => write!(f, "put the program on bridge {bridge}"),
             Self::BridgeUp(bridge) => write!(f, "set bridge {bridge} up"),
             Self::NetworkRecord(name) => write!(f, "record network {name} as active"),
@@ -116,6 +119,17 @@ impl fmt::Display for Step {
             Self::EndpointRecord(id) => write!(f, "record endpoint {id} as active"),
         }
     }
+}
+
+/// What the programs are told of a network. An uplink that is not there now serves nothing.
+fn network_entry(network: &NetworkRecord, index: impl Fn(&str) -> Option<u32>) -> abi::Network {
+    let mut entry = network.behaviour().abi();
+    let listed = network.uplinks();
+    entry.is_restricted = (!listed.is_empty()).into();
+    for (place, name) in entry.uplinks.iter_mut().zip(listed) {
+        *place = index(name.as_str()).unwrap_or_default();
+    }
+    entry
 }
 
 /// The alias of an endpoint's host side.
@@ -141,6 +155,7 @@ pub(super) fn network_steps(network: &NetworkRecord) -> Vec<Step> {
         Step::Bridge(bridge.clone()),
         Step::BridgeSysctls(bridge.clone()),
         Step::BridgeAddresses(format!("{bridge}: {}", addresses.join(", "))),
+        Step::NetworkEntry(name.clone()),
         Step::BridgeProgram(bridge.clone()),
         Step::BridgeUp(bridge),
         Step::NetworkRecord(name),
@@ -335,16 +350,6 @@ impl<'a> World<'a> {
 
     /// Puts programs on all uplinks and takes them off what is none any more.
     fn sync_uplinks(&mut self) -> Result<(), Error> {
-        let mut networks = self.session.state.sound_networks()?;
-        if let Some(own) = &self.network {
-            networks.retain(|network| network.name != own.name);
-            networks.push(own.clone());
-        }
-        let wishes: Vec<_> = networks
-            .iter()
-            .map(|n| n.wish.clone().unwrap_or_default())
-            .collect();
-        let unrestricted = wishes.iter().any(|wish| wish.uplinks.is_empty());
         let interfaces: Vec<HostInterface> = self
             .netlink()
             .uplinks()?
@@ -355,16 +360,11 @@ impl<'a> World<'a> {
                     LinkType::Loopback => return None,
                     LinkType::Other(kind) => LinkLayer::from_hardware_type(kind)?,
                 };
-                let name = uplink.link.name;
-                let listed =
-                    |wish: &NetworkWish| wish.uplinks.iter().any(|wanted| wanted.as_str() == name);
-                let serves = unrestricted || wishes.iter().any(listed);
                 Some(HostInterface {
                     index: uplink.link.index,
                     link_layer,
                     addresses: uplink.addresses.iter().map(IpNet::addr).collect(),
-                    serves,
-                    name,
+                    name: uplink.link.name,
                 })
             })
             .collect();
@@ -375,8 +375,37 @@ impl<'a> World<'a> {
         for name in changes.detached {
             tracing::debug!(interface = name, "took the program off the uplink");
         }
+        // One that is restricted to uplinks knows them by their indexes.
+        for network in self.session.state.sound_networks()? {
+            let entry = network_entry(&network, |name| {
+                let interface = interfaces.iter().find(|there| there.name == name)?;
+                Some(interface.index)
+            });
+            let known = self.datapath()?.networks.get(&network.number)?;
+            if network.state == State::Active && known != Some(entry) {
+                self.datapath()?.networks.insert(&network.number, &entry)?;
+            }
+        }
         let host = self.session.bpf_host;
         self.datapath()?.refresh_settings(&host)?;
+        Ok(())
+    }
+
+    fn write_network(&mut self) -> Result<(), Error> {
+        let network = self.network().clone();
+        let links = self.netlink().links()?;
+        let entry = network_entry(&network, |name| {
+            let link = links.iter().find(|link| link.name == name)?;
+            Some(link.index)
+        });
+        Ok(self.datapath()?.networks.insert(&network.number, &entry)?)
+    }
+
+    fn remove_network_entry(&mut self) -> Result<(), Error> {
+        let number = self.network().number;
+        if let Some(datapath) = &mut self.datapath {
+            datapath.networks.remove(&number)?;
+        }
         Ok(())
     }
 
@@ -870,6 +899,7 @@ impl Executor<Step> for World<'_> {
                 Ok(())
             }
             Step::BridgeSysctls(_) => self.set_bridge_sysctls(),
+            Step::NetworkEntry(_) => self.write_network(),
             Step::BridgeProgram(bridge) => {
                 self.datapath()?.attach_bridge(bridge)?;
                 Ok(())
@@ -913,6 +943,7 @@ impl Executor<Step> for World<'_> {
             | Step::HostSide(_)
             | Step::ContainerSide(_) => Ok(()),
             Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Removing),
+            Step::NetworkEntry(_) => self.remove_network_entry(),
             Step::BridgeProgram(bridge) => match &self.datapath {
                 Some(datapath) => datapath.detach_bridge(bridge).map_err(Error::from),
                 None => Ok(()),

@@ -2,6 +2,7 @@
 
 use crate::model::{
     EndpointId, IfName, Mac, Mtu, NetworkName,
+    behaviour::Behaviour,
     policy::Policy,
     record::{EndpointRecord, NetworkRecord, Published, State},
 };
@@ -115,11 +116,13 @@ pub struct NetworkView {
     pub uplinks: Vec<IfName>,
     /// No direct traffic to or from other networks.
     pub isolate: bool,
+    /// How it translates.
+    #[serde(flatten)]
+    pub behaviour: Behaviour,
 }
 
 impl NetworkView {
     pub(super) fn new(record: &NetworkRecord) -> Self {
-        let wish = record.wish.as_ref();
         Self {
             id: record.name.clone(),
             state: record.state,
@@ -131,8 +134,9 @@ impl NetworkView {
                 .map(|subnet| subnet.gateway())
                 .collect(),
             mtu: record.mtu,
-            uplinks: wish.map(|wish| wish.uplinks.clone()).unwrap_or_default(),
+            uplinks: record.uplinks().to_vec(),
             isolate: record.isolate,
+            behaviour: record.behaviour(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nucnet_common::{
-    abi::{Delivery, Endpoint, Flow, FlowKey, FlowState, Mac, Reason, Settings, Usage},
+    abi::{Delivery, Endpoint, Flow, FlowKey, FlowState, Mac, Network, Reason, Settings, Usage},
     path::Way,
 };
 use nucnet_ctl::model::{
@@ -98,6 +98,9 @@ impl<'e> Bench<'e> {
             policies: 0,
         };
         bench.engine.settings(&site::SETTINGS);
+        for network in site::NETWORKS {
+            bench.engine.network(network, &site::NETWORK);
+        }
         for (link, uplink) in site::uplinks() {
             bench.engine.uplink(link, Some(&uplink));
         }
@@ -115,6 +118,13 @@ impl<'e> Bench<'e> {
     pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings);
         self.engine.settings(&self.settings);
+    }
+
+    /// Changes what the network of WEB and APP chose from what it is at first.
+    pub fn set_network(&mut self, change: impl FnOnce(&mut Network)) {
+        let mut network = site::NETWORK;
+        change(&mut network);
+        self.engine.network(site::WEB.network, &network);
     }
 
     /// Changes an endpoint's entry from what it is without policy.

@@ -10,7 +10,7 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, FlowState, Mac, OutsideKey, Owner,
+        Address, Binding, Endpoint, Flow, FlowKey, FlowState, Mac, Network, OutsideKey, Owner,
         PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
         Settings, SlotUse, Uplink, Usage, flow_flag,
     },
@@ -127,6 +127,8 @@ pub struct State {
 pub trait Engine {
     /// Writes the settings.
     fn settings(&mut self, settings: &Settings);
+    /// Writes what a network chose.
+    fn network(&mut self, number: u32, network: &Network);
     /// Writes, or removes, an endpoint.
     fn endpoint(&mut self, link: u32, endpoint: Option<&Endpoint>);
     /// Writes who owns an address.
@@ -291,8 +293,8 @@ impl State {
     }
 
     /// The binding that a flow uses.
-    pub fn binding_of(&self, key: &FlowKey) -> Option<&Binding> {
-        self.bindings.get(&binding_key(key))
+    pub fn binding_of(&self, key: &FlowKey, flow: &Flow) -> Option<&Binding> {
+        self.bindings.get(&binding_key(key, &flow.external))
     }
 }
 

@@ -28,8 +28,8 @@ use aya::{
 use nix::sched::{CloneFlags, unshare};
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, Mac, OutsideKey, Owner,
-        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
+        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, Mac, Network, OutsideKey,
+        Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
         Settings, Slot, SlotUse, Uplink, Usage, map, program, size,
     },
     env::Held,
@@ -68,6 +68,7 @@ impl<K: Pod, V: Pod> Prefixes<K, V> {
 pub struct Loaded {
     object: Ebpf,
     settings: Array<MapData, Settings>,
+    networks: Table<u32, Network>,
     endpoints: Table<u32, Endpoint>,
     owners: Table<Address, Owner>,
     publishes: Prefixes<PublishKey, Publish>,
@@ -164,6 +165,7 @@ impl Loaded {
         };
         let mut loaded = Self {
             settings: take(map::SETTINGS)?.try_into()?,
+            networks: take(map::NETWORKS)?.try_into()?,
             endpoints: take(map::ENDPOINTS)?.try_into()?,
             owners: take(map::ADDRESSES)?.try_into()?,
             publishes: Prefixes {
@@ -228,6 +230,7 @@ impl Loaded {
         }
         clear(&mut self.outside);
         clear(&mut self.usage);
+        clear(&mut self.networks);
         clear(&mut self.endpoints);
         clear(&mut self.owners);
         clear(&mut self.uplinks);
@@ -450,6 +453,10 @@ fn set<K: Pod, V: Pod>(table: &mut Table<K, V>, key: K, value: Option<&V>) {
 impl Engine for Loaded {
     fn settings(&mut self, settings: &Settings) {
         self.settings.set(0, settings, 0).expect("settings");
+    }
+
+    fn network(&mut self, number: u32, network: &Network) {
+        set(&mut self.networks, number, Some(network));
     }
 
     fn endpoint(&mut self, link: u32, endpoint: Option<&Endpoint>) {

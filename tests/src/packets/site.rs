@@ -19,7 +19,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nucnet_common::{
-    abi::{self, Address, Delivery, Mac, Settings},
+    abi::{self, Address, Delivery, Filtering, Mac, Mapping, Network, Settings},
     packet::mapped,
 };
 use nucnet_ctl::model::to_abi;
@@ -327,7 +327,7 @@ pub fn uplinks() -> [(u32, abi::Uplink); 3] {
             } else {
                 14
             },
-            serves: 1,
+            pad: 0,
             address4: address(0),
             address6: address(1),
         };
@@ -340,9 +340,7 @@ pub const DYNAMIC_FIRST: u16 = 16_384;
 /// Last port of it.
 pub const DYNAMIC_LAST: u16 = 32_767;
 
-/// The settings of the host. Idle times are shorter than in earnest and still well apart from
-/// the time that a row takes: a row lets time pass by making entries older, and nothing can be
-/// older than the boot of the machine.
+/// The settings of the host.
 pub const SETTINGS: Settings = Settings {
     netns_cookie: 1,
     dynamic_port_first: DYNAMIC_FIRST,
@@ -350,14 +348,29 @@ pub const SETTINGS: Settings = Settings {
     host_port_first: 32_768,
     host_port_last: 60_999,
     flows_per_endpoint: 1_000,
+    nonlocal_bind: 0,
+};
+
+/// What both networks chose. Idle times are shorter than in earnest and still well apart from
+/// the time that a row takes: a row lets time pass by making entries older, and nothing can be
+/// older than the boot of the machine. Ports are kept, so that rows can foresee them.
+pub const NETWORK: Network = Network {
     tcp_established_s: 60,
     tcp_transitory_s: 40,
     udp_s: 50,
     udp_dns_s: 20,
     icmp_s: 30,
-    nonlocal_bind: 0,
-    pad: 0,
+    filtering: Filtering::AddressDependent as u32,
+    udp_mapping: Mapping::EndpointIndependent as u32,
+    tcp_mapping: Mapping::PerFlow as u32,
+    keeps_ports: 1,
+    is_restricted: 0,
+    uplinks: [0; abi::NETWORK_UPLINKS],
+    reserved: [0; 8],
 };
+
+/// The networks' numbers.
+pub const NETWORKS: [u32; 2] = [WEB.network, OTHER.network];
 
 /// Whether an address is in a prefix.
 pub fn covers((prefix, length): (IpAddr, u8), address: IpAddr) -> bool {

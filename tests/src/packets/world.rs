@@ -14,7 +14,7 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, Mac, OutsideKey, Owner, PolicyCidrKey,
+        Address, Binding, Endpoint, Flow, FlowKey, Mac, Network, OutsideKey, Owner, PolicyCidrKey,
         PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse,
         Uplink, Usage, size,
     },
@@ -209,6 +209,7 @@ fn port_bytes(key: &PolicyPortKey) -> Vec<u8> {
 #[derive(Debug)]
 pub struct World {
     settings: Settings,
+    networks: HashMap<u32, Network>,
     endpoints: HashMap<u32, Endpoint>,
     owners: HashMap<Address, Owner>,
     uplinks: HashMap<u32, Uplink>,
@@ -250,6 +251,7 @@ impl World {
     pub fn new() -> Self {
         Self {
             settings: Settings::default(),
+            networks: HashMap::new(),
             endpoints: HashMap::new(),
             owners: HashMap::new(),
             uplinks: HashMap::new(),
@@ -476,6 +478,10 @@ impl Tables for World {
 
     fn settings(&self) -> Option<&Settings> {
         Some(&self.settings)
+    }
+
+    fn network(&self, number: u32) -> Option<&Network> {
+        self.networks.get(&number)
     }
 
     fn endpoint(&self, link: u32) -> Option<&Endpoint> {
@@ -765,6 +771,10 @@ impl Sockets for Caller<'_> {
 impl Engine for World {
     fn settings(&mut self, settings: &Settings) {
         self.settings = *settings;
+    }
+
+    fn network(&mut self, number: u32, network: &Network) {
+        self.networks.insert(number, *network);
     }
 
     fn endpoint(&mut self, link: u32, endpoint: Option<&Endpoint>) {

@@ -19,6 +19,7 @@ mod input;
 mod lifecycle;
 mod load;
 mod neighbours;
+mod network;
 mod outbound;
 mod publish;
 mod robustness;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         publish::SCENARIOS,
         outbound::SCENARIOS,
         neighbours::SCENARIOS,
+        network::SCENARIOS,
         egress::SCENARIOS,
         errors::SCENARIOS,
         load::SCENARIOS,

@@ -45,6 +45,8 @@ pub struct Datapath {
     pins: Pins,
     /// What the control plane tells the programs.
     settings: Cells<abi::Settings>,
+    /// What networks chose, by their numbers.
+    pub networks: Table<u32, abi::Network>,
     /// Endpoints by the index of their host side interface.
     pub endpoints: Table<u32, abi::Endpoint>,
     /// Who has an address.
@@ -153,6 +155,7 @@ impl Datapath {
         let at = |name| (pins.map(name), name);
         Ok(Self {
             settings: Cells::open(at(map::SETTINGS), 1, 0)?,
+            networks: Table::open(at(map::NETWORKS), size::NETWORKS)?,
             endpoints: Table::open(at(map::ENDPOINTS), size::ENDPOINTS)?,
             addresses: Table::open(at(map::ADDRESSES), size::ADDRESSES)?,
             publishes: Table::open(at(map::PUBLISHES), size::PUBLISHES)?,

@@ -13,19 +13,7 @@ use nucnet_common::abi::Settings;
 
 use super::{BpfError, Datapath, pins::file_error};
 
-/// RFC 5382 REQ-5: at least 2 hours and 4 minutes; a minute more than Linux's two hours of
-/// keep-alive would not be enough.
-const TCP_ESTABLISHED_S: u32 = 7_440;
-/// RFC 5382 REQ-5: at least 4 minutes.
-const TCP_TRANSITORY_S: u32 = 240;
-/// RFC 4787 REQ-5: 5 minutes are recommended.
-const UDP_S: u32 = 300;
-/// RFC 4787 REQ-5a allows less for well-known ports; a resolver that does not answer within
-/// this never will.
-const UDP_DNS_S: u32 = 10;
-/// RFC 5508 REQ-2: at least 60 seconds.
-const ICMP_S: u32 = 60;
-/// A quarter of the table: one endpoint cannot take it all.
+/// A sixteenth of the table: one endpoint cannot take it all.
 const FLOWS_PER_ENDPOINT: u32 = 32_768;
 
 /// The host: the calling thread's network namespace.
@@ -152,13 +140,7 @@ impl Datapath {
             host_port_first: *ports.ephemeral.start(),
             host_port_last: *ports.ephemeral.end(),
             flows_per_endpoint: FLOWS_PER_ENDPOINT,
-            tcp_established_s: TCP_ESTABLISHED_S,
-            tcp_transitory_s: TCP_TRANSITORY_S,
-            udp_s: UDP_S,
-            udp_dns_s: UDP_DNS_S,
-            icmp_s: ICMP_S,
             nonlocal_bind: nonlocal_bind.into(),
-            pad: 0,
         };
         if settings != before {
             self.settings.set(0, &settings)?;

@@ -178,6 +178,7 @@ impl Datapath {
         };
         Ok(vec![
             array(map::SETTINGS, 1),
+            counted(map::NETWORKS, self.networks.count()?, size::NETWORKS),
             counted(map::ENDPOINTS, self.endpoints.count()?, size::ENDPOINTS),
             counted(map::ADDRESSES, self.addresses.count()?, size::ADDRESSES),
             counted(map::PUBLISHES, self.publishes.count()?, size::PUBLISHES),

@@ -62,8 +62,6 @@ pub struct HostInterface {
     pub link_layer: LinkLayer,
     /// Its addresses, in the order of preference.
     pub addresses: Vec<IpAddr>,
-    /// Whether packets to publishes are taken in here.
-    pub serves: bool,
 }
 
 impl HostInterface {
@@ -77,7 +75,7 @@ impl HostInterface {
         };
         Uplink {
             header: self.link_layer.header(),
-            serves: self.serves.into(),
+            pad: 0,
             address4: first(IpAddr::is_ipv4).unwrap_or_default(),
             address6: first(IpAddr::is_ipv6).unwrap_or_default(),
         }
@@ -204,13 +202,12 @@ mod tests {
             ]
             .map(|text| text.parse().expect("address"))
             .into(),
-            serves: true,
         };
         assert_eq!(
             interface.entry(),
             Uplink {
                 header: 14,
-                serves: 1,
+                pad: 0,
                 address4: "::ffff:192.0.2.1"
                     .parse::<std::net::Ipv6Addr>()
                     .unwrap()

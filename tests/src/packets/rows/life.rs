@@ -23,6 +23,12 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(half_open_connection_dies_after_the_transitory_time),
     each_family!(established_connection_dies_after_its_time),
     each_family!(closed_connection_dies_after_the_transitory_time),
+    each_family!(reset_connection_dies_after_the_transitory_time),
+    each_family!(connection_that_goes_on_after_a_reset_is_established_again),
+    each_family!(handshake_that_goes_on_after_a_reset_is_completed),
+    each_family!(simultaneous_open_is_established),
+    each_family!(simultaneous_open_of_a_published_port_is_established),
+    each_family!(reopened_connection_waits_for_its_answer),
     each_family!(datagram_flow_dies_after_its_time),
     each_family!(question_to_a_resolver_dies_sooner),
     each_family!(echo_flow_dies_after_its_time),
@@ -234,7 +240,8 @@ fn closed_connection_dies_after_the_transitory_time(bench: &mut Bench<'_>, ip: &
     let connection = Connection { ip };
     let [web, _, server] = connection.ends();
     connection.establish(bench);
-    connection.out(bench, "RA");
+    connection.out(bench, "FA");
+    connection.back(bench, "FA");
     bench.wait(38.0);
     connection.out(bench, "A");
     bench.wait(40.0);
@@ -242,6 +249,102 @@ fn closed_connection_dies_after_the_transitory_time(bench: &mut Bench<'_>, ip: &
         .from_endpoint(&WEB, &tcp("A", web, server))
         .is_dropped(Reason::NoFlow);
     assert_eq!(bench.counts(), (0, 0));
+}
+
+fn reset_connection_dies_after_the_transitory_time(bench: &mut Bench<'_>, ip: &Family) {
+    // RFC 7857 section 2.2: four minutes after the RST, and not at once.
+    let connection = Connection { ip };
+    let [web, _, server] = connection.ends();
+    connection.establish(bench);
+    connection.out(bench, "RA");
+    bench.wait(38.0);
+    connection.back(bench, "R");
+    bench.wait(40.0);
+    bench
+        .from_endpoint(&WEB, &tcp("A", web, server))
+        .is_dropped(Reason::NoFlow);
+    assert_eq!(bench.counts(), (0, 0));
+}
+
+fn connection_that_goes_on_after_a_reset_is_established_again(bench: &mut Bench<'_>, ip: &Family) {
+    // RFC 7857 section 2.2: a stranger can forge a RST, but not make both ends believe it.
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "R");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+    connection.back(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Established);
+    assert_eq!(bench.only_flow().1.timeout_s, 60);
+    connection.out(bench, "FA");
+    connection.back(bench, "R");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+    connection.back(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Closing);
+    connection.back(bench, "FA");
+    connection.out(bench, "R");
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+}
+
+fn handshake_that_goes_on_after_a_reset_is_completed(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.out(bench, "S");
+    connection.back(bench, "R");
+    assert_eq!(bench.only_state(), FlowState::Closed);
+    connection.back(bench, "SA");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Established);
+}
+
+fn simultaneous_open_is_established(bench: &mut Bench<'_>, ip: &Family) {
+    // RFC 5382 REQ-2a, RFC 9293 figure 8.
+    let connection = Connection { ip };
+    connection.out(bench, "S");
+    connection.back(bench, "S");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    connection.out(bench, "SA");
+    connection.back(bench, "SA");
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Established);
+}
+
+fn simultaneous_open_of_a_published_port_is_established(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    for (inbound, flags) in [
+        (true, "S"),
+        (false, "S"),
+        (true, "SA"),
+        (false, "SA"),
+        (true, "A"),
+    ] {
+        if inbound {
+            bench
+                .from_uplink(UPLINK, &tcp(flags, client, host))
+                .reaches(&WEB, &tcp(flags, client, web).ttl(63));
+        } else {
+            bench.from_endpoint(&WEB, &tcp(flags, web, client)).leaves(
+                UPLINK,
+                ip.router,
+                &tcp(flags, host, client).ttl(63),
+            );
+        }
+    }
+    assert_eq!(bench.only_state(), FlowState::Established);
+}
+
+fn reopened_connection_waits_for_its_answer(bench: &mut Bench<'_>, ip: &Family) {
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "R");
+    connection.out(bench, "S");
+    // The answers of the connection before are none.
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Opening);
+    connection.back(bench, "SA");
+    connection.out(bench, "A");
+    assert_eq!(bench.only_state(), FlowState::Established);
 }
 
 /// A datagram of WEB's to a port of the server's.

@@ -1,7 +1,7 @@
 //! Endpoints that speak to the outside, and the answers.
 
 use nucnet_common::{
-    abi::{FlowState, Mac, Reason},
+    abi::{FlowState, Mac, Mapping, Reason},
     packet::{ICMP, ICMPV6, TCP, UDP},
 };
 
@@ -34,6 +34,9 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(echo_reply_of_a_stranger_to_a_bound_identifier_is_filtered),
     each_family!(echo_request_for_the_host_passes_even_with_a_bound_identifier),
     each_family!(segment_of_a_stranger_to_a_masquerade_port_passes_to_the_host),
+    each_family!(network_that_keeps_no_ports_gives_dynamic_ones),
+    each_family!(datagrams_mapped_per_flow_have_a_port_each),
+    each_family!(connections_mapped_independently_of_the_endpoint_share_a_port),
     each_family!(exhausted_ports_drop_the_newcomer_only),
     each_family!(exhausted_bindings_drop_the_newcomer_only),
     each_family!(uplink_without_program_is_not_used),
@@ -357,6 +360,73 @@ fn segment_of_a_stranger_to_a_masquerade_port_passes_to_the_host(
     for peer in [(ip.client, 443), (ip.server, 444)] {
         bench.from_uplink(UPLINK, &tcp("SA", peer, host)).passes();
     }
+}
+
+fn network_that_keeps_no_ports_gives_dynamic_ones(bench: &mut Bench<'_>, ip: &Family) {
+    // Somebody else's masquerade on this host keeps them: that of a `docker` beside us.
+    bench.set_network(|network| network.keeps_ports = 0);
+    let port = leaves_with_dynamic_port(bench, ip, 5000);
+    assert_ne!(port, 5000);
+    let (web, server) = ((ip.web, 5001), (ip.server, 443));
+    let _ = bench.from_endpoint(&WEB, &udp(web, server));
+    let external = bench.flow(UDP, web, server).external_port;
+    assert!((DYNAMIC_FIRST..=DYNAMIC_LAST).contains(&external));
+}
+
+fn datagrams_mapped_per_flow_have_a_port_each(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set_network(|network| network.udp_mapping = Mapping::PerFlow as u32);
+    let web = (ip.web, 40_000);
+    let mut ports = Vec::new();
+    for peer in [(ip.server, 443), (ip.server, 444), (ip.client, 443)] {
+        let sent = bench.from_endpoint(&WEB, &udp(web, peer));
+        let host = (ip.host, bench.flow(UDP, web, peer).external_port);
+        sent.leaves(UPLINK, ip.router, &udp(host, peer).ttl(63));
+        bench
+            .from_uplink(UPLINK, &udp(peer, host))
+            .reaches(&WEB, &udp(peer, web).ttl(63));
+        ports.push(host.1);
+    }
+    assert_eq!(bench.counts(), (3, 0));
+    ports.dedup();
+    assert!(ports.len() > 1, "one port for all: {ports:?}");
+}
+
+fn connections_mapped_independently_of_the_endpoint_share_a_port(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    // RFC 5382 REQ-1.
+    bench.set_network(|network| network.tcp_mapping = Mapping::EndpointIndependent as u32);
+    let web = (ip.web, 40_000);
+    let (server, client) = ((ip.server, 443), (ip.client, 443));
+    let sent = bench.from_endpoint(&WEB, &tcp("S", web, server));
+    let host = (ip.host, bench.flow(TCP, web, server).external_port);
+    sent.leaves(UPLINK, ip.router, &tcp("S", host, server).ttl(63));
+    bench.from_endpoint(&WEB, &tcp("S", web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, client).ttl(63),
+    );
+    assert_eq!(bench.counts(), (2, 1));
+    // RFC 5382 REQ-7: no other socket gets that port.
+    bench.set(|settings| {
+        settings.dynamic_port_first = host.1;
+        settings.dynamic_port_mask = 0;
+    });
+    bench
+        .from_endpoint(&APP, &tcp("S", (ip.app, 40_000), (ip.server, 80)))
+        .is_dropped(Reason::PortsExhausted);
+    // The binding lives as long as the longest-lived of its connections.
+    bench
+        .from_uplink(UPLINK, &tcp("SA", server, host))
+        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+    let _ = bench.from_endpoint(&WEB, &tcp("A", web, server));
+    bench.wait(55.0);
+    bench.from_endpoint(&WEB, &tcp("S", web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, client).ttl(63),
+    );
 }
 
 fn exhausted_ports_drop_the_newcomer_only(bench: &mut Bench<'_>, ip: &Family) {

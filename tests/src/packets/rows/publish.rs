@@ -10,7 +10,7 @@ use crate::packets::{
     bench::Bench,
     engine::Socket,
     packet::{self, echo_request, tcp, udp},
-    site::{self, CLIENT4, CLIENT6, HOST4, HOST6, SECOND_UPLINK, SLOT, TUNNEL, UPLINK, WEB},
+    site::{self, CLIENT4, CLIENT6, HOST4, HOST6, OTHER, SECOND_UPLINK, SLOT, TUNNEL, UPLINK, WEB},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -27,7 +27,8 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(packet_that_is_not_the_first_of_a_connection_passes_to_the_host),
     each_family!(live_connection_stays_with_its_endpoint_when_its_port_is_published_anew),
     each_family!(reply_from_unpublished_port_is_dropped),
-    each_family!(uplink_that_does_not_serve_passes_everything_to_the_host),
+    each_family!(network_restricted_to_an_uplink_is_served_there_only),
+    each_family!(network_restricted_to_absent_uplinks_is_served_nowhere),
     each_family!(interface_without_entry_serves_nothing),
     each_family!(frame_for_another_host_passes_untouched),
     each_family!(publish_of_an_endpoint_that_is_gone_is_dropped),
@@ -238,12 +239,32 @@ fn reply_from_unpublished_port_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
         .is_dropped(Reason::NoFlow);
 }
 
-fn uplink_that_does_not_serve_passes_everything_to_the_host(bench: &mut Bench<'_>, ip: &Family) {
+fn network_restricted_to_an_uplink_is_served_there_only(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80");
-    bench.set_uplink(UPLINK, |uplink| uplink.serves = 0);
+    bench.publish(&OTHER, "8081:80");
+    bench.set_network(|network| {
+        network.is_restricted = 1;
+        network.uplinks[3] = SECOND_UPLINK;
+    });
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    bench.from_uplink(UPLINK, &tcp("S", client, host)).passes();
     bench
-        .from_uplink(UPLINK, &tcp("S", (ip.client, 40_000), (ip.host, 8080)))
-        .passes();
+        .from_uplink(SECOND_UPLINK, &tcp("S", client, host))
+        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    // A matter of that network alone.
+    bench
+        .from_uplink(UPLINK, &tcp("S", client, (ip.host, 8081)))
+        .reaches(&OTHER, &tcp("S", client, (ip.other, 80)).ttl(63));
+}
+
+fn network_restricted_to_absent_uplinks_is_served_nowhere(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    bench.set_network(|network| network.is_restricted = 1);
+    for uplink in [UPLINK, SECOND_UPLINK] {
+        bench
+            .from_uplink(uplink, &tcp("S", (ip.client, 40_000), (ip.host, 8080)))
+            .passes();
+    }
 }
 
 fn interface_without_entry_serves_nothing(bench: &mut Bench<'_>, ip: &Family) {
