@@ -43,6 +43,9 @@ pub(crate) mod tool {
     pub(crate) const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
 }
 
+/// The plugins of CNI, which are in no `PATH`.
+pub(crate) const CNI_PLUGINS: &str = "containernetworking-plugins";
+
 /// Sees to it that programs are there. `purpose` completes "needed for ...".
 pub(crate) fn ensure_tools(tools: &[Tool], purpose: &str, consent: Consent) -> Result<()> {
     let missing = tools

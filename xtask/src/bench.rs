@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: what a transaction costs by nucnet, beside no NAT at all, plain routing
-//! and iptables, in one interleaved run; and what attach and detach cost.
+//! and iptables, in one interleaved run; and what attach and detach cost, beside `ip` and
+//! iptables and beside CNI's plugins.
 //!
 //! Figures of different minutes do not compare (the same path moves by a third on a shared
 //! machine), so every ratio is taken inside a round, and the median of those counts.
 
 pub(crate) mod figures;
+pub(crate) mod gates;
 mod report;
 
 use std::{fs, time::Duration};
@@ -12,12 +14,15 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use nucnet_tests::lab::{Family, seeds::Rules};
-use nucnet_tests::measure::{Direction, Gate, Kind, Sample, Track, Way};
+use nucnet_tests::lab::{Family, cni, seeds::Rules};
+use nucnet_tests::measure::{
+    Direction, Kind, Sample, Track, Way,
+    gate::{Gate, Means},
+};
 
 use crate::{
     apt::{self, Consent, tool},
-    bench::figures::{Figures, Pass, Round},
+    bench::figures::{Figures, Round},
     progress::Step,
     workspace::Workspace,
 };
@@ -47,6 +52,12 @@ pub(crate) struct Arguments {
     /// Use iptables with its legacy backend instead of nftables
     #[arg(long)]
     legacy: bool,
+    /// How many containers are there when one more is attached in a crowd
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(..=i64::from(Gate::MOST)))]
+    crowd: u16,
+    /// Measure this alone
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Leave nucnet out: the machine and the yardsticks alone
     #[arg(long)]
     without_nucnet: bool,
@@ -55,26 +66,48 @@ pub(crate) struct Arguments {
     cpu: usize,
 }
 
+/// A part of the benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// What a transaction costs
+    Transactions,
+    /// What attach and detach cost
+    Attach,
+}
+
 /// Runs the verb.
 pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Arguments) -> Result<()> {
     ensure!(apt::is_root(), "network namespaces need root");
     apt::ensure_tools(&[tool::IP, tool::IPTABLES], "the benchmark", consent)?;
+    if cni::plugins().is_none() {
+        apt::ensure_packages(&[apt::CNI_PLUGINS], "the benchmark", consent)?;
+    }
     workspace.build_for_lab()?;
 
     let machine = figures::Machine::look()?;
     leave(arguments.cpu)?;
-    let iptables = match arguments.legacy {
-        true => Way::Seeds(Rules::IptablesLegacy),
-        false => Way::Seeds(Rules::IptablesNft),
+    let rules = match arguments.legacy {
+        true => Rules::IptablesLegacy,
+        false => Rules::IptablesNft,
     };
+    let iptables = Way::Seeds(rules);
+    let mut means = vec![Means::Seeds(rules), Means::Cni(rules)];
     let mut ways = vec![Way::Limit, Way::Seeds(Rules::Routed), iptables];
     if !arguments.without_nucnet {
         ways.push(Way::Nucnet);
+        means.push(Means::Nucnet);
     }
+    let is_wanted = |part| arguments.only.is_none_or(|only| only == part);
     let figures = Figures {
         machine,
-        rounds: transactions(arguments, &ways)?,
-        passes: gates(arguments, &ways)?,
+        rounds: match is_wanted(Part::Transactions) {
+            true => transactions(arguments, &ways)?,
+            false => Vec::new(),
+        },
+        passes: match is_wanted(Part::Attach) {
+            true => gates::measure(&means, arguments.crowd, arguments.rounds)?,
+            false => Vec::new(),
+        },
     };
     report::print(&figures, &ways, iptables);
     let path = workspace.target.join("bench.json");
@@ -136,40 +169,4 @@ fn transactions(arguments: &Arguments, ways: &[Way]) -> Result<Vec<Round>> {
     }
     step.done();
     Ok(rounds)
-}
-
-/// Attach and detach by every way that has them.
-fn gates(arguments: &Arguments, ways: &[Way]) -> Result<Vec<Pass>> {
-    let step = Step::start("measuring attach and detach");
-    let mut passes = Vec::new();
-    let compared = |way: &Way| {
-        matches!(
-            way,
-            Way::Nucnet | Way::Seeds(Rules::IptablesLegacy | Rules::IptablesNft)
-        )
-    };
-    let mut gates = Vec::new();
-    for &way in ways.iter().filter(|way| compared(way)) {
-        step.note(&format!("the first container by {way}"));
-        let (gate, first) = Gate::new(way).with_context(|| format!("the first attach by {way}"))?;
-        gates.push(gate);
-        passes.push(Pass {
-            way,
-            first,
-            attach: Vec::new(),
-            detach: Vec::new(),
-        });
-    }
-    for number in 1..=arguments.rounds {
-        step.note(&format!("round {number} of {}", arguments.rounds));
-        for (gate, pass) in gates.iter_mut().zip(&mut passes) {
-            let [attach, detach] = gate
-                .pass()
-                .with_context(|| format!("attach and detach by {}", pass.way))?;
-            pass.attach.push(attach);
-            pass.detach.push(detach);
-        }
-    }
-    step.done();
-    Ok(passes)
 }

@@ -207,7 +207,12 @@ impl NetnsFd {
     /// Its cookie (`SO_NETNS_COOKIE`): never given twice while the kernel runs. `None` before
     /// Linux 5.14.
     pub fn cookie(&self) -> Result<Option<u64>, Error> {
-        run_in(self, cookie_of_thread)?.map_err(|source| Error::Cookie {
+        // One's own is known without a thread.
+        let cookie = match Self::current()?.id == self.id {
+            true => cookie_of_thread(),
+            false => run_in(self, cookie_of_thread)?,
+        };
+        cookie.map_err(|source| Error::Cookie {
             netns: self.to_string(),
             source,
         })

@@ -16,6 +16,7 @@
 
 mod addresses;
 pub mod agent;
+pub mod cni;
 mod drops;
 mod node;
 mod nucnet;

@@ -29,6 +29,7 @@ pub struct Node {
     net: File,
     mounts: Option<File>,
     cgroup: Option<(String, File)>,
+    joins_cgroup: bool,
 }
 
 impl Node {
@@ -69,6 +70,7 @@ impl Node {
         let open = |path: String| File::open(&path).with_context(|| format!("opening {path}"));
         Ok(Self {
             name: name.to_owned(),
+            joins_cgroup: true,
             agent,
             control: Mutex::new(Some(ours)),
             net: open(format!("/proc/{pid}/ns/net"))?,
@@ -112,13 +114,20 @@ impl Node {
             .map(|(directory, _)| directory.as_str())
     }
 
+    /// Has programs that are started from now on stay in this process's own cgroup: moving one
+    /// has the kernel wait for RCU, for longer than `nucnet-ctl attach` takes.
+    pub fn leave_cgroup(&mut self) {
+        self.joins_cgroup = false;
+    }
+
     /// A program that will run in it, with no standard input.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.stdin(Stdio::null());
         let net = self.net.as_raw_fd();
         let mounts = self.mounts.as_ref().map(AsRawFd::as_raw_fd);
-        let cgroup = self.cgroup.as_ref().map(|(_, procs)| procs.as_raw_fd());
+        let cgroup = self.cgroup.as_ref().filter(|_| self.joins_cgroup);
+        let cgroup = cgroup.map(|(_, procs)| procs.as_raw_fd());
         let enter = move |descriptor, kind| {
             // SAFETY: the descriptors live as long as the node, and a fork has copies of them.
             setns(

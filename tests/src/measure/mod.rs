@@ -5,6 +5,7 @@
 //! on the machine hardly move it. A kernel with `CONFIG_IRQ_TIME_ACCOUNTING` keeps that work
 //! apart: there the elapsed time of the busy CPU has to do.
 
+pub mod gate;
 pub mod worker;
 
 use std::fmt;
@@ -18,7 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::lab::seeds::{Forward, Rules};
-use crate::lab::{Endpoint, Family, HOST, Lab, Node, OUTSIDE, peer_program};
+use crate::lab::{Family, HOST, Lab, Node, OUTSIDE, peer_program};
 
 /// What a transaction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,129 +271,4 @@ fn ksoftirqd(cpu: usize) -> Option<Pid> {
         std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
     });
     found?.file_name().to_str()?.parse().ok().map(Pid::from_raw)
-}
-
-/// What attaching or detaching one container costs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cost {
-    /// From start to end.
-    pub wall: Duration,
-    /// CPU time of every process that took part.
-    pub cpu: Duration,
-}
-
-/// The tools before nucnet know one family.
-const SEEDS: &[Family] = &[Family::V4];
-
-/// A lab in which containers are attached and detached.
-#[derive(Debug)]
-pub struct Gate {
-    lab: Lab,
-    way: Way,
-    container: Node,
-    attached: Option<Endpoint>,
-    /// Kept: the kernel takes namespaces apart in the background, under the lock that every
-    /// change of a link needs.
-    used: Vec<Node>,
-}
-
-impl Gate {
-    /// Ports that each container publishes.
-    pub const PUBLISHES: u16 = 10;
-
-    /// Builds one, in which there is another container already. The cost is that one's, the
-    /// first on its host.
-    ///
-    /// # Errors
-    /// A command or nucnet fails.
-    pub fn new(way: Way) -> Result<(Self, Cost)> {
-        let lab = Lab::new()?;
-        if way != Way::Nucnet {
-            lab.seeds().prepare(&lab)?;
-        }
-        let first = lab.container("first")?;
-        let mut gate = Self {
-            lab,
-            way,
-            container: first,
-            attached: None,
-            used: Vec::new(),
-        };
-        let cost = gate.attach(1000)?;
-        gate.attached = None;
-        Ok((gate, cost))
-    }
-
-    /// Attaches a new container and detaches it.
-    ///
-    /// # Errors
-    /// A command or nucnet fails.
-    pub fn pass(&mut self) -> Result<[Cost; 2]> {
-        let next = self.lab.container(&format!("next{}", self.used.len()))?;
-        self.used.push(std::mem::replace(&mut self.container, next));
-        Ok([self.attach(2000)?, self.detach(2000)?])
-    }
-
-    fn forwards(first: u16) -> Vec<Forward> {
-        let ports = first..first + Self::PUBLISHES;
-        ports
-            .map(|port| Forward {
-                protocol: "tcp",
-                host_port: port,
-                port,
-            })
-            .collect()
-    }
-
-    fn attach(&mut self, first: u16) -> Result<Cost> {
-        let forwards = Self::forwards(first);
-        let (lab, container) = (&self.lab, &self.container);
-        let (endpoint, cost) = cost(|| match self.way {
-            Way::Limit => bail!("there is nothing to attach to"),
-            Way::Seeds(rules) => lab.seeds().attach(lab, container, rules, SEEDS, &forwards),
-            Way::Nucnet => {
-                let specs: Vec<_> = forwards
-                    .iter()
-                    .map(|f| format!("{}:{}", f.host_port, f.port))
-                    .collect();
-                let words: Vec<_> = specs.iter().flat_map(|spec| ["-p", spec]).collect();
-                lab.attach(container, &words)
-            }
-        })?;
-        self.attached = Some(endpoint);
-        Ok(cost)
-    }
-
-    fn detach(&mut self, first: u16) -> Result<Cost> {
-        let forwards = Self::forwards(first);
-        let lab = &self.lab;
-        let endpoint = self.attached.take().context("nothing is attached")?;
-        let ((), cost) = cost(|| match self.way {
-            Way::Limit => bail!("there is nothing to detach from"),
-            Way::Seeds(rules) => lab.seeds().detach(lab, &endpoint, rules, SEEDS, &forwards),
-            Way::Nucnet => lab.nucnet(&["detach", &endpoint.id])?.expect(0).map(drop),
-        })?;
-        Ok(cost)
-    }
-}
-
-/// What a piece of work costs in time, and its children in CPU time.
-fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Cost)> {
-    let children = || -> Result<Duration> {
-        use nix::sys::resource::{UsageWho, getrusage};
-        use nix::sys::time::TimeValLike;
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-        let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-        Ok(Duration::from_micros(micros.try_into()?))
-    };
-    let (before, start) = (children()?, std::time::Instant::now());
-    let result = work()?;
-    let wall = start.elapsed();
-    Ok((
-        result,
-        Cost {
-            wall,
-            cpu: children()?.saturating_sub(before),
-        },
-    ))
 }

@@ -3,10 +3,11 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
-use nucnet_tests::measure::{Cost, Gate, Sample, Way};
+use nucnet_tests::measure::{Sample, Way, gate::Gate};
 use serde_json::{Value, json};
 
 use super::TESTS;
+use super::gates::{self, Pass};
 
 /// All figures of one run.
 pub(crate) struct Figures {
@@ -19,14 +20,6 @@ pub(crate) struct Figures {
 #[derive(Default)]
 pub(crate) struct Round {
     pub(crate) tests: Vec<Vec<Sample>>,
-}
-
-/// Attach and detach by one way.
-pub(crate) struct Pass {
-    pub(crate) way: Way,
-    pub(crate) first: Cost,
-    pub(crate) attach: Vec<Cost>,
-    pub(crate) detach: Vec<Cost>,
 }
 
 /// What the figures hold for.
@@ -116,7 +109,7 @@ impl Spread {
         }
     }
 
-    fn json(self) -> Value {
+    pub(super) fn json(self) -> Value {
         json!({ "median": self.median, "p10": self.p10, "p90": self.p90 })
     }
 }
@@ -177,8 +170,9 @@ impl Figures {
             }
             transactions.insert((*name).to_owned(), by_way.into());
         }
-        let ratios: Vec<_> = self
-            .bars(ways, iptables)
+        let mut bars = self.bars(ways, iptables);
+        bars.extend(gates::bars(&self.passes));
+        let ratios: Vec<_> = bars
             .iter()
             .map(|bar| {
                 json!({
@@ -188,24 +182,6 @@ impl Figures {
                     "to_reach": bar.wanted.map(|wanted| wanted.to_string()),
                     "reached": bar.wanted.map(|wanted| wanted.holds(bar.value.median)),
                 })
-            })
-            .collect();
-        let passes: serde_json::Map<_, _> = self
-            .passes
-            .iter()
-            .map(|pass| {
-                let costs = |costs: &[Cost]| {
-                    json!({
-                        "wall_ms": Spread::of(costs.iter().map(|cost| milliseconds(cost.wall))).json(),
-                        "cpu_ms": Spread::of(costs.iter().map(|cost| milliseconds(cost.cpu))).json(),
-                    })
-                };
-                let value = json!({
-                    "first_attach": costs(&[pass.first]),
-                    "attach": costs(&pass.attach),
-                    "detach": costs(&pass.detach),
-                });
-                (pass.way.to_string(), value)
             })
             .collect();
         let machine = &self.machine;
@@ -221,7 +197,7 @@ impl Figures {
             "transactions": transactions,
             "ratios": ratios,
             "publishes_per_container": Gate::PUBLISHES,
-            "containers": passes,
+            "containers": gates::json(&self.passes),
         });
         Ok(serde_json::to_string_pretty(&all)? + "\n")
     }

@@ -1,9 +1,9 @@
 //! The figures as people read them.
 
-use nucnet_tests::measure::{Cost, Gate, Way};
+use nucnet_tests::measure::Way;
 
-use super::TESTS;
-use super::figures::{Clock, Figures, Spread, milliseconds};
+use super::figures::{Bar, Clock, Figures, Spread};
+use super::{TESTS, gates};
 
 /// Prints all tables.
 pub(crate) fn print(figures: &Figures, ways: &[Way], iptables: Way) {
@@ -12,7 +12,18 @@ pub(crate) fn print(figures: &Figures, ways: &[Way], iptables: Way) {
         "\nLinux {}, {} CPUs, {}",
         machine.kernel, machine.cpus, machine.iptables
     );
-    let what = match machine.clock {
+    if !figures.rounds.is_empty() {
+        transactions(figures, ways);
+        ratios(&figures.bars(ways, iptables));
+    }
+    if !figures.passes.is_empty() {
+        gates::print(&figures.passes);
+        ratios(&gates::bars(&figures.passes));
+    }
+}
+
+fn transactions(figures: &Figures, ways: &[Way]) {
+    let what = match figures.machine.clock {
         Clock::Cpu => "CPU time a transaction, client and server on one CPU",
         Clock::Elapsed => "time a transaction, client and server on one CPU",
     };
@@ -30,9 +41,12 @@ pub(crate) fn print(figures: &Figures, ways: &[Way], iptables: Way) {
         }
         println!();
     }
+}
 
+fn ratios(bars: &[Bar]) {
     println!("\nratios inside a round, median (p10..p90)\n");
-    for bar in figures.bars(ways, iptables) {
+    let width = bars.iter().map(|bar| bar.title.len()).max().unwrap_or(0);
+    for bar in bars {
         let Spread { median, p10, p90 } = bar.value;
         let verdict = match bar.wanted {
             None => String::new(),
@@ -40,26 +54,8 @@ pub(crate) fn print(figures: &Figures, ways: &[Way], iptables: Way) {
             Some(wanted) => format!("  {wanted}  MISSED"),
         };
         println!(
-            "{:8}  {:24}  {median:5.2}  ({p10:.2}..{p90:.2}){verdict}",
+            "{:8}  {:width$}  {median:6.2}  ({p10:.2}..{p90:.2}){verdict}",
             bar.test, bar.title
-        );
-    }
-
-    println!(
-        "\na container with {} published ports: milliseconds, median\n",
-        Gate::PUBLISHES
-    );
-    println!(
-        "{:16}  {:>16}  {:>16}  {:>16}",
-        "wall (CPU)", "first attach", "attach", "detach"
-    );
-    for pass in &figures.passes {
-        println!(
-            "{:16}  {:>16}  {:>16}  {:>16}",
-            pass.way,
-            cost(&[pass.first]),
-            cost(&pass.attach),
-            cost(&pass.detach)
         );
     }
 }
@@ -69,10 +65,4 @@ fn microseconds(spread: Spread) -> String {
         "{:.2} ({:.2}..{:.2})",
         spread.median, spread.p10, spread.p90
     )
-}
-
-fn cost(costs: &[Cost]) -> String {
-    let wall = Spread::of(costs.iter().map(|cost| milliseconds(cost.wall)));
-    let cpu = Spread::of(costs.iter().map(|cost| milliseconds(cost.cpu)));
-    format!("{:.1} ({:.1})", wall.median, cpu.median)
 }

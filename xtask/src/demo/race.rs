@@ -7,7 +7,10 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use nucnet_tests::{
     lab::{Family, seeds::Rules},
-    measure::{Direction, Gate, Kind, Sample, Track, Way},
+    measure::{
+        Direction, Kind, Sample, Track, Way,
+        gate::{Gate, Means},
+    },
 };
 
 use super::{
@@ -17,7 +20,8 @@ use super::{
 use crate::{
     bench::{
         self,
-        figures::{Figures, Machine, Pass, Round, Spread, milliseconds},
+        figures::{Figures, Machine, Round, Spread, milliseconds},
+        gates::Pass,
     },
     progress::Step,
 };
@@ -28,7 +32,11 @@ const TIME: Duration = Duration::from_secs(20);
 const SLICE: Duration = Duration::from_millis(200);
 /// Who takes part.
 const WAYS: [Way; 2] = [Way::Seeds(Rules::IptablesNft), Way::Nucnet];
-/// Places in [`WAYS`].
+/// How they attach containers.
+const MEANS: [Means; 2] = [Means::Seeds(Rules::IptablesNft), Means::Nucnet];
+/// How many other containers there are meanwhile.
+const CROWD: u16 = 1;
+/// Places in [`WAYS`] and [`MEANS`].
 const IPTABLES: usize = 0;
 const NUCNET: usize = 1;
 /// What they do, client outside and server in the container.
@@ -108,7 +116,7 @@ fn measure(story: &Story, machine: Machine, cpu: usize) -> Result<Figures> {
     let mut tracks = Vec::new();
     let mut gates = Vec::new();
     let mut passes = Vec::new();
-    for way in WAYS {
+    for (way, means) in WAYS.into_iter().zip(MEANS) {
         story.check()?;
         let mut track = Track::new(way, Family::V4, cpu)?;
         for kind in KINDS {
@@ -116,14 +124,9 @@ fn measure(story: &Story, machine: Machine, cpu: usize) -> Result<Figures> {
             track.sample(Direction::In, kind, SLICE / 10)?;
         }
         tracks.push(track);
-        let (gate, first) = Gate::new(way)?;
+        let (gate, first) = Gate::new(means, CROWD)?;
         gates.push(gate);
-        passes.push(Pass {
-            way,
-            first,
-            attach: Vec::new(),
-            detach: Vec::new(),
-        });
+        passes.push(Pass::new(means, CROWD, first));
     }
     let mut rounds: Vec<Round> = Vec::new();
     while rounds.is_empty() || start.elapsed() < TIME {
