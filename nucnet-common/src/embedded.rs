@@ -17,8 +17,8 @@ use crate::{
     flow::is_dead,
     guard,
     packet::{
-        Balance, Covered, Delta, Family, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite, TCP, UDP,
-        mapped, ports, quarter, same,
+        Balance, Covered, Delta, Family, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite, SUMMED, TCP,
+        UDP, mapped, ports, quarter, same, sum,
     },
     path::{Way, address_frame, allowed_still, delivery, is_routed},
 };
@@ -28,13 +28,6 @@ const HEADER: u32 = Icmpv4Hdr::LEN as u32;
 
 /// What an error quotes at least of the header after IP's (RFC 792).
 const LEAST: u32 = 8;
-
-/// Bytes of a message that are summed up at a time.
-const CHUNK: u32 = 32;
-
-/// How many such chunks are summed up: an ICMPv6 error has at most 1,280 bytes (RFC 4443
-/// section 2.4c), an ICMP error should have at most 576 (RFC 1812 section 4.3.2.3).
-const CHUNKS: u32 = 40;
 
 /// An error that an endpoint sends, about a packet that it received.
 ///
@@ -319,56 +312,20 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
     Ok(delivery(endpoint, link))
 }
 
-/// Whether the checksum of an error is right (RFC 5508 REQ-3), as far as it has been summed up:
-/// that of a longer message is for its receiver to judge.
+/// Whether the checksum of an error is right (RFC 5508 REQ-3). That of a longer message than an
+/// error should be is for its receiver to judge.
 #[inline(never)]
 fn check<F: Frame>(frame: &F, error: &Packet) -> Result<(), Reason> {
-    let mut left = error.length - (error.l4 - error.l3);
-    let mut sum = Delta::NONE;
-    if error.family == Family::V6 {
-        sum = sum
-            .plus_address(&error.source)
-            .plus_address(&error.destination)
-            .plus(left.to_be_bytes())
-            .plus([0, 0, 0, ICMPV6]);
-    }
-    let mut at = error.l4;
-    let mut chunk = 0;
-    while chunk < CHUNKS {
-        chunk += 1;
-        if left < CHUNK {
-            break;
-        }
-        let bytes: [u8; CHUNK as usize] = frame.load(at).ok_or(Reason::Malformed)?;
-        let mut word = 0;
-        while word < CHUNK as usize {
-            sum = sum.plus([
-                bytes[word],
-                bytes[word + 1],
-                bytes[word + 2],
-                bytes[word + 3],
-            ]);
-            word += 4;
-        }
-        at += CHUNK;
-        left -= CHUNK;
-    }
-    if left >= CHUNK {
+    let length = error.length - (error.l4 - error.l3);
+    if length > SUMMED {
         return Ok(());
     }
-    let mut byte = 0;
-    while byte < CHUNK {
-        if byte < left {
-            let [value] = frame.load(at + byte).ok_or(Reason::Malformed)?;
-            sum = sum.plus(if byte & 1 == 0 {
-                [value, 0, 0, 0]
-            } else {
-                [0, value, 0, 0]
-            });
-        }
-        byte += 1;
+    let mut total = Delta::NONE;
+    if error.family == Family::V6 {
+        total = total.pseudo_header(&error.source, &error.destination, length, ICMPV6);
     }
-    if sum.folded16() != 0xffff {
+    sum(frame, error.l4, length, &mut total)?;
+    if total.folded16() != 0xffff {
         return Err(Reason::Malformed);
     }
     Ok(())

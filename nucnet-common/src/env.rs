@@ -10,6 +10,7 @@ use crate::{
         PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Uplink,
         Usage,
     },
+    icmp::Account,
     packet::{Frame, Packet, Rewrite},
 };
 
@@ -73,6 +74,8 @@ pub trait Tables {
     type Flow: DerefMut<Target = Flow>;
     /// A binding in its table, writable in place.
     type Binding: DerefMut<Target = Binding>;
+    /// A time, writable in place.
+    type Budget: DerefMut<Target = u64>;
 
     /// What the control plane says.
     fn settings(&self) -> Option<&Settings>;
@@ -90,6 +93,11 @@ pub trait Tables {
     fn policy_class(&self, key: &PolicyCidrKey) -> Option<&PolicyClass>;
     /// The verdict for a port of a class.
     fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule>;
+
+    /// When an account has used up its errors, writable in place.
+    fn budget(&self, account: &Account) -> Option<Self::Budget>;
+    /// Opens an account.
+    fn insert_budget(&self, account: &Account, used_up: u64);
 
     /// The notes of this journey, of unspecified contents.
     fn scratch(&self) -> Option<Self::Scratch>;

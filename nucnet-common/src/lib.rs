@@ -12,6 +12,7 @@ pub mod embedded;
 pub mod env;
 pub mod flow;
 pub mod guard;
+pub mod icmp;
 pub mod nat;
 pub mod neighbour;
 pub mod packet;

@@ -84,6 +84,11 @@ pub trait Frame {
         balance: Balance,
     ) -> Result<(), Reason>;
 
+    /// Keeps `kept` bytes from `l3` on and puts `room` bytes before them, of unspecified contents,
+    /// after the link-layer header. What is left is a packet of its own: nobody is to segment
+    /// it, or to fill in a checksum of what it was.
+    fn wrap(&self, l3: u32, kept: u32, room: u32) -> Result<(), Reason>;
+
     /// Adds a [`Delta`] to the IPv4 header checksum at `offset`.
     fn fix_header_checksum(&self, offset: u32, delta: Delta) -> Result<(), Reason>;
 
@@ -132,6 +137,21 @@ impl Delta {
             .plus(quarter(address, 12))
     }
 
+    /// Adds the pseudo header of what an IPv6 packet carries (RFC 8200 section 8.1).
+    #[inline(always)]
+    pub fn pseudo_header(
+        self,
+        source: &Address,
+        destination: &Address,
+        length: u32,
+        protocol: u8,
+    ) -> Self {
+        self.plus_address(source)
+            .plus_address(destination)
+            .plus(length.to_be_bytes())
+            .plus([0, 0, 0, protocol])
+    }
+
     /// Both changes together.
     #[inline(always)]
     pub fn and(self, other: Self) -> Self {
@@ -160,6 +180,61 @@ impl Delta {
         let sum = (sum & 0xffff) + (sum >> 16);
         ((sum & 0xffff) + (sum >> 16)) as u16
     }
+}
+
+/// Bytes of a frame that are summed up at a time.
+const CHUNK: u32 = 32;
+/// How many such chunks are summed up.
+const CHUNKS: u32 = 40;
+/// How many bytes [`sum`] sums up at most: an ICMPv6 error has no more than 1,280 (RFC 4443
+/// section 2.4c), an ICMP error should have no more than 576 (RFC 1812 section 4.3.2.3).
+pub(crate) const SUMMED: u32 = CHUNK * CHUNKS + CHUNK - 1;
+
+/// Adds `length` bytes of a frame, at most [`SUMMED`], to a sum.
+///
+/// # Errors
+/// [`Reason::Malformed`] if the frame ends before.
+#[inline(never)]
+pub(crate) fn sum<F: Frame>(
+    frame: &F,
+    at: u32,
+    length: u32,
+    sum: &mut Delta,
+) -> Result<(), Reason> {
+    let (mut at, mut left) = (at, length);
+    let mut chunk = 0;
+    while chunk < CHUNKS {
+        chunk += 1;
+        if left < CHUNK {
+            break;
+        }
+        let bytes: [u8; CHUNK as usize] = frame.load(at).ok_or(Reason::Malformed)?;
+        let mut word = 0;
+        while word < CHUNK as usize {
+            *sum = sum.plus([
+                bytes[word],
+                bytes[word + 1],
+                bytes[word + 2],
+                bytes[word + 3],
+            ]);
+            word += 4;
+        }
+        at += CHUNK;
+        left -= CHUNK;
+    }
+    let mut byte = 0;
+    while byte < CHUNK {
+        if byte < left {
+            let [value] = frame.load(at + byte).ok_or(Reason::Malformed)?;
+            *sum = sum.plus(if byte & 1 == 0 {
+                [value, 0, 0, 0]
+            } else {
+                [0, value, 0, 0]
+            });
+        }
+        byte += 1;
+    }
+    Ok(())
 }
 
 #[inline(always)]

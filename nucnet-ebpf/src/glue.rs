@@ -10,15 +10,16 @@ use aya_ebpf::{
     bindings::{
         BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
+        BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode, bpf_fib_lookup, bpf_sock_tuple,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_ns,
         generated::{
             bpf_fib_lookup as fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace,
-            bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
-            bpf_skb_store_bytes, bpf_spin_lock, bpf_spin_unlock,
+            bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room,
+            bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_spin_lock,
+            bpf_spin_unlock,
         },
     },
     programs::TcContext,
@@ -30,6 +31,7 @@ use nucnet_common::{
         Uplink, Usage,
     },
     env::{Held, Host, Route, RouteKind, Scratch, Tables},
+    icmp::Account,
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
 };
 
@@ -131,6 +133,40 @@ impl Frame for Skb {
         done(result)
     }
 
+    #[inline(never)]
+    fn wrap(&self, l3: u32, kept: u32, room: u32) -> Result<(), Reason> {
+        let buffer = QUOTE.get_ptr_mut(0).ok_or(Reason::Helper)?;
+        // Compared as the 64 bits that the register has, which is what the verifier follows.
+        let kept = opaque(kept);
+        if kept == 0 || kept > QUOTED as u64 {
+            return Err(Reason::Helper);
+        }
+        let kept = kept as u32;
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is the program's own, and the buffer has `QUOTED` bytes.
+        unsafe {
+            done(bpf_skb_load_bytes(
+                self.ctx.as_ptr(),
+                l3,
+                buffer.cast(),
+                kept,
+            ))?;
+            // A new length ends segmentation. Taking the start away, behind which the kernel was
+            // to fill in a checksum, ends that.
+            done(bpf_skb_change_tail(skb, l3 + LEAST_LEFT + TAKEN, 0))?;
+            let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+            done(bpf_skb_adjust_room(skb, -(TAKEN as i32), mode, 0))?;
+            done(bpf_skb_change_tail(skb, l3 + room + kept, 0))?;
+            done(bpf_skb_store_bytes(
+                skb,
+                l3 + room,
+                buffer.cast(),
+                kept,
+                BPF_F_RECOMPUTE_CSUM.into(),
+            ))
+        }
+    }
+
     #[inline(always)]
     fn fix_header_checksum(&self, offset: u32, delta: Delta) -> Result<(), Reason> {
         // SAFETY: the context is the program's own. Size 0 means that `to` is a difference.
@@ -159,6 +195,22 @@ impl Frame for Skb {
     }
 }
 
+/// Bytes of IP that the kernel wants left when a frame is shortened: an IPv6 header.
+const LEAST_LEFT: u32 = 40;
+/// Bytes that are taken away to have no checksum filled in: all headers before a place where one
+/// could be.
+const TAKEN: u32 = 192;
+
+/// The same number, of which the compiler knows nothing: what it makes of a comparison may be
+/// more than the verifier can follow.
+#[inline(always)]
+fn opaque(number: u32) -> u64 {
+    let mut number = u64::from(number);
+    // SAFETY: a register is copied to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number) };
+    number
+}
+
 #[inline(always)]
 fn done(result: i64) -> Result<(), Reason> {
     if result == 0 {
@@ -172,6 +224,7 @@ impl Tables for Skb {
     type Scratch = Entry<Scratch>;
     type Flow = Entry<Flow>;
     type Binding = Entry<Binding>;
+    type Budget = Entry<u64>;
 
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
@@ -215,6 +268,17 @@ impl Tables for Skb {
     #[inline(always)]
     fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule> {
         POLICY_PORTS.get(&Key::new(8 * size_of::<PolicyPortKey>() as u32, *key))
+    }
+
+    #[inline(always)]
+    fn budget(&self, account: &Account) -> Option<Self::Budget> {
+        BUDGETS.get_ptr_mut(account).map(Entry)
+    }
+
+    #[inline(always)]
+    fn insert_budget(&self, account: &Account, used_up: u64) {
+        // Somebody else was faster: that error is free.
+        let _ = BUDGETS.insert(account, &used_up, BPF_NOEXIST.into());
     }
 
     #[inline(always)]

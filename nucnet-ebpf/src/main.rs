@@ -20,7 +20,8 @@ use aya_ebpf::{
 };
 use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
-    abi::{Address, DropCount, DropKey},
+    abi::{Address, DropCount, DropKey, Reason},
+    icmp::{self, Origin},
     packet::{ETHERNET, is_v4},
     path::{self, Drop, Verdict, Way},
 };
@@ -34,7 +35,7 @@ pub fn from_endpoint(ctx: TcContext) -> i32 {
     let skb = Skb { ctx };
     let link = skb.link();
     let verdict = path::from_endpoint(&skb, link);
-    skb.conclude(verdict)
+    skb.conclude(Origin::Endpoint, verdict)
 }
 
 /// Everything that comes in by an uplink with Ethernet headers.
@@ -54,7 +55,7 @@ pub fn from_uplink_l3(ctx: TcContext) -> i32 {
 pub fn from_host(ctx: TcContext) -> i32 {
     let skb = Skb { ctx };
     let verdict = path::from_host(&skb, skb.ethertype());
-    skb.conclude(verdict)
+    skb.conclude(Origin::Host, verdict)
 }
 
 #[inline(always)]
@@ -65,10 +66,13 @@ fn arrived(ctx: TcContext, header: u32) -> i32 {
         return TC_ACT_UNSPEC;
     }
     let verdict = path::from_uplink(&skb, skb.link(), header, skb.ethertype());
-    if header == 0 {
-        return skb.conclude_headerless(verdict);
+    if let Err(Drop { endpoint, reason }) = verdict {
+        return skb.refuse(Origin::Uplink, endpoint, reason);
     }
-    skb.conclude(verdict)
+    if header == 0 {
+        return skb.redirect_headerless(verdict);
+    }
+    skb.redirect(verdict)
 }
 
 impl Skb {
@@ -91,9 +95,18 @@ impl Skb {
         u16::from_be(unsafe { (*self.ctx.skb.skb).protocol } as u16)
     }
 
+    /// Does what the verdict says.
+    #[inline(always)]
+    fn conclude(&self, origin: Origin, verdict: Verdict) -> i32 {
+        if let Err(Drop { endpoint, reason }) = verdict {
+            return self.refuse(origin, endpoint, reason);
+        }
+        self.redirect(verdict)
+    }
+
     /// Sends the packet where the verdict says.
     #[inline(always)]
-    fn conclude(&self, verdict: Verdict) -> i32 {
+    fn redirect(&self, verdict: Verdict) -> i32 {
         // SAFETY: the helpers take integers, and a buffer with its own size.
         let result = unsafe {
             match verdict {
@@ -107,16 +120,32 @@ impl Skb {
                 Ok(Way::Link { link }) => bpf_redirect(link, 0),
                 Ok(Way::Host { link }) => bpf_redirect(link, BPF_F_INGRESS.into()),
                 Ok(Way::Uplink { link, next_hop }) => redirect_neigh(link, &next_hop),
-                Err(drop) => return self.count_drop(drop),
+                Err(_) => return TC_ACT_SHOT,
             }
         };
         result as i32
     }
 
+    /// Counts a packet that is dropped, and tells its sender where that is due.
+    #[inline(never)]
+    fn refuse(&self, origin: Origin, endpoint: u32, reason: Reason) -> i32 {
+        let drop = Drop { endpoint, reason };
+        self.count_drop(&drop);
+        let flags = match origin {
+            Origin::Host => BPF_F_INGRESS,
+            Origin::Endpoint | Origin::Uplink => 0,
+        };
+        match icmp::answer(self, origin, self.link(), &drop) {
+            // SAFETY: the helper takes integers.
+            Some(link) => unsafe { bpf_redirect(link, flags.into()) as i32 },
+            None => TC_ACT_SHOT,
+        }
+    }
+
     /// The same for a packet without link-layer header, of which every endpoint expects one.
     /// A function of its own: its stack would be the entry's for all that the entry calls.
     #[inline(never)]
-    fn conclude_headerless(&self, verdict: Verdict) -> i32 {
+    fn redirect_headerless(&self, verdict: Verdict) -> i32 {
         if let Ok(Way::Peer { .. } | Way::Link { .. }) = verdict {
             // SAFETY: the context is the program's own.
             if unsafe { bpf_skb_change_head(self.ctx.skb.skb, ETHERNET, 0) } != 0
@@ -125,11 +154,11 @@ impl Skb {
                 return TC_ACT_SHOT;
             }
         }
-        self.conclude(verdict)
+        self.redirect(verdict)
     }
 
     #[inline(always)]
-    fn count_drop(&self, drop: Drop) -> i32 {
+    fn count_drop(&self, drop: &Drop) {
         let key = DropKey {
             endpoint: drop.endpoint,
             reason: drop.reason as u32,
@@ -149,7 +178,6 @@ impl Skb {
                     maps::DROPS.insert(key, DropCount { packets: 1, bytes }, BPF_NOEXIST.into());
             }
         }
-        TC_ACT_SHOT
     }
 }
 

@@ -5,7 +5,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
     macros::btf_map,
 };
 use nucnet_common::{
@@ -15,6 +15,7 @@ use nucnet_common::{
         Uplink, Usage, size,
     },
     env::Scratch,
+    icmp::Account,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -54,3 +55,13 @@ pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyRule, { size::POLICY_PORTS
 /// The notes of a journey. Not part of the ABI.
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Bytes of a packet that an error about it quotes at most.
+pub const QUOTED: usize = 1280;
+/// Where they are while the frame is made over. Not part of the ABI.
+#[btf_map(name = "quote")]
+pub static QUOTE: PerCpuArray<[u8; QUOTED], 1> = PerCpuArray::new();
+/// When whose errors are used up. Those that are forgotten first have long been full again. Not
+/// part of the ABI.
+#[btf_map(name = "budgets")]
+pub static BUDGETS: LruHashMap<Account, u64, 4096> = LruHashMap::new();

@@ -290,6 +290,12 @@ fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
 
 /// What must be true of one frame, whatever it was.
 fn check_outcome(sending: &Sending, outcome: Outcome, output: &[u8]) -> Result<(), TestCaseError> {
+    if let Outcome::Refused { .. } = outcome {
+        // The whole of such answers is what the rows are about.
+        let wrong = checksum::wrong(packet_of(output));
+        prop_assert_eq!(wrong, None, "the answer is at fault");
+        return Ok(());
+    }
     let Outcome::Redirected(Some(way)) = outcome else {
         prop_assert_eq!(
             output,
@@ -602,13 +608,21 @@ proptest! {
             }
             let is_new = |(key, _): &(&_, &_)| !before.flows.contains_key(*key);
             // A packet on its last hop opens its flow before it is dropped.
-            if matches!(outcome, Outcome::Dropped { reason, .. } if reason != Reason::TtlExceeded) {
+            if matches!(
+                outcome,
+                Outcome::Dropped { reason, .. } | Outcome::Refused { reason, .. }
+                    if reason != Reason::TtlExceeded
+            ) {
                 prop_assert!(after.flows.iter().find(is_new).is_none(), "half a flow");
             }
             // The sender tries again, and nothing is in the way.
             let (again, _) = world.run(last.hook, &last.frame);
             prop_assert!(
-                !matches!(again, Outcome::Dropped { reason: Reason::FlowTableFull, .. }),
+                !matches!(
+                    again,
+                    Outcome::Dropped { reason: Reason::FlowTableFull, .. }
+                        | Outcome::Refused { reason: Reason::FlowTableFull, .. }
+                ),
                 "{:?} after {:?}", again, outcome
             );
             check_state(&world, &world.state())?;
@@ -633,8 +647,13 @@ proptest! {
             if never_came {
                 break;
             }
+            // It was dropped in any case where only its answer is refused.
             prop_assert!(
-                matches!(outcome, Outcome::Dropped { reason: Reason::Helper, .. }),
+                matches!(
+                    outcome,
+                    Outcome::Dropped { reason, .. }
+                        if reason == Reason::Helper || reason == Reason::TtlExceeded
+                ),
                 "{:?}", outcome
             );
         }

@@ -20,7 +20,7 @@ use nucnet_ctl::model::{
 
 use super::{
     engine::{Engine, Hook, Outcome, Socket, State, state_name},
-    packet::Packet,
+    packet::{self, Packet},
     site::{self, Party},
 };
 
@@ -383,6 +383,96 @@ impl Sent {
     pub fn is_dropped_for(&self, endpoint: u32, reason: Reason) {
         self.expect(Outcome::Dropped { endpoint, reason });
         self.expect_bytes(&self.input);
+    }
+
+    /// It is dropped on the account of the endpoint that it comes from, or that the host sends it
+    /// to, and its sender is told that it may not: the resources are used up.
+    #[track_caller]
+    pub fn is_refused(&self, reason: Reason) {
+        let start = if self.is_v4() { [3, 13] } else { [1, 1] };
+        self.is_told(
+            self.account,
+            reason,
+            &[start[0], start[1], 0, 0, 0, 0, 0, 0],
+        );
+    }
+
+    /// It is dropped on an endpoint's account since its time to live is used up, and its sender
+    /// is told.
+    #[track_caller]
+    pub fn expires(&self, endpoint: u32) {
+        let kind = if self.is_v4() { 11 } else { 3 };
+        let start = [kind, 0, 0, 0, 0, 0, 0, 0];
+        self.is_told(endpoint, Reason::TtlExceeded, &start);
+    }
+
+    /// It is dropped on an endpoint's account, and its sender gets an error that starts so and
+    /// quotes it: an endpoint from its gateway, everybody else from whom it was sent to.
+    #[track_caller]
+    pub fn is_told(&self, endpoint: u32, reason: Reason, start: &[u8; 8]) {
+        let l3 = match self.hook {
+            Hook::FromUplinkL3 { .. } => 0,
+            _ => 14,
+        };
+        let packet = &self.input[l3..];
+        let (source, destination, quoted, whole): (IpAddr, IpAddr, _, _) = if self.is_v4() {
+            let at = |at: usize| {
+                <[u8; 4]>::try_from(&packet[at..at + 4])
+                    .expect("four")
+                    .into()
+            };
+            let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+            (at(12), at(16), 548, length)
+        } else {
+            let at = |at: usize| {
+                <[u8; 16]>::try_from(&packet[at..at + 16])
+                    .expect("16")
+                    .into()
+            };
+            let length = usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+            (at(8), at(24), 1232, 40 + length)
+        };
+        let (link, from) = match self.hook {
+            Hook::FromEndpoint { link } => {
+                let gateways = site::PARTIES
+                    .iter()
+                    .find(|party| party.link == link)
+                    .map(|party| site::interface(party.bridge).addresses)
+                    .expect("endpoint");
+                let gateway = gateways[usize::from(source.is_ipv6())].0;
+                (link, gateway)
+            }
+            Hook::FromUplink { link }
+            | Hook::FromUplinkL3 { link }
+            | Hook::FromHost { link, .. } => (link, destination),
+        };
+        self.expect(Outcome::Refused {
+            endpoint,
+            reason,
+            link: Some(link),
+        });
+        let error = packet::icmp(from, source, *start)
+            .payload(&packet[..whole.min(quoted)])
+            .of_router();
+        let error = if l3 == 0 {
+            error
+        } else {
+            error.macs(self.mac_at(6), self.mac_at(0))
+        };
+        self.expect_bytes(&error.bytes());
+    }
+
+    /// Whether it was dropped and its sender told so.
+    pub fn was_told(&self) -> bool {
+        matches!(self.outcome, Outcome::Refused { .. })
+    }
+
+    fn is_v4(&self) -> bool {
+        let l3 = match self.hook {
+            Hook::FromUplinkL3 { .. } => 0,
+            _ => 14,
+        };
+        self.input[l3] >> 4 == 4
     }
 
     /// It reaches an endpoint as this packet.

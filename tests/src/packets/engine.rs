@@ -62,6 +62,16 @@ pub enum Outcome {
         /// Why.
         reason: Reason,
     },
+    /// It is dropped, and its sender is told.
+    Refused {
+        /// The endpoint's number.
+        endpoint: u32,
+        /// Why.
+        reason: Reason,
+        /// By which interface the error goes, or comes in for the host. A program's redirect
+        /// does not say.
+        link: Option<u32>,
+    },
 }
 
 impl fmt::Debug for Outcome {
@@ -82,6 +92,17 @@ impl fmt::Debug for Outcome {
             Self::Dropped { endpoint, reason } => {
                 write!(f, "dropped ({}) on account of {endpoint}", reason.name())
             }
+            Self::Refused {
+                endpoint,
+                reason,
+                link,
+            } => {
+                let reason = reason.name();
+                write!(
+                    f,
+                    "refused ({reason}) on account of {endpoint}, by {link:?}"
+                )
+            }
         }
     }
 }
@@ -91,6 +112,18 @@ impl Outcome {
     pub fn is(&self, expected: &Self) -> bool {
         match (self, expected) {
             (Self::Redirected(None), Self::Redirected(_)) => true,
+            (
+                Self::Refused {
+                    endpoint,
+                    reason,
+                    link: None,
+                },
+                Self::Refused {
+                    endpoint: account,
+                    reason: expected,
+                    ..
+                },
+            ) => (endpoint, reason) == (account, expected),
             (one, other) => one == other,
         }
     }

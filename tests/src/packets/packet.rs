@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Header, Icmpv4Type, Icmpv6Header,
-    Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader, UdpHeader,
+    Icmpv6Type, IpDscp, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader,
+    UdpHeader,
 };
 use nucnet_common::{
     abi::Mac,
@@ -31,6 +32,7 @@ pub struct Packet {
     source: IpAddr,
     destination: IpAddr,
     ttl: u8,
+    control: bool,
     options: Vec<u8>,
     extension: Option<u8>,
     fragment: Option<(u16, bool)>,
@@ -175,6 +177,7 @@ impl Packet {
             source,
             destination,
             ttl: 64,
+            control: false,
             options: Vec::new(),
             extension: None,
             fragment: None,
@@ -230,6 +233,12 @@ impl Packet {
     /// With this time to live or hop limit, in place of 64.
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// As a router's own: of internetwork control, and in IPv4 without identification.
+    pub fn of_router(mut self) -> Self {
+        self.control = true;
         self
     }
 
@@ -321,6 +330,10 @@ impl Packet {
                     options: Ipv4Options::try_from(self.options.as_slice()).expect("options"),
                     ..Ipv4Header::default()
                 };
+                if self.control {
+                    header.identification = 0;
+                    header.dscp = IpDscp::CS6;
+                }
                 header.set_payload_len(carried.len()).expect("length");
                 header.header_checksum = header.calc_header_checksum();
                 frame.extend(header.to_bytes());

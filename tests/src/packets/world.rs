@@ -20,6 +20,7 @@ use nucnet_common::{
     },
     connect::{self, Destination, Sockets},
     env::{Dead, Held, Host, Route, RouteKind, Scratch, Tables},
+    icmp::{self, Account, Origin},
     packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, Rewrite, TCP, UDP},
     path::{self, Verdict},
 };
@@ -223,6 +224,7 @@ pub struct World {
     outside: RefCell<HashMap<OutsideKey, FlowKey>>,
     slots: RefCell<HashMap<u32, Held>>,
     usage: RefCell<HashMap<u32, Usage>>,
+    budgets: Entries<Account, u64>,
     notes: Rc<Cell<Option<Scratch>>>,
 
     now: u64,
@@ -264,6 +266,7 @@ impl World {
             outside: RefCell::default(),
             slots: RefCell::default(),
             usage: RefCell::default(),
+            budgets: RefCell::default(),
             notes: Rc::new(Cell::new(Some(blank()))),
             now: Duration::from_secs(15_768_000).as_nanos() as u64,
             random: Cell::new(1),
@@ -443,6 +446,16 @@ impl Frame for World {
         Ok(())
     }
 
+    fn wrap(&self, l3: u32, kept: u32, room: u32) -> Result<(), Reason> {
+        self.may_write()?;
+        let (l3, kept) = (l3 as usize, kept as usize);
+        let mut frame = self.frame.borrow_mut();
+        frame.truncate(l3 + kept);
+        assert_eq!(frame.len(), l3 + kept, "the frame is shorter");
+        frame.splice(l3..l3, std::iter::repeat_n(0xee, room as usize));
+        Ok(())
+    }
+
     fn fix_header_checksum(&self, offset: u32, delta: Delta) -> Result<(), Reason> {
         let old: [u8; 2] = self.load(offset).ok_or(Reason::Helper)?;
         self.store(offset, &changed(old, delta), Balance::Balanced)
@@ -475,6 +488,7 @@ impl Tables for World {
     type Scratch = Notes;
     type Flow = Guard<Flow>;
     type Binding = Guard<Binding>;
+    type Budget = Guard<u64>;
 
     fn settings(&self) -> Option<&Settings> {
         Some(&self.settings)
@@ -506,6 +520,14 @@ impl Tables for World {
 
     fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule> {
         self.policy_ports.find(key, port_bytes)
+    }
+
+    fn budget(&self, account: &Account) -> Option<Guard<u64>> {
+        look(&self.budgets, account)
+    }
+
+    fn insert_budget(&self, account: &Account, used_up: u64) {
+        insert(&self.budgets, account, &used_up);
     }
 
     fn scratch(&self) -> Option<Notes> {
@@ -882,7 +904,24 @@ impl Engine for World {
         let outcome = match verdict {
             Ok(path::Way::Pass) => Outcome::Passed,
             Ok(way) => Outcome::Redirected(Some(way)),
-            Err(path::Drop { endpoint, reason }) => Outcome::Dropped { endpoint, reason },
+            Err(drop) => {
+                let path::Drop { endpoint, reason } = drop;
+                let (origin, link) = match hook {
+                    Hook::FromEndpoint { link } => (Origin::Endpoint, link),
+                    Hook::FromUplink { link } | Hook::FromUplinkL3 { link } => {
+                        (Origin::Uplink, link)
+                    }
+                    Hook::FromHost { link, .. } => (Origin::Host, link),
+                };
+                match icmp::answer(self, origin, link, &drop) {
+                    Some(link) => Outcome::Refused {
+                        endpoint,
+                        reason,
+                        link: Some(link),
+                    },
+                    None => Outcome::Dropped { endpoint, reason },
+                }
+            }
         };
         let mut frame = std::mem::take(self.frame.get_mut());
         if let Some(tag) = self.tag {

@@ -224,7 +224,7 @@ fn nothing_that_is_refused_makes_a_flow(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     bench
         .from_endpoint(&WEB, &udp(web, server).ttl(1))
-        .is_dropped(Reason::TtlExceeded);
+        .expires(WEB.number);
     bench.from_endpoint(&WEB, &udp(web, server)).leaves(
         UPLINK,
         ip.router,

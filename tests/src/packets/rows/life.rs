@@ -540,7 +540,7 @@ fn endpoint_at_its_quota_opens_no_more_and_keeps_what_it_has(bench: &mut Bench<'
     }
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
-        .is_dropped(Reason::FlowQuota);
+        .is_refused(Reason::FlowQuota);
     // Its own flood is nobody else's trouble, and does not touch what it has.
     let (app, host) = ((ip.app, 5002), (ip.host, 5002));
     bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
@@ -568,7 +568,7 @@ fn bindings_count_towards_the_quota(bench: &mut Bench<'_>, ip: &Family) {
     assert_eq!(bench.counts(), (2, 1));
     bench
         .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 445)))
-        .is_dropped(Reason::FlowQuota);
+        .is_refused(Reason::FlowQuota);
     assert_eq!(bench.counts(), (2, 1));
 }
 
@@ -587,10 +587,10 @@ fn full_table_refuses_the_newcomer_and_evicts_nobody_alive(bench: &mut Bench<'_>
     Connection { ip }.establish(bench);
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
-        .is_dropped(Reason::FlowTableFull);
+        .is_refused(Reason::FlowTableFull);
     bench
         .from_endpoint(&WEB, &udp((ip.web, 5001), server))
-        .is_dropped(Reason::FlowTableFull);
+        .is_refused(Reason::FlowTableFull);
     Connection { ip }.back(bench, "A");
     assert_eq!(bench.counts(), (1, 0));
 }
@@ -621,7 +621,7 @@ fn closed_flow_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
     // Closing is alive.
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
-        .is_dropped(Reason::FlowTableFull);
+        .is_refused(Reason::FlowTableFull);
     connection.out(bench, "FA");
     let (web, host) = ((ip.web, 5001), (ip.host, 5001));
     bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
@@ -637,11 +637,11 @@ fn dead_binding_makes_room_for_a_newcomer(bench: &mut Bench<'_>, ip: &Family) {
     // The binding takes the only place that is ever drawn; its flow gets none.
     bench
         .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 443)))
-        .is_dropped(Reason::FlowTableFull);
+        .is_refused(Reason::FlowTableFull);
     assert_eq!(bench.counts(), (0, 1));
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (ip.server, 443)))
-        .is_dropped(Reason::FlowTableFull);
+        .is_refused(Reason::FlowTableFull);
     bench.wait(52.0);
     Connection { ip }.establish(bench);
     assert_eq!(bench.counts(), (1, 0));
@@ -656,11 +656,11 @@ fn endpoint_at_its_quota_takes_the_places_of_its_own_dead_only(bench: &mut Bench
     bench.draw(8);
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
-        .is_dropped(Reason::FlowQuota);
+        .is_refused(Reason::FlowQuota);
     bench.wait(61.0);
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
-        .is_dropped(Reason::FlowQuota);
+        .is_refused(Reason::FlowQuota);
     bench.draw(7);
     let (web, host) = ((ip.web, 5001), (ip.host, 5001));
     bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
@@ -698,7 +698,7 @@ fn endpoint_at_its_quota_leaves_the_dead_of_others_alone(bench: &mut Bench<'_>, 
     bench.draw(7 + offset);
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
-        .is_dropped(Reason::FlowQuota);
+        .is_refused(Reason::FlowQuota);
     bench.set(|settings| settings.flows_per_endpoint = 10);
     let (web, host) = ((ip.web, 5002), (ip.host, 5002));
     bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(

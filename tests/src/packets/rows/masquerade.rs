@@ -440,7 +440,7 @@ fn exhausted_ports_drop_the_newcomer_only(bench: &mut Bench<'_>, ip: &Family) {
     );
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 40_001), server))
-        .is_dropped(Reason::PortsExhausted);
+        .is_refused(Reason::PortsExhausted);
     bench
         .from_uplink(UPLINK, &tcp("SA", server, host))
         .reaches(&WEB, &tcp("SA", server, web).ttl(63));
@@ -458,7 +458,7 @@ fn exhausted_bindings_drop_the_newcomer_only(bench: &mut Bench<'_>, ip: &Family)
     );
     bench
         .from_endpoint(&APP, &udp((ip.app, 40_000), client))
-        .is_dropped(Reason::PortsExhausted);
+        .is_refused(Reason::PortsExhausted);
     bench.from_endpoint(&WEB, &udp(web, client)).leaves(
         UPLINK,
         ip.router,

@@ -16,6 +16,7 @@ mod neighbours;
 mod policy;
 mod publish;
 mod siblings;
+mod told;
 
 /// What happens at a site, by the name of what must be true.
 pub struct Row {
@@ -139,6 +140,7 @@ pub fn cases() -> Vec<Case> {
         host::ROWS,
         headers::ROWS,
         errors::ROWS,
+        told::ROWS,
         guard::ROWS,
         neighbours::ROWS,
         policy::ROWS,

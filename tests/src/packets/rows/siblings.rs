@@ -237,7 +237,7 @@ fn one_port_reaches_a_sibling_in_one_way_at_a_time(bench: &mut Bench<'_>, ip: &F
         .reaches(&WEB, &tcp("S", app, web).ttl(63));
     bench
         .from_endpoint(&APP, &tcp("S", app, web))
-        .is_dropped(Reason::PortsExhausted);
+        .is_refused(Reason::PortsExhausted);
     assert_eq!(bench.counts(), (1, 0));
     // The dead flow makes room.
     bench.wait(41.0);
