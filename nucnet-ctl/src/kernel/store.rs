@@ -288,10 +288,17 @@ impl Locked {
     /// not for longer than `patience`.
     pub fn open(path: &Path, patience: Duration) -> Result<Self, Error> {
         loop {
-            make(path)?;
-            if let Some(store) = Store::open(path)?
-                && let Some(locked) = Self::lock(store, patience)?
-            {
+            let is_new = make(path)?;
+            let locked = match Store::open(path)? {
+                Some(store) => Self::lock(store, patience),
+                None => Ok(None),
+            };
+            if let Some(locked) = locked.inspect_err(|_| {
+                // The error that led here is the one to report; nor does it go if it is in use.
+                if is_new {
+                    let _ = std::fs::remove_dir(path);
+                }
+            })? {
                 return Ok(locked);
             }
             // Removed meanwhile.
@@ -350,11 +357,14 @@ impl Locked {
             Some(there) if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino) => {}
             _ => return Ok(None),
         }
-        sign(&mut lock).map_err(|source| FileError {
-            action: "write",
-            path,
-            source,
-        })?;
+        // Without, it is a lock all the same.
+        if let Err(error) = sign(&mut lock) {
+            tracing::warn!(
+                file = %path.display(),
+                error = &error as &dyn std::error::Error,
+                "cannot write who holds the lock"
+            );
+        }
         Ok(Some(Self { store, _lock: lock }))
     }
 
@@ -615,19 +625,23 @@ impl Locked {
             .map_err(io::Error::from)
             .and_then(|()| std::fs::remove_dir(&path));
         match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError {
-                action: "remove",
-                path,
-                source,
-            }
-            .into()),
-            _ => Ok(()),
+            Ok(()) => Ok(()),
+            Err(source) => match source.kind() {
+                // Somebody who found the lock gone has begun anew in the same directory.
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                _ => Err(FileError {
+                    action: "remove",
+                    path,
+                    source,
+                }
+                .into()),
+            },
         }
     }
 }
 
-/// Makes the directory; its parents, if need be, as everybody's are made.
-fn make(path: &Path) -> Result<(), Error> {
+/// Makes the directory; its parents, if need be, as everybody's are made. `false`: it was there.
+fn make(path: &Path) -> Result<bool, Error> {
     use std::os::unix::fs::DirBuilderExt;
     let failed = |source| {
         Error::File(FileError {
@@ -649,8 +663,9 @@ fn make(path: &Path) -> Result<(), Error> {
         .map_err(io::Error::from)
         .and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(path));
     match made {
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(failed(source)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(failed(source)),
     }
 }
 

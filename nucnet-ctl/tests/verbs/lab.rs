@@ -183,6 +183,7 @@ impl Lab {
         lines.extend(tree(&self.place.join("bpf")));
         lines.extend(self.entries());
         lines.extend(self.state());
+        lines.push(format!("state: {}", self.place.join("state").exists()));
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
         lines.extend(points.map(|point| format!("mount {point}")));
