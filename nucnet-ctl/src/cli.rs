@@ -3,6 +3,7 @@
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use nucnet_ctl::{
     AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
+    kernel::capability,
     model::{
         Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Problem,
         behaviour::{BehaviourWish, Filtering, Mapping, Timeout},
@@ -440,6 +441,15 @@ pub(crate) fn run() -> ExitCode {
     };
     log(&cli.global);
     let output = cli.global.output;
+    // It asks other programs, which may need more.
+    if !matches!(cli.verb, Verb::Doctor)
+        && let Err(error) = capability::drop_others()
+    {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cannot drop the capabilities that are not needed"
+        );
+    }
     match call(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -551,7 +561,6 @@ fn call(cli: Cli) -> Result<(), Error> {
                 }
                 return show_plan(&global, &lines);
             }
-            host.check_capabilities()?;
             let detached = host.detach(&ids)?;
             show(
                 &global,
@@ -590,7 +599,6 @@ fn call(cli: Cli) -> Result<(), Error> {
             } else {
                 Removal::Done
             };
-            host.check_capabilities()?;
             let found = host.gc(removal)?;
             show(&global, &found, |out| {
                 let removed = if global.dry_run {
@@ -646,7 +654,6 @@ fn call(cli: Cli) -> Result<(), Error> {
         Verb::Network(verb) => network(&host, &global, verb),
         Verb::Down if global.dry_run => show_plan(&global, &host.plan_down()?),
         Verb::Down => {
-            host.check_capabilities()?;
             host.down()?;
             show(&global, &serde_json::json!({}), |_| Ok(()))
         }

@@ -1,10 +1,14 @@
-//! What this process must be allowed: the one list, and what is missing of it.
+//! What this process must be allowed: the one list, what is missing of it, and how to do without
+//! the rest.
 //!
 //! The list was found by taking away one capability at a time; tests hold it. Since
 //! `CAP_SYS_ADMIN` is on it, which stands for the two that Linux 5.8 split off, those two are
 //! never missing alone.
 
-use std::{fmt, fs};
+use rustix::thread::{
+    CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities,
+};
+use std::{fmt, fs, io};
 
 /// What is needed, by the kernel's numbers (include/uapi/linux/capability.h).
 pub const NEEDED: [Capability; 6] = [
@@ -45,6 +49,11 @@ pub const NEEDED: [Capability; 6] = [
         purpose: "programs and maps",
     },
 ];
+
+/// What is not needed, but kept: `CAP_NET_BIND_SERVICE`, for without it whether a port below 1024
+/// is free has to be read from the kernel's list of sockets, and `CAP_SYS_RESOURCE`, for before
+/// Linux 5.11 the memory of maps counts as locked.
+const USEFUL: [u32; 2] = [10, 24];
 
 /// `CAP_SYS_ADMIN`, which stands for the two that Linux 5.8 split off.
 const SYS_ADMIN: u32 = 21;
@@ -110,6 +119,38 @@ impl fmt::Display for Lacks {
         }
         f.write_str(&parts.join("; "))
     }
+}
+
+/// Gives up all capabilities of the calling thread, and of threads and processes that it begins
+/// from now on, but for those that are [`NEEDED`] or useful.
+///
+/// # Errors
+/// The kernel refuses, which it has no reason for.
+pub fn drop_others() -> io::Result<()> {
+    let needed = NEEDED.iter().map(|capability| capability.number);
+    let kept: Vec<u32> = needed.chain(USEFUL).collect();
+    limit_to(&kept)
+}
+
+/// Gives up all capabilities of the calling thread but those with these numbers.
+///
+/// # Errors
+/// As [`drop_others`].
+pub fn limit_to(numbers: &[u32]) -> io::Result<()> {
+    let kept = numbers.iter().map(|number| 1 << number).sum();
+    let kept = CapabilitySet::from_bits_retain(kept);
+    for capability in CapabilitySet::all().difference(kept).iter() {
+        // Of what programs get that are executed. This takes a capability that nothing else
+        // here needs; whoever lacks it goes without.
+        if remove_capability_from_bounding_set(capability).is_err() {
+            break;
+        }
+    }
+    let mut sets = capabilities(None)?;
+    sets.effective &= kept;
+    sets.permitted &= kept;
+    sets.inheritable &= kept;
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// How to get what is needed.

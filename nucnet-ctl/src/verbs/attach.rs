@@ -172,6 +172,7 @@ impl Host {
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
         let start = Instant::now();
         let wish = request.wish()?;
+        // Also to open the container takes some.
         self.check_capabilities()?;
         let (netns, path) = open(&request.container)?;
         let root = wish.rootfs.as_deref().map(Root::open).transpose()?;

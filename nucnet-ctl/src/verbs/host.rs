@@ -102,6 +102,7 @@ impl Host {
 
     /// Access for changing; the state directory is made if there is none.
     pub(super) fn open(&self) -> Result<Session, Error> {
+        self.check_capabilities()?;
         let netlink = Netlink::open()?;
         let state = store::Locked::open(&self.options.state_dir, self.options.patience)?;
         self.session(state, netlink)
@@ -109,6 +110,7 @@ impl Host {
 
     /// The same for state that exists.
     pub(super) fn open_existing(&self) -> Result<Option<Session>, Error> {
+        self.check_capabilities()?;
         let path = &self.options.state_dir;
         match store::Locked::open_existing(path, self.options.patience)? {
             Some(state) => Ok(Some(self.session(state, Netlink::open()?)?)),

@@ -8,7 +8,12 @@ use std::{
     thread,
 };
 
-use nucnet_ctl::kernel::{capability, netns};
+use nucnet_ctl::{
+    AttachRequest, Container, Kind,
+    kernel::{capability, netns},
+    model::{EndpointId, NetworkName, publish::PublishSpec, record::NetworkWish},
+    verbs::Removal,
+};
 use serde_json::Value;
 
 use crate::lab::{Lab, ip, json, list, on_a_host, text};
@@ -407,6 +412,79 @@ fn the_needed_capabilities_are_enough() {
         }
         container.kill().expect("kill");
         container.wait().expect("wait");
+    });
+}
+
+#[test]
+fn the_library_asks_for_capabilities_before_it_changes_anything() {
+    on_a_host(|lab| {
+        let netns = lab.container("web");
+        let host = lab.host();
+        let id: EndpointId = "web".parse().expect("id");
+        let specs: Vec<PublishSpec> = vec!["80:80".parse().expect("spec")];
+        let blue: NetworkName = "blue".parse().expect("name");
+        let ids = [id.clone()];
+        let call_all = || {
+            [
+                host.attach(&AttachRequest::new(Container::Netns(netns.clone())))
+                    .map(drop),
+                host.detach(&ids).map(drop),
+                host.publish(&id, &specs).map(drop),
+                host.unpublish(&id, &specs).map(drop),
+                host.create_network(&blue, NetworkWish::default()).map(drop),
+                host.remove_network(&blue),
+                host.gc(Removal::Done).map(drop),
+                host.down(),
+            ]
+        };
+        let lacking = |name: &str| -> Vec<u32> {
+            let others = capability::NEEDED.iter().filter(|c| c.name != name);
+            others.map(|c| c.number).collect()
+        };
+        // Capabilities are a thread's; what they were does not come back to it.
+        let outcomes = thread::scope(|scope| {
+            let calls = scope.spawn(|| {
+                capability::limit_to(&lacking("CAP_NET_ADMIN")).expect("fewer capabilities");
+                call_all()
+            });
+            calls.join().expect("calls")
+        });
+        for (number, outcome) in outcomes.into_iter().enumerate() {
+            let error = outcome.expect_err("not permitted");
+            assert_eq!(error.kind(), Kind::Unsupported, "{number}: {error}");
+            assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+        }
+        assert!(!lab.place.join("state").exists());
+    });
+}
+
+#[test]
+fn capabilities_that_are_not_needed_are_given_up() {
+    on_a_host(|lab| {
+        lab.attach("web", "");
+        let lock = fs::File::open(lab.place.join("state/lock")).expect("lock");
+        lock.lock().expect("lock");
+        let mut waiting = lab.command("detach web").spawn().expect("nucnet-ctl");
+        let process = PathBuf::from(format!("/proc/{}", waiting.id()));
+        let tasks = || fs::read_dir(process.join("task")).expect("tasks").count();
+        while tasks() < 2 {
+            assert_eq!(waiting.try_wait().expect("wait"), None);
+            thread::yield_now();
+        }
+        let status = fs::read_to_string(process.join("status")).expect("status");
+        drop(lock);
+        assert!(waiting.wait().expect("wait").success());
+        let set = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            u64::from_str_radix(line.expect(name).trim(), 16).expect("number")
+        };
+        let needed: u64 = capability::NEEDED.iter().map(|c| 1 << c.number).sum();
+        // To bind low ports, and to raise the limit of locked memory.
+        let kept = needed | 1 << 10 | 1 << 24;
+        for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+            assert_eq!(set(name) & !kept, 0, "{name} {:x}", set(name));
+            assert_eq!(set(name) & needed, needed, "{name} {:x}", set(name));
+        }
     });
 }
 

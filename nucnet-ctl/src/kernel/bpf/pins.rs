@@ -201,6 +201,7 @@ impl Pins {
 
     /// Says that what is pinned is not to be used.
     pub(super) fn clear_version(&self) -> Result<(), BpfError> {
+        remove(&aside(&self.version_path()))?;
         remove(&self.version_path())
     }
 
@@ -271,7 +272,11 @@ pub(super) fn replace_text(path: &Path, text: &str) -> Result<(), BpfError> {
     before_change()
         .and_then(|()| symlink(text, &new))
         .map_err(file_error(&new, "create"))?;
-    rename(&new, path).map_err(file_error(path, "replace"))
+    rename(&new, path).map_err(|error| {
+        // The error that led here is the one to report.
+        let _ = remove(&new);
+        file_error(path, "replace")(error)
+    })
 }
 
 /// Where a new pin is made before it takes the place of an old one. No name of nucnet's has a
