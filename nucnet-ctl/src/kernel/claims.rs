@@ -471,7 +471,7 @@ impl Leases for NetworkLeases<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::{
         IfName, Mtu, NetworkName, Subnet,
@@ -487,13 +487,22 @@ mod tests {
     }
 
     fn endpoint(state: &Locked, number: u32, id: &str) -> Holder {
+        let record = record(number, id);
+        state.put_endpoint(&record).unwrap();
+        Holder {
+            number,
+            id: record.id,
+        }
+    }
+
+    pub(in crate::kernel) fn record(number: u32, id: &str) -> EndpointRecord {
         let namespace = Namespace {
             device: 1,
             inode: 2,
             cookie: None,
         };
         let mac: Mac = "02:00:00:00:00:01".parse().unwrap();
-        let record = EndpointRecord {
+        EndpointRecord {
             id: id.parse().unwrap(),
             number,
             state: State::Configuring,
@@ -522,11 +531,6 @@ mod tests {
             policy: None,
             egress: Policy::default(),
             resolv: None,
-        };
-        state.put_endpoint(&record).unwrap();
-        Holder {
-            number,
-            id: record.id,
         }
     }
 

@@ -147,7 +147,7 @@ impl Directory {
             });
         if placed.is_err() {
             // The error that led here is the one to report.
-            let _ = unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = self.remove(&new);
         }
         placed.and_then(|()| self.sync())
     }

@@ -18,6 +18,8 @@ pub(crate) enum Operation {
 /// Called before every operation.
 #[cfg(any(debug_assertions, feature = "faults"))]
 pub(crate) fn before(operation: Operation) -> Result<(), Errno> {
+    #[cfg(test)]
+    dying::strike(operation)?;
     injected::strike(operation)
 }
 
@@ -25,6 +27,34 @@ pub(crate) fn before(operation: Operation) -> Result<(), Errno> {
 #[cfg(not(any(debug_assertions, feature = "faults")))]
 pub(crate) fn before(_: Operation) -> Result<(), Errno> {
     Ok(())
+}
+
+/// A process that dies, for tests within one: from some moment on, the thread changes no files.
+#[cfg(test)]
+pub(crate) mod dying {
+    use super::Operation;
+    use nix::errno::Errno;
+    use std::cell::Cell;
+
+    thread_local! {
+        static CHANGES_LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// The calling thread dies after so many changes of files; none: it lives.
+    pub(crate) fn after(changes: Option<usize>) {
+        CHANGES_LEFT.set(changes);
+    }
+
+    pub(super) fn strike(operation: Operation) -> Result<(), Errno> {
+        match CHANGES_LEFT.get() {
+            Some(0) if operation == Operation::File => Err(Errno::EIO),
+            Some(left) if operation == Operation::File => {
+                CHANGES_LEFT.set(Some(left - 1));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[cfg(any(debug_assertions, feature = "faults"))]

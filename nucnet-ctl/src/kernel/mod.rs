@@ -3,6 +3,8 @@
 
 mod directory;
 mod fault;
+#[cfg(test)]
+mod state_model;
 
 pub mod boot;
 pub mod bpf;
