@@ -42,6 +42,14 @@ pub mod map {
     pub const ADDRESSES: &str = "addresses";
     /// [`super::PublishKey`] (trie) to [`super::Publish`].
     pub const PUBLISHES: &str = "publishes";
+    /// The same for hairpins, whose sources are limited.
+    pub const HAIRPINS: &str = "hairpins";
+    /// Number of a mapping (`u32`) to [`super::StaticMapping`].
+    pub const MAPPINGS: &str = "mappings";
+    /// [`super::SnatKey`] (trie) to [`super::Snat`].
+    pub const SNATS: &str = "snats";
+    /// Number of a mapping (`u32`) to [`super::MappingCount`], per CPU.
+    pub const MAPPING_COUNTS: &str = "mapping_counts";
     /// [`super::FlowKey`] to [`super::Flow`].
     pub const FLOWS: &str = "flows";
     /// [`super::OutsideKey`] to [`super::FlowKey`].
@@ -62,12 +70,16 @@ pub mod map {
     pub const POLICY_PORTS: &str = "policy_ports";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 18] = [
         SETTINGS,
         NETWORKS,
         ENDPOINTS,
         ADDRESSES,
         PUBLISHES,
+        HAIRPINS,
+        MAPPINGS,
+        SNATS,
+        MAPPING_COUNTS,
         FLOWS,
         OUTSIDE,
         BINDINGS,
@@ -106,6 +118,10 @@ pub mod size {
     pub const PUBLISHES: usize = 262_144;
     /// Networks of one host.
     pub const NETWORKS: usize = 4_096;
+    /// Static mappings of one host.
+    pub const MAPPINGS: usize = 16_384;
+    /// Prefixes of snat mappings: two a piece.
+    pub const SNATS: usize = 2 * MAPPINGS;
     /// Places: flows and bindings of all endpoints together; a power of two ([`super::Slot`]).
     pub const SLOTS: usize = 524_288;
     /// No more than places, so that whoever has a place finds room.
@@ -144,6 +160,11 @@ pub struct Settings {
     pub flows_per_endpoint: u32,
     /// `net.ipv4.ip_nonlocal_bind` or its IPv6 sibling is on: binding proves no locality.
     pub nonlocal_bind: u32,
+    /// Interface from whose point of view routes are looked up for static mappings; 0: there are
+    /// no mappings.
+    pub mapping_link: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Whose datagrams reach an endpoint by a binding (RFC 4787 section 5): what also holds for TCP
@@ -172,7 +193,8 @@ pub enum Mapping {
 /// Interfaces that a network can be restricted to.
 pub const NETWORK_UPLINKS: usize = 8;
 
-/// What a network chose. Map [`map::NETWORKS`], key: the network's number.
+/// What a network chose. Map [`map::NETWORKS`], key: the network's number; [`MAPPED`] for hosts
+/// that are in none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
@@ -291,6 +313,82 @@ pub struct Publish {
     pub host_port: u16,
     /// The endpoint's port for that first one.
     pub port: u16,
+    /// The mapping whose target it leads to, in place of an endpoint; 0: an endpoint.
+    pub mapping: u32,
+}
+
+/// Stands for the number of an endpoint, and of its network, in the flows of hosts that are none:
+/// those beyond the interfaces of the host that static mappings lead to, or translate.
+pub const MAPPED: u32 = u32::MAX;
+
+/// What a static mapping translates.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingKind {
+    /// The destination: ports of an external address lead to an internal one.
+    Dnat = 1,
+    /// The source: internal addresses leave as an external one.
+    Snat = 2,
+    /// Both: clients in the network of the internal address reach it by the external one.
+    Hairpin = 3,
+}
+
+/// A static mapping. Map [`map::MAPPINGS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StaticMapping {
+    /// [`MappingKind`].
+    pub kind: u32,
+    /// Only what comes in by this interface (dnat) or leaves by it (snat); 0: any.
+    pub link: u32,
+    /// External address.
+    pub external: Address,
+    /// Target of dnat and hairpin.
+    pub internal: Address,
+    /// Whose packets are translated: the prefix's address.
+    pub sources: Address,
+    /// Length of that prefix in bits of the mapped form; 0: everybody's.
+    pub sources_bits: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// The data of a key of the trie [`map::SNATS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnatKey {
+    /// Interface by which packets leave, network byte order; 0: any;
+    /// [`SnatKey::SOURCES`]: whether there is any mapping for the source.
+    pub link: [u8; 4],
+    /// Source.
+    pub source: Address,
+}
+
+impl SnatKey {
+    /// In place of an interface.
+    pub const SOURCES: u32 = u32::MAX;
+    /// Length in bits of a key with a whole address.
+    pub const BITS: u32 = 8 * size_of::<Self>() as u32;
+}
+
+/// Which mapping translates a source. Map [`map::SNATS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snat {
+    /// Its number.
+    pub mapping: u32,
+}
+
+/// What came by a mapping. Map [`map::MAPPING_COUNTS`], per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MappingCount {
+    /// Flows that were opened.
+    pub flows: u64,
+    /// Packets of them, both directions.
+    pub packets: u64,
+    /// Bytes of those (layer 3 and up).
+    pub bytes: u64,
 }
 
 /// A conversation as its endpoint sees it. Map [`map::FLOWS`]; with the external address as
@@ -406,6 +504,8 @@ pub struct Flow {
     /// Next hop towards the peer; zero bytes: back to whoever delivers the peer's packets, since
     /// the kernel's own route leaves by another uplink.
     pub next_hop: Address,
+    /// Next hop towards the inside, of flows of [`MAPPED`] hosts.
+    pub inside_hop: Address,
     /// What the outside sees in place of the endpoint's port.
     pub external_port: u16,
     /// The peer's real port.
@@ -420,7 +520,7 @@ pub struct Flow {
     pub timeout_s: u32,
     /// The endpoint's policy when the flow was last judged.
     pub policy: u32,
-    /// Index of the owner's host side interface.
+    /// Index of the owner's host side interface; of a [`MAPPED`] host, of the one towards it.
     pub link: u32,
     /// Where packets to the peer leave: uplink, bridge, or the other endpoint's interface.
     pub peer_link: u32,
@@ -432,6 +532,8 @@ pub struct Flow {
     /// the kernel is to find them. Where `next_hop` is zero bytes, those of the peer's latest
     /// frame, exchanged.
     pub macs: [u8; 12],
+    /// The static mapping that it came by; 0: none.
+    pub mapping: u32,
     /// Zero; for later versions without migration.
     pub reserved: [u8; 16],
 }
@@ -713,6 +815,10 @@ mod pod {
         Owner,
         PublishKey,
         Publish,
+        StaticMapping,
+        SnatKey,
+        Snat,
+        MappingCount,
         FlowKey,
         OutsideKey,
         Flow,

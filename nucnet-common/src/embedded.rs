@@ -12,7 +12,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Endpoint, Flow, FlowKey, OutsideKey, PeerKind, Reason},
+    abi::{Endpoint, Flow, FlowKey, MAPPED, OutsideKey, PeerKind, Reason},
     env::{Env, Scratch},
     flow::is_dead,
     guard,
@@ -88,9 +88,25 @@ pub fn arrived<E: Env>(env: &E, scratch: &mut Scratch, account: &mut u32) -> Res
         return Ok(Way::Pass);
     }
     *account = scratch.key.endpoint;
-    let endpoint = env.endpoint(flow.link).ok_or(Reason::NoEndpoint)?;
-    let Scratch { packet, route, .. } = scratch;
-    guard::reporter_outside(env, endpoint.bridge, packet, route)?;
+    let Scratch {
+        packet,
+        quoted,
+        key,
+        route,
+        ..
+    } = scratch;
+    let (view, is_from_inside) = if key.endpoint == MAPPED {
+        let settings = env.settings().ok_or(Reason::Helper)?;
+        let to_inside = same(&quoted.destination, &key.inside) && same(&quoted.source, &key.peer);
+        (settings.mapping_link, to_inside)
+    } else {
+        let endpoint = env.endpoint(flow.link).ok_or(Reason::NoEndpoint)?;
+        (endpoint.bridge, false)
+    };
+    guard::reporter_outside(env, view, packet, route)?;
+    if is_from_inside {
+        return send(env, scratch, &flow);
+    }
     receive(env, scratch, &flow)
 }
 
@@ -280,8 +296,11 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
         return Err(Reason::TtlExceeded);
     }
     let link = flow.link;
-    let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
-    if endpoint.number != key.endpoint {
+    if key.endpoint != MAPPED
+        && env
+            .endpoint(link)
+            .is_none_or(|endpoint| endpoint.number != key.endpoint)
+    {
         return Err(Reason::NoEndpoint);
     }
     check(env, packet)?;
@@ -306,6 +325,13 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
     rewrite.destination = key.inside;
     rewrite.hop = hop;
     rewrite.apply(env, packet)?;
+    if key.endpoint == MAPPED {
+        return Ok(Way::Uplink {
+            link,
+            next_hop: flow.inside_hop,
+        });
+    }
+    let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
     if packet.l3 != 0 {
         address_frame(env, endpoint)?;
     }

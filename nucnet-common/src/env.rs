@@ -6,9 +6,9 @@ use core::ops::DerefMut;
 
 use crate::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, Network, OutsideKey, Owner, PolicyCidrKey,
-        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Uplink,
-        Usage,
+        Address, Binding, Endpoint, Flow, FlowKey, MappingCount, Network, OutsideKey, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings,
+        SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     icmp::Account,
     packet::{Frame, Packet, Rewrite},
@@ -89,6 +89,14 @@ pub trait Tables {
     fn uplink(&self, link: u32) -> Option<&Uplink>;
     /// The publish with the longest prefix that covers a key.
     fn publish(&self, key: &PublishKey) -> Option<&Publish>;
+    /// The same for hairpins.
+    fn hairpin(&self, key: &PublishKey) -> Option<&Publish>;
+    /// The static mapping of a number.
+    fn mapping(&self, number: u32) -> Option<&StaticMapping>;
+    /// The mapping with the longest prefix that covers a source.
+    fn snat(&self, key: &SnatKey) -> Option<&Snat>;
+    /// Adds to what came by a mapping.
+    fn count_mapped(&self, number: u32, more: &MappingCount);
     /// The rules with the longest prefix that covers a destination.
     fn policy_class(&self, key: &PolicyCidrKey) -> Option<&PolicyClass>;
     /// The verdict for a port of a class.

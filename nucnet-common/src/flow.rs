@@ -2,10 +2,11 @@
 
 use crate::{
     abi::{
-        Address, Binding, Flow, FlowKey, FlowState, Network, OutsideKey, Reason, SlotUse,
+        Address, Binding, Flow, FlowKey, FlowState, MAPPED, Network, OutsideKey, Reason, SlotUse,
         flow_flag, size,
     },
     env::{Dead, Env, Held, Tables},
+    mapping::inside_view,
     packet::{Kind, Packet, TCP, UDP, tcp_flag},
 };
 
@@ -115,10 +116,13 @@ pub fn advance<E: Tables>(
 /// Gives a flow the idle time of its state, and its binding at least that.
 #[inline(never)]
 pub fn set_timeout<E: Tables>(env: &E, key: &FlowKey, flow: &mut Flow) {
-    let Some(endpoint) = env.endpoint(flow.link) else {
-        return;
+    let number = match key.endpoint {
+        MAPPED => MAPPED,
+        _ => env
+            .endpoint(flow.link)
+            .map_or(0, |endpoint| endpoint.network),
     };
-    let Some(network) = env.network(endpoint.network) else {
+    let Some(network) = env.network(number) else {
         return;
     };
     flow.timeout_s = timeout(network, key.protocol, flow);
@@ -259,14 +263,23 @@ pub fn find_place<E: Env>(
 ) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let usage = env.usage(endpoint).ok_or(Reason::NoEndpoint)?;
-    let own_only = usage.flows + usage.bindings >= u64::from(settings.flows_per_endpoint);
+    // All mapped hosts share a number: they draw from all places, and leave half to others.
+    let quota = match endpoint {
+        MAPPED => size::SLOTS as u32 / 2,
+        _ => settings.flows_per_endpoint,
+    };
+    let own_only = usage.flows + usage.bindings >= u64::from(quota);
     // Spreads the windows of neighbouring endpoint numbers (Knuth's multiplicative hash).
     let window = endpoint.wrapping_mul(0x9e37_79b1) >> 13;
     let mut has_closed = false;
     let mut draw = 0;
     while draw < DRAWS {
         draw += 1;
-        let offset = env.random() & (size::SLOT_WINDOW as u32 - 1);
+        let offset = env.random()
+            & match endpoint {
+                MAPPED => size::SLOTS as u32 - 1,
+                _ => size::SLOT_WINDOW as u32 - 1,
+            };
         let index = window.wrapping_add(offset) & (size::SLOTS as u32 - 1);
         let held = &mut dead.held;
         if !env.slot(index, held) {
@@ -371,6 +384,10 @@ fn remove_flow_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut O
     *outside = outside_key(key.protocol, &flow);
     if env.remove_flow(key) {
         env.remove_outside(outside);
+        if key.endpoint == MAPPED {
+            *outside = inside_view(key);
+            env.remove_outside(outside);
+        }
         env.count(key.endpoint, SlotUse::Flow, false);
     }
 }

@@ -13,6 +13,7 @@ pub mod env;
 pub mod flow;
 pub mod guard;
 pub mod icmp;
+pub mod mapping;
 pub mod nat;
 pub mod neighbour;
 pub mod packet;

@@ -55,14 +55,14 @@ pub fn published_port(publish: &Publish, host_port: u16) -> u16 {
 /// Whether masquerade may use an external port: neither a publish nor a socket of the host
 /// has it.
 #[inline(always)]
-fn is_free<E: Env>(env: &E, key: &OutsideKey) -> bool {
+pub fn is_free<E: Env>(env: &E, key: &OutsideKey) -> bool {
     find_publish(env, key.protocol as u8, &key.external, key.external_port).is_none()
         && !env.has_socket(key)
 }
 
 /// Removes a dead flow that holds an external view. False: it is alive.
 #[inline(never)]
-fn evict_dead<E: Env>(
+pub fn evict_dead<E: Env>(
     env: &E,
     outside: &OutsideKey,
     found: &mut FlowKey,
@@ -136,19 +136,54 @@ pub fn open_masquerade<E: Env>(
     scratch: &mut Scratch,
     now: u64,
 ) -> Result<(), Reason> {
-    let mapping = if scratch.key.protocol == u32::from(TCP) {
+    if is_bound(network, scratch.key.protocol) {
+        return open_bound(env, network, scratch, now);
+    }
+    open_unbound(env, settings, network, scratch, now)
+}
+
+/// Whether flows of a protocol have their external port from a binding.
+#[inline(always)]
+pub fn is_bound(network: &Network, protocol: u32) -> bool {
+    let mapping = if protocol == u32::from(TCP) {
         network.tcp_mapping
-    } else if scratch.key.protocol == u32::from(UDP) {
+    } else if protocol == u32::from(UDP) {
         network.udp_mapping
     } else {
         Mapping::EndpointIndependent as u32
     };
-    if mapping == Mapping::EndpointIndependent as u32 {
-        bind(env, network, scratch, now)?;
-        scratch.flow.external_port = scratch.binding.external_port;
-        scratch.flow.flags |= flow_flag::BOUND;
-        return open(env, scratch, now);
-    }
+    mapping == Mapping::EndpointIndependent as u32
+}
+
+/// The half of [`open_masquerade`] with a binding.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub fn open_bound<E: Env>(
+    env: &E,
+    network: &Network,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Result<(), Reason> {
+    bind(env, network, scratch, now)?;
+    scratch.flow.external_port = scratch.binding.external_port;
+    scratch.flow.flags |= flow_flag::BOUND;
+    open(env, scratch, now)
+}
+
+/// The half of [`open_masquerade`] without.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub fn open_unbound<E: Env>(
+    env: &E,
+    settings: &Settings,
+    network: &Network,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Result<(), Reason> {
     let mut ports = PortDraw::new(settings, network, scratch.key.inside_port);
     while let Some(port) = ports.next(env.random()) {
         scratch.flow.external_port = port;

@@ -5,12 +5,13 @@
 
 use crate::{
     abi::{
-        Address, Delivery, Endpoint, Flow, FlowKey, FlowState, Network, PeerKind, Reason, flow_flag,
+        Address, Delivery, Endpoint, Flow, FlowKey, FlowState, MAPPED, Network, PeerKind, Reason,
+        flow_flag,
     },
     embedded,
     env::{Env, Route, RouteKind, Scratch},
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
-    guard,
+    guard, mapping,
     nat::{begin, find_publish, open, open_masquerade, published_port},
     neighbour,
     packet::{
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// How many other client ports are tried where two ways to a published port collide.
-const PEER_PORT_DRAWS: u32 = 4;
+pub(crate) const PEER_PORT_DRAWS: u32 = 4;
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +180,7 @@ pub(crate) fn allowed_still<E: Env>(
 /// Whether a packet may open a flow: the first one of a TCP connection, a datagram, an echo
 /// request.
 #[inline(always)]
-fn opens(packet: &Packet) -> bool {
+pub(crate) fn opens(packet: &Packet) -> bool {
     match packet.kind {
         Kind::Tcp => {
             packet.flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN
@@ -214,17 +215,16 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     }
     let Scratch { key, route, .. } = scratch;
     env.route(endpoint.bridge, &key.inside, &key.peer, route);
+    if route.kind == RouteKind::Local && matches!(scratch.packet.kind, Kind::Tcp | Kind::Udp) {
+        let sibling = aim(env, endpoint, scratch)?;
+        if sibling != 0 {
+            return open_to_sibling(env, endpoint, sibling, scratch, now);
+        }
+    }
+    let route = &scratch.route;
     match route.kind {
         RouteKind::None => Err(Reason::NoRoute),
         RouteKind::Local => {
-            if matches!(scratch.packet.kind, Kind::Tcp | Kind::Udp)
-                && let Some(publish) = find_publish(env, protocol, &key.peer, key.peer_port)
-            {
-                let target = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
-                scratch.flow.peer = *guard::own_address(target, family);
-                scratch.flow.peer_port = published_port(publish, key.peer_port);
-                return open_to_sibling(env, endpoint, publish.link, scratch, now);
-            }
             scratch.flow.peer_kind = PeerKind::Host as u32;
             scratch.flow.peer_link = endpoint.bridge;
             open(env, scratch, now)
@@ -233,7 +233,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         RouteKind::Link => {
             let uplink = env.uplink(route.link).ok_or(Reason::UplinkUnmanaged)?;
             let none = [0; 16];
-            let Scratch { flow, route, .. } = scratch;
+            let Scratch { flow, route, .. } = &mut *scratch;
             flow.external = if !same(&route.source, &none) {
                 route.source
             } else if family == Family::V4 {
@@ -241,15 +241,54 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
             } else {
                 uplink.address6
             };
-            if same(&flow.external, &none) {
-                return Err(Reason::NoRoute);
-            }
             flow.peer_kind = PeerKind::Uplink as u32;
             flow.peer_link = route.link;
             flow.next_hop = route.next_hop;
             flow.macs = route.macs;
+            if settings.mapping_link != 0 {
+                mapping::translate_source(env, settings, scratch);
+            }
+            if same(&scratch.flow.external, &none) {
+                return Err(Reason::NoRoute);
+            }
             open_masquerade(env, settings, network, scratch, now)
         }
+    }
+}
+
+/// Points the flow that is being made, to an address of the host, at what is published there:
+/// the interface of the endpoint that it is, or 0: it is the host, or beyond `scratch.route`.
+#[inline(never)]
+fn aim<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Result<u32, Reason> {
+    let Scratch {
+        packet,
+        key,
+        flow,
+        route,
+        ..
+    } = scratch;
+    let Some(publish) = find_publish(env, packet.protocol, &key.peer, key.peer_port) else {
+        return Ok(0);
+    };
+    if publish.mapping == 0 {
+        let target = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
+        flow.peer = *guard::own_address(target, packet.family);
+        flow.peer_port = published_port(publish, key.peer_port);
+        return Ok(publish.link);
+    }
+    if !mapping::aim(env, publish, key.peer_port, flow) {
+        return Ok(0);
+    }
+    if let Some(owner) = env.owner(&flow.peer) {
+        return Ok(owner.link);
+    }
+    if policy::is_denied(env, endpoint, &flow.peer, packet.protocol, flow.peer_port) {
+        return Err(Reason::Policy);
+    }
+    env.route(endpoint.bridge, &key.inside, &flow.peer, route);
+    match route.kind {
+        RouteKind::Link => Ok(0),
+        RouteKind::Local | RouteKind::None => Err(Reason::NoRoute),
     }
 }
 
@@ -351,6 +390,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
         hop,
     };
     advance(env, key, flow, packet, Side::Inside, now);
+    mapping::count(env, flow, packet);
     rewrite.apply(env, packet)?;
     Ok(way)
 }
@@ -416,34 +456,52 @@ fn arrived<E: Env>(
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
-    if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err()
-        || scratch.packet.kind == Kind::EchoRequest
-    {
+    if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err() {
         return Ok(Way::Pass);
     }
     if !scratch.packet.is_trackable() {
         return arrived_besides(env, scratch, account);
     }
+    if scratch.packet.kind == Kind::EchoRequest && !mapping::any(env) {
+        return Ok(Way::Pass);
+    }
     scratch.outside = scratch.packet.received_key();
-    if env.outside(&scratch.outside, &mut scratch.key) {
+    // An echo request is nobody's reply, unless a mapped host sends it.
+    if env.outside(&scratch.outside, &mut scratch.key)
+        && (scratch.packet.kind != Kind::EchoRequest || scratch.key.endpoint == MAPPED)
+    {
         *account = scratch.key.endpoint;
         let now = env.now();
         if let Some(mut flow) = env.flow(&scratch.key) {
             if is_dead(&flow, now) {
                 retire_flow(env, &scratch.key, &mut scratch.dead);
+            } else if scratch.key.endpoint == MAPPED {
+                drop(flow);
+                return mapping::carry(env, link, scratch, now);
             } else if flow.peer_kind == PeerKind::Uplink as u32 {
                 return receive(env, scratch, &mut flow, now);
             }
         }
     }
-    if opens(&scratch.packet) && open_published(env, link, scratch)? {
+    if opens(&scratch.packet)
+        && scratch.packet.kind != Kind::EchoRequest
+        && (mapping::any(env) && mapping::open_inbound(env, link, scratch)?
+            || open_published(env, link, scratch)?)
+    {
         *account = scratch.key.endpoint;
         let now = env.now();
+        if scratch.key.endpoint == MAPPED {
+            return mapping::carry(env, link, scratch, now);
+        }
         let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
         return receive(env, scratch, &mut flow, now);
     }
+    if mapping::any(env) && mapping::open_outbound(env, link, scratch)? {
+        *account = MAPPED;
+        return mapping::carry(env, link, scratch, env.now());
+    }
     let packet = &scratch.packet;
-    if packet.kind != Kind::Tcp {
+    if packet.kind == Kind::Udp || packet.kind == Kind::EchoReply {
         scratch.bound = bound_key(
             u32::from(packet.protocol),
             &packet.destination,
@@ -458,7 +516,7 @@ fn arrived<E: Env>(
 }
 
 /// What comes in and opens no flow by itself: belongs to one of another packet, or is the host's.
-#[inline(never)]
+#[inline(always)]
 fn arrived_besides<E: Env>(
     env: &E,
     scratch: &mut Scratch,
@@ -486,6 +544,9 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
     let Some(publish) = find_publish(env, packet.protocol, &packet.destination, port) else {
         return Ok(false);
     };
+    if publish.mapping != 0 {
+        return Ok(false);
+    }
     let endpoint = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
     if endpoint.number != publish.endpoint {
         return Err(Reason::NoEndpoint);
@@ -553,7 +614,7 @@ fn serves(network: &Network, uplink: u32) -> bool {
 
 /// Notes whom a frame came from, so that the reply goes back there.
 #[inline(always)]
-fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) {
+pub(crate) fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) {
     // Without an Ethernet header there is nothing to note, and nothing to address.
     if packet.l3 != ETHERNET {
         return;
@@ -589,6 +650,7 @@ fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Res
         hop,
     };
     advance(env, key, flow, packet, Side::Peer, now);
+    mapping::count(env, flow, packet);
     if flow.peer_kind == PeerKind::Uplink as u32 && same(&flow.next_hop, &[0; 16]) {
         learn_macs(env, packet, flow);
     }

@@ -912,6 +912,7 @@ fn entries_are_written_listed_and_removed_in_bulk() {
             endpoint: 2,
             host_port: 80,
             port: 8080,
+            mapping: 0,
         };
         datapath.publishes.insert(&key, &publish).expect("insert");
         assert_eq!(datapath.publishes.get(&key).expect("get"), Some(publish));

@@ -26,9 +26,9 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, Network, OutsideKey, Owner, PolicyCidrKey,
-        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse,
-        Uplink, Usage,
+        Address, Binding, Endpoint, Flow, FlowKey, MappingCount, Network, OutsideKey, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
+        Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     env::{Held, Host, Route, RouteKind, Scratch, Tables},
     icmp::Account,
@@ -258,6 +258,36 @@ impl Tables for Skb {
     #[inline(always)]
     fn publish(&self, key: &PublishKey) -> Option<&Publish> {
         PUBLISHES.get(&Key::new(PublishKey::BITS, *key))
+    }
+
+    #[inline(always)]
+    fn hairpin(&self, key: &PublishKey) -> Option<&Publish> {
+        HAIRPINS.get(&Key::new(PublishKey::BITS, *key))
+    }
+
+    #[inline(always)]
+    fn mapping(&self, number: u32) -> Option<&StaticMapping> {
+        // SAFETY: the control plane replaces entries whole; see `Entry` for the lifetime.
+        unsafe { MAPPINGS.get(number) }
+    }
+
+    #[inline(always)]
+    fn snat(&self, key: &SnatKey) -> Option<&Snat> {
+        SNATS.get(&Key::new(SnatKey::BITS, *key))
+    }
+
+    #[inline(always)]
+    fn count_mapped(&self, number: u32, more: &MappingCount) {
+        // The control plane makes the entry with the mapping; what comes after its removal is
+        // nobody's.
+        if let Some(count) = MAPPING_COUNTS.get_ptr_mut(number) {
+            // SAFETY: a per-CPU value, which nobody else writes while the program runs.
+            unsafe {
+                (*count).flows += more.flows;
+                (*count).packets += more.packets;
+                (*count).bytes += more.bytes;
+            }
+        }
     }
 
     #[inline(always)]

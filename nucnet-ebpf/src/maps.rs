@@ -10,9 +10,9 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, Network, OutsideKey, Owner,
-        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot,
-        Uplink, Usage, size,
+        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, MappingCount, Network,
+        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+        PublishKey, Settings, Slot, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
     env::Scratch,
     icmp::Account,
@@ -30,6 +30,15 @@ pub static ENDPOINTS: HashMap<u32, Endpoint, { size::ENDPOINTS }, ON_DEMAND> = H
 pub static ADDRESSES: HashMap<Address, Owner, { size::ADDRESSES }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "publishes")]
 pub static PUBLISHES: LpmTrie<PublishKey, Publish, { size::PUBLISHES }> = LpmTrie::new();
+#[btf_map(name = "hairpins")]
+pub static HAIRPINS: LpmTrie<PublishKey, Publish, { size::PUBLISHES }> = LpmTrie::new();
+#[btf_map(name = "mappings")]
+pub static MAPPINGS: HashMap<u32, StaticMapping, { size::MAPPINGS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "snats")]
+pub static SNATS: LpmTrie<SnatKey, Snat, { size::SNATS }> = LpmTrie::new();
+#[btf_map(name = "mapping_counts")]
+pub static MAPPING_COUNTS: PerCpuHashMap<u32, MappingCount, { size::MAPPINGS }, ON_DEMAND> =
+    PerCpuHashMap::new();
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, { size::FLOWS }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "outside")]

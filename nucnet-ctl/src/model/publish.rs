@@ -222,6 +222,7 @@ impl PublishSpec {
             endpoint: owner.endpoint,
             host_port: host_ports.first(),
             port: self.ports.first(),
+            mapping: 0,
         };
         let mut entries = Vec::new();
         for address in addresses {

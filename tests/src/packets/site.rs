@@ -349,6 +349,8 @@ pub const SETTINGS: Settings = Settings {
     host_port_last: 60_999,
     flows_per_endpoint: 1_000,
     nonlocal_bind: 0,
+    mapping_link: 0,
+    pad: 0,
 };
 
 /// What both networks chose. Idle times are shorter than in earnest and still well apart from

@@ -14,9 +14,9 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, Mac, Network, OutsideKey, Owner, PolicyCidrKey,
-        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason, Settings, SlotUse,
-        Uplink, Usage, size,
+        Address, Binding, Endpoint, Flow, FlowKey, Mac, MappingCount, Network, OutsideKey, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
+        Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
     connect::{self, Destination, Sockets},
     env::{Dead, Held, Host, Route, RouteKind, Scratch, Tables},
@@ -195,6 +195,10 @@ fn publish_bytes(key: &PublishKey) -> Vec<u8> {
     bytes
 }
 
+fn snat_bytes(key: &SnatKey) -> Vec<u8> {
+    [key.link.as_slice(), &key.source].concat()
+}
+
 fn cidr_bytes(key: &PolicyCidrKey) -> Vec<u8> {
     [key.policy.as_slice(), &key.address].concat()
 }
@@ -215,6 +219,10 @@ pub struct World {
     owners: HashMap<Address, Owner>,
     uplinks: HashMap<u32, Uplink>,
     publishes: Trie<PublishKey, Publish>,
+    hairpins: Trie<PublishKey, Publish>,
+    mappings: HashMap<u32, StaticMapping>,
+    snats: Trie<SnatKey, Snat>,
+    mapping_counts: RefCell<HashMap<u32, MappingCount>>,
     policy_cidrs: Trie<PolicyCidrKey, PolicyClass>,
     policy_ports: Trie<PolicyPortKey, PolicyRule>,
     sockets: Vec<Socket>,
@@ -258,6 +266,10 @@ impl World {
             owners: HashMap::new(),
             uplinks: HashMap::new(),
             publishes: Trie::default(),
+            hairpins: Trie::default(),
+            mappings: HashMap::new(),
+            snats: Trie::default(),
+            mapping_counts: RefCell::default(),
             policy_cidrs: Trie::default(),
             policy_ports: Trie::default(),
             sockets: Vec::new(),
@@ -392,6 +404,8 @@ fn blank() -> Scratch {
             external: garbage,
             peer: garbage,
             next_hop: garbage,
+            inside_hop: garbage,
+            mapping: 0xeeee_eeee,
             flags: 0xeeee_eeee,
             macs: [0xee; 12],
             reserved: [0xee; 16],
@@ -512,6 +526,26 @@ impl Tables for World {
 
     fn publish(&self, key: &PublishKey) -> Option<&Publish> {
         self.publishes.find(key, publish_bytes)
+    }
+
+    fn hairpin(&self, key: &PublishKey) -> Option<&Publish> {
+        self.hairpins.find(key, publish_bytes)
+    }
+
+    fn mapping(&self, number: u32) -> Option<&StaticMapping> {
+        self.mappings.get(&number)
+    }
+
+    fn snat(&self, key: &SnatKey) -> Option<&Snat> {
+        self.snats.find(key, snat_bytes)
+    }
+
+    fn count_mapped(&self, number: u32, more: &MappingCount) {
+        if let Some(count) = self.mapping_counts.borrow_mut().get_mut(&number) {
+            count.flows += more.flows;
+            count.packets += more.packets;
+            count.bytes += more.bytes;
+        }
     }
 
     fn policy_class(&self, key: &PolicyCidrKey) -> Option<&PolicyClass> {

@@ -36,7 +36,7 @@ pub use self::{
     pins::is_place_for_pins,
     settings::{Host, HostPorts},
     status::{Attachment, MapFill, OnHook, Pinned, ProgramStatus, RunTimeStatistics, tcx_ingress},
-    table::{Cells, Drops, Prefix, Table},
+    table::{Cells, Drops, MappingCounts, Prefix, Table},
     uplinks::{HostInterface, LinkLayer, UplinkChanges},
 };
 
@@ -53,6 +53,14 @@ pub struct Datapath {
     pub addresses: Table<abi::Address, abi::Owner>,
     /// Published ports.
     pub publishes: Table<Prefix<abi::PublishKey>, abi::Publish>,
+    /// Ports of hairpins.
+    pub hairpins: Table<Prefix<abi::PublishKey>, abi::Publish>,
+    /// Static mappings by their numbers.
+    pub mappings: Table<u32, abi::StaticMapping>,
+    /// Sources of snat mappings.
+    pub snats: Table<Prefix<abi::SnatKey>, abi::Snat>,
+    /// What came by each mapping.
+    pub mapping_counts: MappingCounts,
     /// Flows, as their endpoints see them.
     pub flows: Table<abi::FlowKey, abi::Flow>,
     /// Flows, as the outside sees them.
@@ -159,6 +167,10 @@ impl Datapath {
             endpoints: Table::open(at(map::ENDPOINTS), size::ENDPOINTS)?,
             addresses: Table::open(at(map::ADDRESSES), size::ADDRESSES)?,
             publishes: Table::open(at(map::PUBLISHES), size::PUBLISHES)?,
+            hairpins: Table::open(at(map::HAIRPINS), size::PUBLISHES)?,
+            mappings: Table::open(at(map::MAPPINGS), size::MAPPINGS)?,
+            snats: Table::open(at(map::SNATS), size::SNATS)?,
+            mapping_counts: MappingCounts::open(at(map::MAPPING_COUNTS), size::MAPPINGS)?,
             flows: Table::open(at(map::FLOWS), size::FLOWS)?,
             outside: Table::open(at(map::OUTSIDE), size::OUTSIDE)?,
             bindings: Table::open(at(map::BINDINGS), size::BINDINGS)?,

@@ -141,6 +141,8 @@ impl Datapath {
             host_port_last: *ports.ephemeral.end(),
             flows_per_endpoint: FLOWS_PER_ENDPOINT,
             nonlocal_bind: nonlocal_bind.into(),
+            mapping_link: before.mapping_link,
+            pad: 0,
         };
         if settings != before {
             self.settings.set(0, &settings)?;

@@ -8,9 +8,10 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuHashMap},
+    maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues},
+    util::nr_cpus,
 };
-use aya_obj::generated::BPF_EXIST;
+use aya_obj::generated::{BPF_EXIST, BPF_NOEXIST};
 use nucnet_common::abi;
 
 use super::{error::BpfError, sys};
@@ -298,6 +299,89 @@ fn sum(counts: &[abi::DropCount]) -> abi::DropCount {
             packets: sum.packets + count.packets,
             bytes: sum.bytes + count.bytes,
         })
+}
+
+/// The pinned table of what came by mappings, with one count a CPU.
+pub struct MappingCounts {
+    inner: PerCpuHashMap<MapData, u32, abi::MappingCount>,
+}
+
+impl MappingCounts {
+    const NAME: &'static str = abi::map::MAPPING_COUNTS;
+
+    pub(super) fn open((pin, name): Pin, capacity: usize) -> Result<Self, BpfError> {
+        let map = open::<u32, abi::MappingCount>(&pin, name, capacity)?;
+        let inner = PerCpuHashMap::try_from(Map::PerCpuHashMap(map)).map_err(open_error(name))?;
+        Ok(Self { inner })
+    }
+
+    fn error(action: &'static str) -> impl Fn(io::Error) -> BpfError {
+        move |source| BpfError::Map {
+            name: Self::NAME,
+            action,
+            source,
+        }
+    }
+
+    /// What came by a mapping, on all CPUs.
+    pub fn get(&self, mapping: u32) -> Result<abi::MappingCount, BpfError> {
+        let counts = match self.inner.get(&mapping, 0) {
+            Ok(counts) => counts,
+            Err(MapError::KeyNotFound) => return Ok(abi::MappingCount::default()),
+            Err(error) => return Err(Self::error("look up")(cause(error))),
+        };
+        let sum = counts
+            .iter()
+            .fold(abi::MappingCount::default(), |sum, count| {
+                abi::MappingCount {
+                    flows: sum.flows + count.flows,
+                    packets: sum.packets + count.packets,
+                    bytes: sum.bytes + count.bytes,
+                }
+            });
+        Ok(sum)
+    }
+
+    /// Begins to count for a mapping; where counts exist, they go on.
+    pub fn begin(&mut self, mapping: u32) -> Result<(), BpfError> {
+        let zeros = nr_cpus()
+            .map_err(|(_, error)| error)
+            .and_then(|cpus| PerCpuValues::try_from(vec![abi::MappingCount::default(); cpus]))
+            .map_err(Self::error("insert"))?;
+        let begun = sys::before_change().and_then(|()| {
+            self.inner
+                .insert(mapping, zeros, BPF_NOEXIST.into())
+                .map_err(cause)
+        });
+        match begun {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Self::error("insert")(source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets what came by a mapping. `false`: nothing was counted for it.
+    pub fn forget(&mut self, mapping: u32) -> Result<bool, BpfError> {
+        let removed =
+            sys::before_change().and_then(|()| self.inner.remove(&mapping).map_err(cause));
+        match removed {
+            Ok(()) => Ok(true),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Self::error("remove")(source)),
+        }
+    }
+
+    /// The mappings that there are counts for.
+    pub fn mappings(&self) -> Result<Vec<u32>, BpfError> {
+        let keys: Result<Vec<_>, _> = self.inner.keys().collect();
+        keys.map_err(|error| Self::error("list")(cause(error)))
+    }
+
+    /// How many entries there are, each with a count for every CPU.
+    pub fn count(&self) -> Result<usize, BpfError> {
+        Ok(self.mappings()?.len())
+    }
 }
 
 /// Where a map is pinned, and its name.
