@@ -234,6 +234,12 @@ pub enum Delivery {
     Link = 2,
 }
 
+/// Flags of an endpoint's policy, [`Endpoint::policy_flags`].
+pub mod policy_flag {
+    /// Denials are counted, and told to nobody.
+    pub const QUIET: u32 = 1;
+}
+
 /// A container or microVM. Map [`map::ENDPOINTS`], key: the index of its host side interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,6 +257,12 @@ pub struct Endpoint {
     pub policy: u32,
     /// What the policy says where no rule does: [`PolicyAction`].
     pub policy_default: u32,
+    /// Flows that were judged under this policy, or a later one, are not judged again.
+    pub policy_since: u32,
+    /// Class of the policy's rules about the host's own addresses; 0: there is none.
+    pub policy_host: u32,
+    /// [`policy_flag`] bits.
+    pub policy_flags: u32,
     /// IPv4 address, or zero bytes: none.
     pub address4: Address,
     /// IPv6 address, or zero bytes: none.

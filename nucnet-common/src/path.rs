@@ -154,8 +154,9 @@ fn untranslatable(packet: &Packet) -> Reason {
     }
 }
 
-/// A flow that the endpoint opened is judged again when its policy has changed.
-#[inline(never)]
+/// A flow that the endpoint opened is judged again when its policy has changed, whoever sends
+/// the packet; a flow that is denied ends.
+#[inline(always)]
 pub(crate) fn allowed_still<E: Env>(
     env: &E,
     endpoint: &Endpoint,
@@ -165,9 +166,25 @@ pub(crate) fn allowed_still<E: Env>(
     if flow.policy == endpoint.policy || flow.flags & flow_flag::INBOUND != 0 {
         return Ok(());
     }
-    let key = &scratch.key;
+    // A flow may be older than the policy and stay; a connection that begins anew on its ports
+    // is another one.
+    let packet = &scratch.packet;
+    if flow.policy >= endpoint.policy_since && !(packet.kind == Kind::Tcp && opens(packet)) {
+        return Ok(());
+    }
+    judge_again(env, endpoint, scratch, flow)
+}
+
+#[inline(never)]
+fn judge_again<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    scratch: &mut Scratch,
+    flow: &mut Flow,
+) -> Result<(), Reason> {
+    let Scratch { key, route, .. } = scratch;
     let protocol = key.protocol as u8;
-    if !policy::judge(env, endpoint, &key.peer, protocol, key.peer_port).allowed
+    if !policy::judge(env, endpoint, key, route).allowed
         || policy::is_denied(env, endpoint, &flow.peer, protocol, flow.peer_port)
     {
         retire_flow(env, key, &mut scratch.dead);
@@ -200,8 +217,8 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     }
     let protocol = scratch.packet.protocol;
     let family = scratch.packet.family;
-    let key = &scratch.key;
-    if !policy::judge(env, endpoint, &key.peer, protocol, key.peer_port).allowed {
+    let Scratch { key, route, .. } = scratch;
+    if !policy::judge(env, endpoint, key, route).allowed {
         return Err(Reason::Policy);
     }
     let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
@@ -627,8 +644,13 @@ pub(crate) fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) 
 
 /// Delivers a packet of a flow's peer to the endpoint.
 #[inline(never)]
-fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
-    let Scratch { packet, key, .. } = scratch;
+fn receive<E: Env>(
+    env: &E,
+    scratch: &mut Scratch,
+    flow: &mut Flow,
+    now: u64,
+) -> Result<Way, Reason> {
+    let Scratch { packet, key, .. } = &*scratch;
     let hop = is_routed(key, flow);
     if hop && packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
@@ -638,6 +660,8 @@ fn receive<E: Env>(env: &E, scratch: &Scratch, flow: &mut Flow, now: u64) -> Res
     if endpoint.number != key.endpoint {
         return Err(Reason::NoEndpoint);
     }
+    allowed_still(env, endpoint, scratch, flow)?;
+    let Scratch { packet, key, .. } = scratch;
     let rewrite = Rewrite {
         source: key.peer,
         destination: key.inside,
@@ -722,7 +746,9 @@ fn track_from_host<E: Env>(
     {
         if is_dead(&flow, now) {
             retire_flow(env, &scratch.key, &mut scratch.dead);
-        } else if !env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32 {
+        } else if (!env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32)
+            && allowed_still(env, endpoint, scratch, &mut flow).is_ok()
+        {
             advance(
                 env,
                 &scratch.key,

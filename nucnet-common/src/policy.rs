@@ -3,10 +3,17 @@
 //! The longest prefix of a destination names a class, which is the union of all rules that
 //! cover that prefix; the port in that class names the verdict. Deny already beats allow in
 //! what the control plane compiled.
+//!
+//! Which addresses are the host's own changes by the hour, so rules about them are a class of
+//! their own, asked in addition where the kernel's route lookup says that a destination is local.
+//! A policy without such rules costs no such lookup.
 
 use crate::{
-    abi::{Address, Endpoint, PolicyAction, PolicyCidrKey, PolicyPortKey, PolicyProtocol},
-    env::Tables,
+    abi::{
+        Address, Endpoint, FlowKey, PolicyAction, PolicyCidrKey, PolicyPortKey, PolicyProtocol,
+        PolicyRule,
+    },
+    env::{Host, Route, RouteKind, Tables},
     packet::{ICMP, ICMPV6, TCP, UDP},
 };
 
@@ -19,14 +26,14 @@ pub struct Judgement {
     pub rule: u32,
 }
 
-/// Judges the destination that an endpoint asked for.
+/// Judges the destination that an endpoint asks for: `key.peer`. Where the policy has rules about
+/// the host's own addresses, `route` is overwritten.
 #[inline(never)]
-pub fn judge<T: Tables>(
-    tables: &T,
+pub fn judge<E: Tables + Host>(
+    env: &E,
     endpoint: &Endpoint,
-    destination: &Address,
-    protocol: u8,
-    port: u16,
+    key: &FlowKey,
+    route: &mut Route,
 ) -> Judgement {
     if endpoint.policy == 0 {
         return Judgement {
@@ -34,15 +41,20 @@ pub fn judge<T: Tables>(
             rule: 0,
         };
     }
-    match rule(tables, endpoint.policy, destination, protocol, port) {
-        Some((action, rule)) => Judgement {
-            allowed: action == PolicyAction::Allow as u32,
-            rule,
-        },
-        None => Judgement {
-            allowed: endpoint.policy_default == PolicyAction::Allow as u32,
-            rule: 0,
-        },
+    let (protocol, port) = (key.protocol as u8, key.peer_port);
+    let mut said = rule(env, endpoint.policy, &key.peer, protocol, port);
+    if endpoint.policy_host != 0 {
+        env.route(endpoint.bridge, &key.inside, &key.peer, route);
+        if route.kind == RouteKind::Local {
+            said = stronger(said, verdict(env, endpoint.policy_host, protocol, port));
+        }
+    }
+    if said.action == 0 {
+        said.action = endpoint.policy_default;
+    }
+    Judgement {
+        allowed: said.action == PolicyAction::Allow as u32,
+        rule: said.rule,
     }
 }
 
@@ -56,10 +68,25 @@ pub fn is_denied<T: Tables>(
     port: u16,
 ) -> bool {
     endpoint.policy != 0
-        && matches!(
-            rule(tables, endpoint.policy, destination, protocol, port),
-            Some((action, _)) if action == PolicyAction::Deny as u32
-        )
+        && rule(tables, endpoint.policy, destination, protocol, port).action
+            == PolicyAction::Deny as u32
+}
+
+/// An action and the rule that it is by; zeros: no rule says anything.
+///
+/// Not an option: of one without a value, the verifier would see undefined parts copied.
+const SILENT: PolicyRule = PolicyRule { action: 0, rule: 0 };
+
+/// Deny beats allow; of rules that agree, the first is named.
+#[inline(always)]
+fn stronger(one: PolicyRule, other: PolicyRule) -> PolicyRule {
+    let deny = PolicyAction::Deny as u32;
+    let yields = if one.action == other.action {
+        other.rule < one.rule
+    } else {
+        one.action == 0 || other.action == deny
+    };
+    if yields { other } else { one }
 }
 
 #[inline(always)]
@@ -69,16 +96,19 @@ fn rule<T: Tables>(
     destination: &Address,
     protocol: u8,
     port: u16,
-) -> Option<(u32, u32)> {
-    let class = tables
-        .policy_class(&PolicyCidrKey {
-            policy: policy.to_be_bytes(),
-            address: *destination,
-        })?
-        .class;
-    if class == 0 {
-        return None;
+) -> PolicyRule {
+    let class = tables.policy_class(&PolicyCidrKey {
+        policy: policy.to_be_bytes(),
+        address: *destination,
+    });
+    match class {
+        Some(class) if class.class != 0 => verdict(tables, class.class, protocol, port),
+        _ => SILENT,
     }
+}
+
+#[inline(always)]
+fn verdict<T: Tables>(tables: &T, class: u32, protocol: u8, port: u16) -> PolicyRule {
     let (protocol, port) = match protocol {
         TCP => (PolicyProtocol::Tcp, port),
         UDP => (PolicyProtocol::Udp, port),
@@ -90,6 +120,9 @@ fn rule<T: Tables>(
         protocol: protocol as u8,
         pad: 0,
         port: port.to_be_bytes(),
-    })?;
-    Some((rule.action, rule.rule))
+    });
+    match rule {
+        Some(rule) => *rule,
+        None => SILENT,
+    }
 }

@@ -1,6 +1,8 @@
 //! Arguments, output and exit codes.
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    ArgAction, ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind,
+};
 use nucnet_ctl::{
     AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
     kernel::capability,
@@ -15,8 +17,8 @@ use nucnet_ctl::{
         rule::Rule,
     },
     verbs::{
-        DatapathChoice, Dropped, EndpointDetails, EndpointView, NetworkView, Removal, Status, Step,
-        chain,
+        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, NetworkView, OpenFlows,
+        Removal, Status, Step, chain, read_policy,
     },
 };
 use serde::Serialize;
@@ -161,6 +163,9 @@ enum Verb {
     /// Take ports back, and end what came in by them
     #[command(after_help = "Example:\n  nucnet-ctl unpublish web 8443:443")]
     Unpublish(PublishArgs),
+    /// Replace, show and remove the egress policy of an endpoint
+    #[command(subcommand)]
+    Egress(EgressVerb),
     /// Show all endpoints
     #[command(after_help = "Example:\n  nucnet-ctl list -o json | jq -r '.[].addresses[]'")]
     List,
@@ -243,8 +248,9 @@ struct PublishArgs {
 const ATTACH_EXAMPLES: &str = "\
 Publishes: [HOST_IP:]HOST_PORT[-END]:PORT[-END][/tcp|udp]
   Without HOST_IP: every local address of the host. Host port 0: nucnet chooses one.
-Rules: CIDR|any[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
+Rules: CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
   IPv6 with a port in brackets. Deny beats allow; any --allow makes the default deny.
+  Presets: metadata, private, host, link-local, internet (`egress set --help` says what they are).
 Rootfs: a file that names the resolvers is mounted, read-only, over DIR/etc/resolv.conf until the
   endpoint is detached. Without --dns it names the host's, which are then treated as if given with
   --dns; a local stub (127.0.0.53) is replaced by the resolvers that it asks. search and options
@@ -295,6 +301,62 @@ struct AttachArgs {
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
 }
+
+#[derive(Debug, Subcommand)]
+enum EgressVerb {
+    /// Replace the policy of an endpoint, flags or file
+    ///
+    /// One policy is in force until the other is, with nothing in between. Flows that the
+    /// endpoint opened are judged again: those that are allowed lose nothing, the others end.
+    /// The resolvers given before stay unless --dns or the file names others.
+    #[command(after_help = EGRESS_EXAMPLES)]
+    #[command(group(ArgGroup::new("policy").required(true).multiple(true)
+        .args(["allow", "deny", "egress_default", "dns", "file"])))]
+    Set {
+        /// The endpoint
+        #[arg(value_name = "ID")]
+        id: String,
+        /// The policy, in JSON or (.toml) TOML; - is standard input
+        #[arg(long, value_name = "F",
+            conflicts_with_all = ["allow", "deny", "egress_default", "dns"])]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        rules: EgressArgs,
+        /// Leave flows alone that are open now
+        #[arg(long)]
+        keep_established: bool,
+    },
+    /// Show the policy of an endpoint
+    #[command(after_help = "Example:\n  nucnet-ctl egress show web")]
+    Show {
+        /// The endpoint
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Remove the policy of an endpoint: everything may leave
+    #[command(after_help = "Example:\n  nucnet-ctl egress clear web")]
+    Clear {
+        /// The endpoint
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+}
+
+const EGRESS_EXAMPLES: &str = "\
+Rules: CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
+Presets:
+  metadata    where clouds hand out credentials: 169.254.169.254, 169.254.170.2, fd00:ec2::254
+  private     RFC 1918, 100.64.0.0/10, fc00::/7, fec0::/10
+  host        the host's own addresses, whichever it has when a flow is opened
+  link-local  169.254.0.0/16, fe80::/10
+  internet    all unicast addresses that no registry of special purpose addresses holds
+Files: default, allow, deny, dns (as shown); or a container runtime's allowed_cidrs,
+  allowed_tcp_ports, allowed_udp_ports; with either, allow_dns and log_denied.
+
+Examples:
+  nucnet-ctl egress set job --allow internet:443/tcp --dns 9.9.9.9
+  nucnet-ctl egress set job --egress-default allow --deny private --deny metadata --deny host
+  nucnet-ctl egress set job --file policy.json --keep-established";
 
 #[derive(Debug, Args)]
 struct EgressArgs {
@@ -593,6 +655,7 @@ fn call(cli: Cli) -> Result<(), Error> {
             }
             show_publishes(&global, &host.unpublish(&id, &specs)?)
         }
+        Verb::Egress(verb) => egress(&host, &global, verb),
         Verb::Gc => {
             let removal = if global.dry_run {
                 Removal::Planned
@@ -685,17 +748,83 @@ fn addresses(texts: &[String], field: &'static str) -> Result<Vec<IpAddr>, Error
         .collect::<Result<_, _>>()?)
 }
 
+fn policy(egress: &EgressArgs) -> Result<Policy, Error> {
+    let default = egress.egress_default.map(|default| match default {
+        EgressDefault::Allow => Action::Allow,
+        EgressDefault::Deny => Action::Deny,
+    });
+    Ok(Policy::new(
+        default,
+        all::<Rule>(&egress.allow, "--allow")?,
+        all::<Rule>(&egress.deny, "--deny")?,
+        all(&egress.dns, "--dns")?,
+    ))
+}
+
+fn egress(host: &Host, global: &Global, verb: EgressVerb) -> Result<(), Error> {
+    let (id, policy, open_flows) = match verb {
+        EgressVerb::Show { id } => return show_egress(global, &host.egress(&one(&id, "ID")?)?),
+        EgressVerb::Set {
+            id,
+            file,
+            rules,
+            keep_established,
+        } => {
+            let policy = match file {
+                Some(path) => read_policy(&path)?,
+                None => policy(&rules)?,
+            };
+            let open_flows = match keep_established {
+                true => OpenFlows::Kept,
+                false => OpenFlows::Judged,
+            };
+            (id, policy, open_flows)
+        }
+        EgressVerb::Clear { id } => (id, Policy::default(), OpenFlows::Judged),
+    };
+    let id = one(&id, "ID")?;
+    if global.dry_run {
+        let (set_up, former) = host.plan_egress(&id, policy)?;
+        let lines = [done(&set_up), undone(&former)].concat();
+        return show_plan(global, &lines);
+    }
+    show_egress(global, &host.set_egress(&id, policy, open_flows)?)
+}
+
+fn show_egress(global: &Global, view: &EgressView) -> Result<(), Error> {
+    show(global, view, |out| {
+        writeln!(out, "{}", view.id)?;
+        egress_text(out, &view.policy)
+    })
+}
+
+fn egress_text(out: &mut dyn Write, egress: &Policy) -> io::Result<()> {
+    writeln!(out, "  egress     {} by default", egress.default_action())?;
+    for (name, rules) in [("allow", egress.allow()), ("deny", egress.deny())] {
+        if !rules.is_empty() {
+            writeln!(out, "    {name:<8} {}", joined(rules))?;
+        }
+    }
+    if !egress.dns().is_empty() {
+        let note = match egress.allow_dns() {
+            Some(true) => " (allowed)",
+            Some(false) => " (not allowed)",
+            None => "",
+        };
+        writeln!(out, "    dns      {}{note}", joined(egress.dns()))?;
+    }
+    if !egress.log_denied() {
+        writeln!(out, "    denials are not told")?;
+    }
+    Ok(())
+}
+
 fn attach(host: &Host, global: &Global, arguments: AttachArgs) -> Result<(), Error> {
     let container = match (arguments.pid, arguments.netns) {
         (Some(pid), _) => Container::Process(pid),
         // clap sees to it that there is one of the two.
         (None, netns) => Container::Netns(netns.unwrap_or_default()),
     };
-    let egress = arguments.egress;
-    let default = egress.egress_default.map(|default| match default {
-        EgressDefault::Allow => Action::Allow,
-        EgressDefault::Deny => Action::Deny,
-    });
     let request = AttachRequest {
         id: arguments
             .id
@@ -713,12 +842,7 @@ fn attach(host: &Host, global: &Global, arguments: AttachArgs) -> Result<(), Err
             .map(|mtu| one::<Mtu>(&mtu, "--mtu"))
             .transpose()?,
         publishes: all::<PublishSpec>(&arguments.publishes, "-p")?,
-        egress: Policy::new(
-            default,
-            all::<Rule>(&egress.allow, "--allow")?,
-            all::<Rule>(&egress.deny, "--deny")?,
-            all(&egress.dns, "--dns")?,
-        ),
+        egress: policy(&arguments.egress)?,
         rootfs: arguments.rootfs,
         ..AttachRequest::new(container)
     };
@@ -907,17 +1031,7 @@ fn endpoint(out: &mut dyn Write, view: &EndpointView) -> io::Result<()> {
     writeln!(out, "  addresses  {}", joined(&view.addresses))?;
     writeln!(out, "  gateways   {}", joined(&view.gateways))?;
     writeln!(out, "  published  {}", joined(published(view)))?;
-    let egress = &view.egress;
-    writeln!(out, "  egress     {} by default", egress.default_action())?;
-    for (name, rules) in [("allow", egress.allow()), ("deny", egress.deny())] {
-        if !rules.is_empty() {
-            writeln!(out, "    {name:<8} {}", joined(rules))?;
-        }
-    }
-    if !egress.dns().is_empty() {
-        writeln!(out, "    dns      {}", joined(egress.dns()))?;
-    }
-    Ok(())
+    egress_text(out, &view.egress)
 }
 
 fn inspected(out: &mut dyn Write, details: &EndpointDetails) -> io::Result<()> {
@@ -1120,6 +1234,20 @@ mod tests {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.global.output, Output::Json);
         }
+    }
+
+    #[test]
+    fn a_policy_comes_from_flags_or_a_file_and_not_from_both() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        assert!(parse("nucnet-ctl egress set web --allow any --deny host"));
+        assert!(parse(
+            "nucnet-ctl egress set web --egress-default deny --keep-established"
+        ));
+        assert!(parse("nucnet-ctl egress set web --file -"));
+        assert!(!parse("nucnet-ctl egress set web"));
+        assert!(!parse("nucnet-ctl egress set web --keep-established"));
+        assert!(!parse("nucnet-ctl egress set web --file f --allow any"));
+        assert!(!parse("nucnet-ctl egress show"));
     }
 
     #[test]

@@ -530,6 +530,7 @@ pub(super) mod tests {
             pending: vec![],
             policy: None,
             egress: Policy::default(),
+            other_policy: None,
             resolv: None,
         }
     }

@@ -200,7 +200,9 @@ impl World {
                     let subnet = Subnet::new("10.0.42.0/28".parse().unwrap(), None).unwrap();
                     let leases = state.leases(NETWORK)?;
                     let drawn = ipam::draw(subnet, &HashSet::new(), &leases, &mut rand::rng())?;
-                    let is_full = ADDRESSES.clone().all(|last| model.holder_of(last).is_some());
+                    let is_full = ADDRESSES
+                        .clone()
+                        .all(|last| model.holder_of(last).is_some());
                     assert_eq!(drawn.is_none(), is_full);
                     let Some(IpAddr::V4(drawn)) = drawn else {
                         return Ok(model);

@@ -64,6 +64,13 @@ impl Cidr {
     }
 }
 
+impl From<IpNet> for Cidr {
+    /// The prefix with its host bits masked.
+    fn from(net: IpNet) -> Self {
+        Self(net.trunc())
+    }
+}
+
 impl FromStr for Cidr {
     type Err = Invalid;
 

@@ -346,6 +346,7 @@ mod tests {
             pending: Vec::new(),
             policy: None,
             egress: Policy::default(),
+            other_policy: None,
             resolv: None,
         }
     }

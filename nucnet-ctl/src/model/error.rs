@@ -146,8 +146,8 @@ pub enum Problem {
     RuleProtocol(String),
     #[error("icmp has no ports")]
     IcmpPorts,
-    #[error("makes the policy larger than the tables of the datapath")]
-    PolicyTooLarge,
+    #[error("needs more than the {limit} entries that map {map} takes for all policies together")]
+    PolicyTooLarge { map: &'static str, limit: usize },
     #[error("cannot be a resolver's address")]
     Resolver,
     #[error("is given twice")]
@@ -226,12 +226,13 @@ impl Problem {
             Self::Overlaps(_) => "publish each port once",
             Self::NoAddressOfFamily => "attach to a network of that family, or leave it out",
             Self::Rule => {
-                "write CIDR|any[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp], for instance \
-                 10.0.0.0/8:443/tcp, [2001:db8::/32]:443 or any:53"
+                "write CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp], for instance \
+                 10.0.0.0/8:443/tcp, [2001:db8::/32]:443, any:53 or private; presets are metadata, \
+                 private, host, link-local and internet"
             }
             Self::RuleProtocol(_) => "tcp, udp or icmp",
             Self::IcmpPorts => "leave the ports or the protocol out",
-            Self::PolicyTooLarge => "use fewer or wider rules",
+            Self::PolicyTooLarge { .. } => "use fewer or wider rules",
             Self::Resolver => "give a unicast address that the endpoint can reach",
             Self::Twice => "give it once",
             Self::Filtering => {

@@ -4,7 +4,8 @@
 //! long their prefixes; deny beats allow, allow beats the default. A longest-prefix-match trie
 //! finds one prefix only, so each prefix gets a *class*: the union of the rules of all the
 //! prefixes of its family that cover it. A class is held as verdicts for disjoint intervals of
-//! ports, cut into prefixes.
+//! ports, cut into prefixes. The rules about the host's own addresses, which no prefix can name,
+//! are one more class.
 
 use super::{
     Invalid, Problem,
@@ -15,6 +16,7 @@ use super::{
 use ipnet::IpNet;
 use nucnet_common::abi::{
     self, PolicyAction, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyProtocol, PolicyRule,
+    policy_flag,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -109,13 +111,32 @@ impl fmt::Display for Resolver {
 }
 
 /// An egress policy as the user gave it, each rule once.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     default: Action,
     allow: Vec<Rule>,
     deny: Vec<Rule>,
     dns: Vec<Resolver>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    allow_dns: Option<bool>,
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    log_denied: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(flag: &bool) -> bool {
+    *flag
+}
+
+impl Default for Policy {
+    /// No policy: everything may leave.
+    fn default() -> Self {
+        Self::new(None, Vec::new(), Vec::new(), Vec::new())
+    }
 }
 
 impl Policy {
@@ -137,6 +158,8 @@ impl Policy {
             allow,
             deny,
             dns,
+            allow_dns: None,
+            log_denied: true,
         }
     }
 
@@ -167,6 +190,30 @@ impl Policy {
         self
     }
 
+    /// The same with the resolvers allowed on port 53 or not, whether there are rules or not.
+    #[must_use]
+    pub fn with_dns_allowed(mut self, allowed: bool) -> Self {
+        self.allow_dns = Some(allowed);
+        self
+    }
+
+    /// Whether the resolvers are allowed whatever rules there are; none: where there are rules.
+    pub fn allow_dns(&self) -> Option<bool> {
+        self.allow_dns
+    }
+
+    /// Whether denials are told to those who watch; they are counted in any case.
+    pub fn log_denied(&self) -> bool {
+        self.log_denied
+    }
+
+    /// The same with denials told, or only counted.
+    #[must_use]
+    pub fn with_denied_logged(mut self, logged: bool) -> Self {
+        self.log_denied = logged;
+        self
+    }
+
     /// Whether there is anything to enforce.
     pub fn is_in_force(&self) -> bool {
         self.has_rules() || self.default == Action::Deny
@@ -176,13 +223,12 @@ impl Policy {
         !(self.allow.is_empty() && self.deny.is_empty())
     }
 
-    /// The rules as numbered from 1 on: allows, denies, resolvers. Resolvers count only where
-    /// there is a rule.
+    /// The rules as numbered from 1 on: allows, denies, resolvers. Resolvers count where there is
+    /// another rule, unless the policy says otherwise.
     pub fn rules(&self) -> impl Iterator<Item = (u32, Action, Rule)> {
-        let resolvers = if self.has_rules() {
-            self.dns.as_slice()
-        } else {
-            &[]
+        let resolvers = match self.allow_dns.unwrap_or_else(|| self.has_rules()) {
+            true => self.dns.as_slice(),
+            false => &[],
         };
         let allow = self.allow.iter().map(|rule| (Action::Allow, rule.clone()));
         let deny = self.deny.iter().map(|rule| (Action::Deny, rule.clone()));
@@ -197,7 +243,11 @@ impl Policy {
     /// The policy as the maps hold it. `first_class` and those after it must be numbers that
     /// no class had before. The same arguments give the same entries.
     pub fn compile(&self, policy: u32, first_class: u32) -> Result<Compiled, Invalid> {
-        Compiler::new(policy, first_class).run(self)
+        let mut compiled = Compiler::new(policy, first_class).run(self)?;
+        compiled.number = policy;
+        compiled.default = self.default;
+        compiled.is_quiet = !self.log_denied;
+        Ok(compiled)
     }
 }
 
@@ -209,16 +259,44 @@ fn once<T: PartialEq + Eq + std::hash::Hash + Clone>(values: Vec<T>) -> Vec<T> {
         .collect()
 }
 
-/// The entries of one policy in the maps `policy_cidrs` and `policy_ports`: length of the key
-/// in bits, key, value.
+/// One policy as the maps have it: entries of `policy_cidrs` and `policy_ports` (length of the key
+/// in bits, key, value), and what the endpoint's own entry says. The default is no policy.
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
+    /// Number of the policy; 0: none.
+    pub number: u32,
+    /// What happens where no rule says otherwise.
+    pub default: Action,
+    /// Class of the rules about the host's own addresses; 0: there is none.
+    pub host_class: u32,
+    /// Whether denials are only counted.
+    pub is_quiet: bool,
     /// Of `policy_cidrs`.
     pub cidrs: Vec<(u32, PolicyCidrKey, PolicyClass)>,
     /// Of `policy_ports`.
     pub ports: Vec<(u32, PolicyPortKey, PolicyRule)>,
     /// How many numbers of classes it takes.
     pub classes: u32,
+}
+
+impl Compiled {
+    /// How many entries it has.
+    pub fn entries(&self) -> usize {
+        self.cidrs.len() + self.ports.len()
+    }
+
+    /// Puts it in force in an endpoint's entry. Flows that were judged under policy `since` or a
+    /// later one are not judged again.
+    pub fn enforce(&self, since: u32, endpoint: &mut abi::Endpoint) {
+        endpoint.policy = self.number;
+        endpoint.policy_default = self.default.abi() as u32;
+        endpoint.policy_since = since;
+        endpoint.policy_host = self.host_class;
+        endpoint.policy_flags = match self.is_quiet {
+            true => policy_flag::QUIET,
+            false => 0,
+        };
+    }
 }
 
 /// A verdict for some ports.
@@ -268,6 +346,7 @@ impl Compiler {
         // right after them those that it covers.
         let mut v4: BTreeMap<(u128, u8), Content> = BTreeMap::new();
         let mut v6: BTreeMap<(u128, u8), Content> = BTreeMap::new();
+        let mut host = Content::default();
         for (number, action, rule) in policy.rules() {
             let verdict = Verdict {
                 allow: action == Action::Allow,
@@ -276,6 +355,13 @@ impl Compiler {
             let nets = match rule.target() {
                 Target::Any => vec![Cidr::ALL_V4, Cidr::ALL_V6],
                 Target::Cidr(cidr) => vec![cidr],
+                Target::Preset(preset) => match preset.prefixes() {
+                    Some(prefixes) => prefixes,
+                    None => {
+                        add(&mut host, &rule, verdict);
+                        continue;
+                    }
+                },
             };
             for cidr in nets {
                 let address = u128::from_be_bytes(to_abi(cidr.net().addr()));
@@ -294,6 +380,7 @@ impl Compiler {
         }
         self.family(v4, covered)?;
         self.family(v6, false)?;
+        self.compiled.host_class = self.class(&Rc::new(union(None, host)))?;
         self.compiled.classes = self.classes.len() as u32;
         Ok(self.compiled)
     }
@@ -329,7 +416,7 @@ impl Compiler {
 
     fn cidr(&mut self, (address, length): (u128, u8), class: u32) -> Result<(), Invalid> {
         if self.compiled.cidrs.len() == abi::size::POLICY_CIDRS {
-            return Err(too_large());
+            return Err(too_large(abi::map::POLICY_CIDRS, abi::size::POLICY_CIDRS));
         }
         let key = PolicyCidrKey {
             policy: self.policy.to_be_bytes(),
@@ -349,7 +436,11 @@ impl Compiler {
             hash_map::Entry::Occupied(known) => return Ok(*known.get()),
             hash_map::Entry::Vacant(new) => *new.insert(self.next_class),
         };
-        self.next_class = self.next_class.checked_add(1).ok_or_else(too_large)?;
+        // Each class has an entry: there are fewer than numbers.
+        self.next_class = self
+            .next_class
+            .checked_add(1)
+            .ok_or_else(|| too_large(abi::map::POLICY_PORTS, abi::size::POLICY_PORTS))?;
         for (protocol, intervals) in PROTOCOLS.into_iter().zip(content.iter()) {
             let by_port = matches!(protocol, PolicyProtocol::Tcp | PolicyProtocol::Udp);
             for interval in intervals {
@@ -364,7 +455,7 @@ impl Compiler {
                 };
                 for prefix in interval.ports.prefixes() {
                     if self.compiled.ports.len() == abi::size::POLICY_PORTS {
-                        return Err(too_large());
+                        return Err(too_large(abi::map::POLICY_PORTS, abi::size::POLICY_PORTS));
                     }
                     let key = PolicyPortKey {
                         class: class.to_be_bytes(),
@@ -385,8 +476,9 @@ impl Compiler {
     }
 }
 
-fn too_large() -> Invalid {
-    Invalid::new("egress policy", "of this size", Problem::PolicyTooLarge)
+fn too_large(map: &'static str, limit: usize) -> Invalid {
+    let problem = Problem::PolicyTooLarge { map, limit };
+    Invalid::new("egress policy", "of this size", problem)
 }
 
 fn covers((outer, length): (u128, u8), (inner, inner_length): (u128, u8)) -> bool {
@@ -483,8 +575,15 @@ fn disjoint(mut intervals: Vec<Interval>) -> Vec<Interval> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::preset::Preset;
     use super::*;
     use proptest::prelude::*;
+
+    /// The addresses of the host.
+    const HOST: [IpAddr; 2] = [
+        IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
+        IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
+    ];
 
     /// What the datapath does with the entries: two lookups of longest prefixes.
     struct Tries(Compiled);
@@ -517,13 +616,30 @@ mod tests {
             protocol: PolicyProtocol,
             port: u16,
         ) -> (u32, u32) {
+            let class = self.class(policy, to);
+            let said = self.said(class, protocol, port);
+            if !HOST.contains(&to) || policy != self.0.number {
+                return said;
+            }
+            let about_host = self.said(self.0.host_class, protocol, port);
+            let strength = |(action, rule)| match action {
+                0 => (2, rule),
+                action if action == PolicyAction::Allow as u32 => (1, rule),
+                _ => (0, rule),
+            };
+            [said, about_host]
+                .into_iter()
+                .min_by_key(|said| strength(*said))
+                .unwrap()
+        }
+
+        fn said(&self, class: u32, protocol: PolicyProtocol, port: u16) -> (u32, u32) {
             let data = |key: &PolicyPortKey| -> [u8; 8] {
                 [key.class.as_slice(), &[key.protocol, key.pad], &key.port]
                     .concat()
                     .try_into()
                     .unwrap()
             };
-            let class = self.class(policy, to);
             if class == 0 {
                 return (0, 0);
             }
@@ -546,12 +662,58 @@ mod tests {
         }
     }
 
+    /// What a preset stands for, byte by byte.
+    fn holds(preset: Preset, to: IpAddr) -> bool {
+        match (preset, to) {
+            (Preset::Host, to) => HOST.contains(&to),
+            (Preset::Metadata, to) => ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"]
+                .iter()
+                .any(|text| text.parse() == Ok(to)),
+            (Preset::LinkLocal, IpAddr::V4(v4)) => v4.octets()[..2] == [169, 254],
+            (Preset::LinkLocal, IpAddr::V6(v6)) => v6.segments()[0] & 0xffc0 == 0xfe80,
+            (Preset::Private, IpAddr::V4(v4)) => matches!(
+                v4.octets(),
+                [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..]
+            ),
+            (Preset::Private, IpAddr::V6(v6)) => {
+                matches!(v6.segments()[0], 0xfc00..=0xfdff | 0xfec0..=0xfeff)
+            }
+            (Preset::Internet, IpAddr::V4(v4)) => !matches!(
+                v4.octets(),
+                [0 | 10 | 127 | 224..=255, ..]
+                    | [100, 64..=127, ..]
+                    | [169, 254, ..]
+                    | [172, 16..=31, ..]
+                    | [192, 168, ..]
+                    | [192, 0, 0 | 2, _]
+                    | [192, 31, 196, _]
+                    | [192, 52, 193, _]
+                    | [192, 88, 99, _]
+                    | [192, 175, 48, _]
+                    | [198, 18..=19, ..]
+                    | [198, 51, 100, _]
+                    | [203, 0, 113, _]
+            ),
+            (Preset::Internet, IpAddr::V6(v6)) => {
+                matches!(v6.segments()[0], 0x2000..=0x3fff)
+                    && !matches!(
+                        v6.segments(),
+                        [0x2001, 0..=0x1ff | 0xdb8, ..]
+                            | [0x2002, ..]
+                            | [0x2620, 0x4f, 0x8000, ..]
+                            | [0x3fff, 0..=0xfff, ..]
+                    )
+            }
+        }
+    }
+
     /// The contract, read aloud.
     fn naive(policy: &Policy, to: IpAddr, protocol: PolicyProtocol, port: u16) -> (u32, u32) {
         let covers = |rule: &Rule| {
             let target = match rule.target() {
                 Target::Any => true,
                 Target::Cidr(cidr) => cidr.contains(to),
+                Target::Preset(preset) => holds(preset, to),
             };
             let ports = rule.ports().is_empty()
                 || rule
@@ -603,7 +765,8 @@ mod tests {
             prop::sample::select(vec![0u8, 1, 8, 32, 47, 48, 64, 80, 95, 96, 127, 128]),
         )
             .prop_map(|(a, n)| format!("[{a}/{n}]"));
-        let target = prop_oneof![Just("any".to_owned()), v4, v6];
+        let preset = prop::sample::select(Preset::ALL.map(|preset| preset.to_string()).to_vec());
+        let target = prop_oneof![1 => Just("any".to_owned()), 3 => v4, 3 => v6, 2 => preset];
         let port = prop::sample::select(vec![1u16, 22, 53, 80, 443, 1000, 65_535]);
         let range = (port.clone(), port, any::<bool>()).prop_map(|(a, b, single)| {
             if single {
@@ -637,6 +800,14 @@ mod tests {
                 "fd00::1",
                 "fc00::1",
                 "8000::1",
+                "169.254.169.254",
+                "169.254.169.253",
+                "192.168.0.1",
+                "1.1.1.1",
+                "fd00:ec2::254",
+                "fe80::1",
+                "2606:4700::1111",
+                "2002:a00:1::1",
             ])
             .prop_map(|text| text.parse().unwrap()),
         ]
@@ -671,7 +842,8 @@ mod tests {
                 .map(|(bits, key, _)| (*bits, key.class, key.protocol, key.port)).collect();
             prop_assert_eq!(keys.len(), tries.0.ports.len());
             let used: std::collections::HashSet<_> =
-                tries.0.cidrs.iter().map(|c| c.2.class).filter(|class| *class != 0).collect();
+                tries.0.cidrs.iter().map(|c| c.2.class).chain([tries.0.host_class])
+                .filter(|class| *class != 0).collect();
             prop_assert_eq!(used.len() as u32, tries.0.classes);
         }
     }
@@ -772,7 +944,11 @@ mod tests {
         let error = Policy::new(None, allow, vec![], vec![])
             .compile(1, 1)
             .unwrap_err();
-        assert_eq!(error.problem, Problem::PolicyTooLarge);
+        let problem = Problem::PolicyTooLarge {
+            map: abi::map::POLICY_PORTS,
+            limit: abi::size::POLICY_PORTS,
+        };
+        assert_eq!(error.problem, problem);
     }
 
     #[test]

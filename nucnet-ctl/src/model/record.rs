@@ -5,9 +5,9 @@
 //! that whoever comes next knows what may exist. State is of one boot.
 
 use super::{
-    Cidr, EndpointId, IfName, Mac, Mtu, NetworkName, Subnet,
+    Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Subnet,
     behaviour::{Behaviour, BehaviourWish},
-    policy::Policy,
+    policy::{Compiled, Policy},
     publish::{Protocol, PublishSpec},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -345,6 +345,10 @@ pub struct EndpointRecord {
     pub policy: Option<PolicyNumbers>,
     /// Its egress policy in force, with the host's resolvers where it was given those.
     pub egress: Policy,
+    /// Another one that may be in the maps: that which is coming or, once it is in force, that
+    /// which is going.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_policy: Option<OtherPolicy>,
     /// Its `resolv.conf`, if it was asked for.
     pub resolv: Option<ResolvRecord>,
 }
@@ -383,7 +387,49 @@ pub struct PolicyNumbers {
     pub first_class: u32,
 }
 
+/// A policy that is coming or going.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherPolicy {
+    /// Its numbers; none: there is nothing to enforce.
+    pub numbers: Option<PolicyNumbers>,
+    /// The policy.
+    pub egress: Policy,
+}
+
+impl OtherPolicy {
+    /// The number in the endpoint's entry; 0: none.
+    pub fn number(&self) -> u32 {
+        self.numbers.map_or(0, |numbers| numbers.policy)
+    }
+
+    /// What the maps hold of it; none: nothing.
+    pub fn compile(&self) -> Result<Option<Compiled>, Invalid> {
+        self.numbers
+            .map(|numbers| self.egress.compile(numbers.policy, numbers.first_class))
+            .transpose()
+    }
+}
+
 impl EndpointRecord {
+    /// Its policy in force, as one that others may replace.
+    pub fn policy_in_force(&self) -> OtherPolicy {
+        OtherPolicy {
+            numbers: self.policy,
+            egress: self.egress.clone(),
+        }
+    }
+
+    /// Makes the other policy the one in force, and the reverse.
+    pub fn exchange_policies(&mut self) {
+        let former = self.policy_in_force();
+        if let Some(other) = self.other_policy.replace(former) {
+            self.policy = other.numbers;
+            self.egress = other.egress;
+        } else {
+            self.other_policy = None;
+        }
+    }
+
     /// Its address of one family.
     pub fn address(&self, v6: bool) -> Option<IpAddr> {
         self.addresses

@@ -3,6 +3,7 @@
 use super::{
     Cidr, Invalid, Problem,
     ports::{PortRange, parse_port},
+    preset::Preset,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, str::FromStr};
@@ -14,6 +15,8 @@ pub enum Target {
     Any,
     /// One prefix.
     Cidr(Cidr),
+    /// Destinations that have a name.
+    Preset(Preset),
 }
 
 /// Which protocol.
@@ -27,7 +30,7 @@ pub enum RuleProtocol {
     Icmp,
 }
 
-/// `CIDR|any[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]`, in its canonical form: host bits
+/// `CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]`, in its canonical form: host bits
 /// masked, ports sorted and merged.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -39,6 +42,19 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// The rule of those parts; ICMP has no ports.
+    pub(super) fn new(
+        target: Target,
+        ports: Vec<PortRange>,
+        protocol: Option<RuleProtocol>,
+    ) -> Self {
+        Self {
+            target,
+            ports: merged(ports),
+            protocol,
+        }
+    }
+
     /// Which destinations.
     pub fn target(&self) -> Target {
         self.target
@@ -119,6 +135,7 @@ impl FromStr for Rule {
         };
         let target = match target {
             "any" => Target::Any,
+            target if let Some(preset) = Preset::named(target) => Target::Preset(preset),
             target => Target::Cidr(target.parse().map_err(|_| {
                 // "2001:db8::/32:443": say what is missing.
                 let brackets = target.matches(':').count() > 1
@@ -151,11 +168,7 @@ impl FromStr for Rule {
                 return Err(invalid(Problem::IcmpPorts));
             }
         }
-        Ok(Self {
-            target,
-            ports: merged(ranges),
-            protocol,
-        })
+        Ok(Self::new(target, ranges, protocol))
     }
 }
 
@@ -177,6 +190,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.target {
             Target::Any => f.write_str("any")?,
+            Target::Preset(preset) => preset.fmt(f)?,
             Target::Cidr(cidr) if cidr.net().addr().is_ipv6() && !self.ports.is_empty() => {
                 write!(f, "[{cidr}]")?;
             }
@@ -218,6 +232,10 @@ mod tests {
             ("[2001:db8::1]:443", "[2001:db8::1/128]:443"),
             ("[2001:db8::/32]/udp", "2001:db8::/32/udp"),
             ("::/0", "::/0"),
+            ("metadata", "metadata"),
+            ("link-local/icmp", "link-local/icmp"),
+            ("host:53,22", "host:22,53"),
+            ("internet:443,80/tcp", "internet:80,443/tcp"),
             ("[::ffff:10.0.0.1]:80", "10.0.0.1/32:80"),
         ] {
             let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{error}"));
@@ -231,6 +249,9 @@ mod tests {
         for (text, problem) in [
             ("", Problem::Rule),
             ("all", Problem::Rule),
+            ("Private", Problem::Rule),
+            ("[private]:80", Problem::BracketsAreForV6),
+            ("host:80/icmp", Problem::IcmpPorts),
             ("10.0.0.0/33", Problem::Rule),
             ("10.0.0/8", Problem::Rule),
             ("10.0.0.0/8:", Problem::RulePort("".into())),
@@ -257,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_what_parses_round_trips(text in "(any|[\\[\\]:0-9./,a-f-]{0,30})(/(tcp|udp|icmp))?") {
+        fn no_text_panics_and_what_parses_round_trips(text in "(any|host|private|link-local|[\\[\\]:0-9./,a-f-]{0,30})(/(tcp|udp|icmp))?") {
             if let Ok(rule) = text.parse::<Rule>() {
                 prop_assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
             }

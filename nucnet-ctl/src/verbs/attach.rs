@@ -2,6 +2,7 @@
 
 use super::{
     EndpointView, Error, Host,
+    egress::numbered,
     error::Left,
     host::{Session, namespace},
     network::{self, Prepared},
@@ -20,7 +21,7 @@ use crate::{
         plan::{self, Plan},
         policy::{Compiled, Policy},
         publish::PublishSpec,
-        record::{AttachWish, EndpointRecord, NetworkRecord, PolicyNumbers, ResolvRecord, State},
+        record::{AttachWish, EndpointRecord, NetworkRecord, ResolvRecord, State},
         resolv::{Composed, Families},
     },
 };
@@ -426,24 +427,7 @@ fn intend(
     };
     let resolv_conf = composed.map(|composed| composed.text(&id));
     let number = session.record.next.endpoint()?;
-    let (policy_numbers, policy) = match egress.is_in_force() {
-        true => {
-            let next = &mut session.record.next;
-            let policy = next.policy()?;
-            // As many as it turns out to need.
-            let first_class = next.classes(0)?;
-            let compiled = egress.compile(policy, first_class)?;
-            next.classes(compiled.classes)?;
-            (
-                Some(PolicyNumbers {
-                    policy,
-                    first_class,
-                }),
-                Some(compiled),
-            )
-        }
-        false => (None, None),
-    };
+    let (policy_numbers, policy) = numbered(&mut session.record.next, &egress)?.unzip();
     let endpoint = EndpointRecord {
         id,
         number,
@@ -462,6 +446,7 @@ fn intend(
         pending: Vec::new(),
         policy: policy_numbers,
         egress,
+        other_policy: None,
         resolv,
         wish,
     };

@@ -163,12 +163,13 @@ impl<'a> Removal<'a> {
             Some(datapath) => Some(datapath),
             None => Datapath::open_existing(session.bpffs(), &session.bpf_host)?,
         };
-        if let Some(numbers) = endpoint.policy {
-            world.policy = Some(
-                endpoint
-                    .egress
-                    .compile(numbers.policy, numbers.first_class)?,
-            );
+        world.policy = endpoint.policy_in_force().compile()?;
+        if let Some(other) = &endpoint.other_policy
+            && let Some(mut more) = other.compile()?
+        {
+            let policy = world.policy.get_or_insert_default();
+            policy.cidrs.append(&mut more.cidrs);
+            policy.ports.append(&mut more.ports);
         }
         let mut steps = endpoint_steps(&endpoint, bridge, world.policy.as_ref());
         let what = format!("detach {}", endpoint.id);

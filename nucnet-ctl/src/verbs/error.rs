@@ -7,7 +7,10 @@ use crate::{
         capability::{self, Lacks},
         netlink, netns, process, resolv, store, sysctl,
     },
-    model::{EndpointId, Invalid, Kind, Mac, NetworkName, record, resolv::NoResolver},
+    model::{
+        EndpointId, Invalid, Kind, Mac, NetworkName, policy_file::PolicyFileError, record,
+        resolv::NoResolver,
+    },
 };
 use nix::errno::Errno;
 use std::{error, fmt, io, net::IpAddr, path::PathBuf};
@@ -19,6 +22,22 @@ pub enum Error {
     /// A value that is not acceptable.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// The file holds no policy.
+    #[error("{}", path.display())]
+    PolicyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PolicyFileError,
+    },
+    /// The file with the policy cannot be read.
+    #[error("{}: cannot be read", path.display())]
+    ReadPolicy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// There is no such endpoint.
     #[error("there is no endpoint {0}")]
     NoEndpoint(EndpointId),
@@ -266,7 +285,7 @@ impl Error {
     /// What it means to the caller.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Invalid(_) => Kind::Usage,
+            Self::Invalid(_) | Self::PolicyFile { .. } | Self::ReadPolicy { .. } => Kind::Usage,
             Self::NoEndpoint(_) | Self::NoPublish { .. } | Self::NoNetwork(_) => Kind::NotFound,
             Self::EndpointExists { .. }
             | Self::NamespaceTaken { .. }
@@ -336,6 +355,7 @@ impl Error {
         }
         let own = match self {
             Self::Invalid(invalid) => return Some(invalid.hint()),
+            Self::PolicyFile { source, .. } => return Some(source.hint()),
             Self::Store(error) => error.hint(),
             Self::Bpf(error) => error.hint(),
             Self::NoEndpoint(_) => Some("see `nucnet-ctl list`".to_owned()),

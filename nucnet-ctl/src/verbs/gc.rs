@@ -8,6 +8,7 @@
 
 use super::{
     Error, Host, Step, detach,
+    egress::settle_recorded,
     error::Left,
     host::Session,
     network, publish,
@@ -23,7 +24,7 @@ use crate::{
     model::{
         EndpointId,
         plan::Executor,
-        record::{EndpointRecord, NetworkRecord, State},
+        record::{EndpointRecord, NetworkRecord, OtherPolicy, State},
     },
 };
 use nucnet_common::abi;
@@ -62,6 +63,7 @@ impl Host {
             left: Left::default(),
         };
         collection.endpoints()?;
+        collection.policies()?;
         collection.networks()?;
         collection.links()?;
         collection.neighbours()?;
@@ -177,6 +179,17 @@ impl Collection<'_> {
         Ok(())
     }
 
+    /// Policies that a change has left behind.
+    fn policies(&mut self) -> Result<(), Error> {
+        for endpoint in self.session.state.sound_endpoints()? {
+            if endpoint.other_policy.is_some() {
+                let what = format!("an egress policy of {} that is not in force", endpoint.id);
+                self.remove(what, |session| settle_recorded(session, endpoint));
+            }
+        }
+        Ok(())
+    }
+
     fn networks(&mut self) -> Result<(), Error> {
         for network in self.session.state.sound_networks()? {
             let is_whole = matches!(network.state, State::Active | State::Degraded);
@@ -277,7 +290,13 @@ impl Collection<'_> {
         let mut numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
         let mut policies: HashSet<u32> = endpoints
             .iter()
-            .filter_map(|e| Some(e.policy?.policy))
+            .flat_map(|e| {
+                [
+                    Some(e.policy_in_force().number()),
+                    e.other_policy.as_ref().map(OtherPolicy::number),
+                ]
+            })
+            .flatten()
             .collect();
         // Those without a sound record are known by their links.
         for id in &self.found.unrecorded {
@@ -337,7 +356,13 @@ impl Collection<'_> {
         for (key, _) in stale.iter().filter(|_| is_removed) {
             datapath.policy_cidrs.remove(key)?;
         }
-        let classes: HashSet<u32> = kept.iter().map(|(_, class)| class.class).collect();
+        let about_host = datapath.endpoints.entries()?;
+        let about_host = about_host.iter().map(|(_, entry)| entry.policy_host);
+        let classes: HashSet<u32> = kept
+            .iter()
+            .map(|(_, class)| class.class)
+            .chain(about_host)
+            .collect();
         let mut stale = datapath.policy_ports.entries()?;
         stale.retain(|(key, _)| !classes.contains(&u32::from_be_bytes(key.data().class)));
         count(abi::map::POLICY_PORTS, stale.len());

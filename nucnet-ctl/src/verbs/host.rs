@@ -189,7 +189,15 @@ fn numbers_after(state: &store::Locked) -> Result<Numbers, Error> {
     }
     let gaps = GAP.saturating_mul(u32::try_from(lost.max(1)).unwrap_or(u32::MAX));
     let after = |largest: Option<u32>| largest.unwrap_or(0).max(gaps).saturating_add(GAP);
-    let policies = || endpoints.iter().filter_map(|endpoint| endpoint.policy);
+    let policies = || {
+        let others = endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.other_policy.as_ref()?.numbers);
+        endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.policy)
+            .chain(others)
+    };
     Ok(Numbers {
         endpoint: after(endpoints.iter().map(|endpoint| endpoint.number).max()),
         network: after(networks.iter().map(|network| network.number).max()),

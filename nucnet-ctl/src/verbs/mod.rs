@@ -4,6 +4,7 @@ mod attach;
 mod detach;
 mod doctor;
 mod down;
+mod egress;
 mod error;
 #[cfg(any(debug_assertions, feature = "faults"))]
 mod faults;
@@ -19,6 +20,7 @@ mod view;
 
 pub use attach::{AttachRequest, Attachment, Container};
 pub use detach::Detached;
+pub use egress::{EgressView, OpenFlows, read_policy};
 pub use error::{Error, Left, chain};
 pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};

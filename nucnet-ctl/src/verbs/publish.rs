@@ -93,7 +93,7 @@ impl Host {
             .collect())
     }
 
-    fn session_with(&self, id: &EndpointId) -> Result<Session, Error> {
+    pub(super) fn session_with(&self, id: &EndpointId) -> Result<Session, Error> {
         self.open_existing()?
             .ok_or_else(|| Error::NoEndpoint(id.clone()))
     }
@@ -133,7 +133,7 @@ pub(super) fn take_back_pending(
 
 type Found = (EndpointRecord, Option<NetworkRecord>);
 
-fn recorded(session: &Session, id: &EndpointId) -> Result<Found, Error> {
+pub(super) fn recorded(session: &Session, id: &EndpointId) -> Result<Found, Error> {
     match session.state.sound_endpoint(id)? {
         Some(endpoint) => {
             let network = session.state.sound_network(&endpoint.wish.network)?;
@@ -143,7 +143,7 @@ fn recorded(session: &Session, id: &EndpointId) -> Result<Found, Error> {
     }
 }
 
-fn live(session: &Session, id: &EndpointId) -> Result<Found, Error> {
+pub(super) fn live(session: &Session, id: &EndpointId) -> Result<Found, Error> {
     let (endpoint, network) = recorded(session, id)?;
     let alias = endpoint_alias(&endpoint);
     let link = session.netlink.find_link(endpoint.host_ifname.as_str())?;

@@ -4,7 +4,7 @@
 //! place for each thing that is made and removed. Undoing what was never done, or is gone, is
 //! no error.
 
-use super::{Error, host::Session};
+use super::{Error, OpenFlows, host::Session};
 use crate::{
     kernel::{
         bpf::{Datapath, HostInterface, LinkLayer, Prefix},
@@ -21,7 +21,7 @@ use crate::{
         policy::Compiled,
         ports::PortRange,
         publish::PublishSpec,
-        record::{EndpointRecord, NetworkRecord, State},
+        record::{EndpointRecord, NetworkRecord, OtherPolicy, State},
         to_abi,
     },
 };
@@ -63,8 +63,14 @@ pub enum Step {
     Veth(String),
     /// Have the program on the host side.
     Program(String),
-    /// Put the policy in force.
+    /// Write a policy into the maps.
     Policy(usize),
+    /// Record that a policy is coming.
+    EgressIntent(String),
+    /// Have another policy of the maps in force for the endpoint.
+    EgressSwitch(String),
+    /// Record which policy is in force.
+    EgressRecord(String),
     /// Tell the programs of the endpoint.
     Entries(String),
     /// Tell the host where the endpoint's addresses are.
@@ -105,8 +111,11 @@ impl fmt::Display for Step {
             Self::Veth(what) => write!(f, "make {what}"),
             Self::Program(link) => write!(f, "put the program on {link}"),
             Self::Policy(entries) => {
-                write!(f, "put the egress policy in force ({entries} entries)")
+                write!(f, "write the egress policy ({entries} entries)")
             }
+            Self::EgressIntent(what) => write!(f, "record {what}"),
+            Self::EgressSwitch(id) => write!(f, "switch endpoint {id} to it"),
+            Self::EgressRecord(id) => write!(f, "record the egress policy of endpoint {id}"),
             Self::Entries(what) => write!(f, "tell the datapath of {what}"),
             Self::Neighbours(bridge) => write!(f, "add neighbours on {bridge}"),
             Self::HostSide(link) => write!(f, "set {link} up"),
@@ -186,9 +195,8 @@ pub(super) fn endpoint_steps(
         )),
         Step::Program(host.clone()),
     ];
-    if endpoint.policy.is_some() {
-        let entries = policy.map_or(0, |policy| policy.cidrs.len() + policy.ports.len());
-        steps.push(Step::Policy(entries));
+    if endpoint.policy.is_some() || policy.is_some() {
+        steps.push(Step::Policy(policy.map_or(0, Compiled::entries)));
     }
     steps.extend([
         Step::Entries(format!("endpoint {id}")),
@@ -234,6 +242,30 @@ pub(super) fn publish_steps(publishes: &[PublishSpec]) -> Vec<Step> {
     ]
 }
 
+/// The steps that replace an endpoint's policy. Afterwards the former one is superseded.
+pub(super) fn egress_steps(endpoint: &EndpointRecord, policy: Option<&Compiled>) -> Vec<Step> {
+    let id = endpoint.id.to_string();
+    // Nothing to enforce, before and after: there is only something to remember.
+    if endpoint.policy.is_none() && policy.is_none() {
+        return vec![
+            Step::EgressIntent(COMING.to_owned()),
+            Step::EgressRecord(id),
+        ];
+    }
+    let mut steps = superseded_steps(policy);
+    steps.extend([Step::EgressSwitch(id.clone()), Step::EgressRecord(id)]);
+    steps
+}
+
+/// The steps that have made a policy what it is, once it is not in force any more.
+pub(super) fn superseded_steps(policy: Option<&Compiled>) -> Vec<Step> {
+    let mut steps = vec![Step::EgressIntent(COMING.to_owned())];
+    steps.extend(policy.map(|policy| Step::Policy(policy.entries())));
+    steps
+}
+
+const COMING: &str = "another egress policy";
+
 /// What steps act upon.
 pub(super) struct World<'a> {
     pub(super) session: &'a Session,
@@ -243,6 +275,12 @@ pub(super) struct World<'a> {
     pub(super) network: Option<NetworkRecord>,
     pub(super) endpoint: Option<EndpointRecord>,
     pub(super) policy: Option<Compiled>,
+    /// The policy that is to be in force.
+    pub(super) coming: Option<OtherPolicy>,
+    /// What becomes of flows that are open when the policy changes.
+    pub(super) open_flows: OpenFlows,
+    /// The endpoint's entry before the policy changed.
+    pub(super) entry_before: Option<abi::Endpoint>,
     /// The publishes that steps are about: all of the endpoint's, or those that change.
     pub(super) publishes: Vec<PublishSpec>,
     pub(super) netns: Option<&'a NetnsFd>,
@@ -263,6 +301,9 @@ impl<'a> World<'a> {
             network: None,
             endpoint: None,
             policy: None,
+            coming: None,
+            open_flows: OpenFlows::default(),
+            entry_before: None,
             publishes: Vec::new(),
             netns: None,
             resolv_conf: None,
@@ -570,6 +611,43 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// The endpoint's entry, unless the interface has come to be somebody else's.
+    fn entry(&mut self) -> Result<(u32, abi::Endpoint), Error> {
+        let endpoint = self.endpoint();
+        let (id, number, link) = (endpoint.id.clone(), endpoint.number, endpoint.link);
+        let datapath = self.datapath()?;
+        let entry = match link {
+            Some(link) => datapath.endpoints.get(&link)?.map(|entry| (link, entry)),
+            None => None,
+        };
+        entry
+            .filter(|(_, entry)| entry.number == number)
+            .ok_or(Error::NotActive(id))
+    }
+
+    /// One write: no packet sees anything between the old policy and the new one.
+    fn switch_policy(&mut self) -> Result<(), Error> {
+        let (link, before) = self.entry()?;
+        let policy = self.policy.clone().unwrap_or_default();
+        let since = match self.open_flows {
+            OpenFlows::Judged => policy.number,
+            OpenFlows::Kept => before.policy_since,
+        };
+        let mut entry = before;
+        policy.enforce(since, &mut entry);
+        self.datapath()?.endpoints.insert(&link, &entry)?;
+        self.entry_before = Some(before);
+        Ok(())
+    }
+
+    fn switch_policy_back(&mut self) -> Result<(), Error> {
+        let Some(before) = self.entry_before.take() else {
+            return Ok(());
+        };
+        let (link, _) = self.entry()?;
+        Ok(self.datapath()?.endpoints.insert(&link, &before)?)
+    }
+
     fn owner(&self) -> Option<abi::Owner> {
         let endpoint = self.endpoint();
         Some(abi::Owner {
@@ -592,13 +670,11 @@ impl<'a> World<'a> {
                 .unwrap_or_default(),
             None => abi::Address::default(),
         };
-        let entry = abi::Endpoint {
+        let mut entry = abi::Endpoint {
             number: endpoint.number,
             network: endpoint.network,
             bridge,
             delivery: abi::Delivery::Peer as u32,
-            policy: endpoint.policy.map_or(0, |numbers| numbers.policy),
-            policy_default: endpoint.egress.default_action().abi() as u32,
             address4: address(false),
             address6: address(true),
             gateway4: gateway(false),
@@ -607,8 +683,15 @@ impl<'a> World<'a> {
             gateway_mac: network.mac.octets(),
             isolated: network.isolate.into(),
             mtu: endpoint.mtu.bytes(),
-            reserved: [0; 16],
+            ..abi::Endpoint::default()
         };
+        let policy = match &self.policy {
+            Some(policy) => Some(policy.clone()),
+            None => endpoint.policy_in_force().compile()?,
+        };
+        if let Some(policy) = policy {
+            policy.enforce(policy.number, &mut entry);
+        }
         Ok(self.datapath()?.put_endpoint(owner.link, &entry)?)
     }
 
@@ -917,6 +1000,12 @@ impl Executor<Step> for World<'_> {
             Step::Veth(_) => self.make_veth(),
             Step::Program(link) => Ok(self.datapath()?.attach_endpoint(link)?),
             Step::Policy(_) => self.write_policy(),
+            Step::EgressIntent(_) => {
+                let coming = self.coming.clone();
+                self.put_endpoint(|endpoint| endpoint.other_policy = coming)
+            }
+            Step::EgressSwitch(_) => self.switch_policy(),
+            Step::EgressRecord(_) => self.put_endpoint(EndpointRecord::exchange_policies),
             Step::Entries(_) => self.write_entries(),
             Step::Neighbours(_) => self.add_neighbours(),
             Step::HostSide(link) => Ok(self.netlink().set_up(link)?),
@@ -966,6 +1055,10 @@ impl Executor<Step> for World<'_> {
             Step::PublishClaims(_) if self.troubled => Ok(()),
             Step::PublishClaims(_) => self.release_publishes(),
             Step::Neighbours(_) => self.remove_neighbours(),
+            Step::EgressRecord(_) => self.put_endpoint(EndpointRecord::exchange_policies),
+            Step::EgressSwitch(_) => self.switch_policy_back(),
+            Step::EgressIntent(_) if self.troubled => Ok(()),
+            Step::EgressIntent(_) => self.put_endpoint(|endpoint| endpoint.other_policy = None),
             Step::Entries(_) => self.remove_entries(),
             Step::Policy(_) => self.remove_policy(),
             Step::Veth(_) => {
@@ -1005,6 +1098,7 @@ impl World<'_> {
                 | Step::PublishIntent(_)
                 | Step::PublishClaims(_)
                 | Step::PublishRecord(_)
+                | Step::EgressIntent(_)
                 | Step::Entries(_)
                 | Step::Neighbours(_)
                 | Step::ResolvConf(_)

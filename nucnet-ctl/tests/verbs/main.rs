@@ -1,5 +1,6 @@
 //! The verbs by way of the program, on hosts that each test makes.
 
+mod egress;
 mod endpoints;
 mod faults;
 mod lab;

@@ -80,11 +80,8 @@ impl Egress<'_> {
             resolvers.collect(),
         );
         let compiled = policy.compile(number, 1 + 1_000 * number).expect("policy");
-        let endpoint = Endpoint {
-            policy: number,
-            policy_default: policy.default_action().abi() as u32,
-            ..party.entry()
-        };
+        let mut endpoint = party.entry();
+        compiled.enforce(number, &mut endpoint);
         (endpoint, compiled)
     }
 }

@@ -7,6 +7,7 @@ use aya::{
     programs::{ProgramError, tc::TcError},
 };
 use nix::libc;
+use nucnet_common::abi::{map, size};
 use thiserror::Error;
 
 use crate::{
@@ -124,7 +125,7 @@ pub enum BpfError {
         source: Box<MapError>,
     },
     /// An operation on a map's entries failed.
-    #[error("map {name}: cannot {action}{}", FullHint(source))]
+    #[error("map {name}: cannot {action}{}", FullHint(name, source))]
     Map {
         /// Its name.
         name: &'static str,
@@ -262,14 +263,24 @@ impl Reasons {
 }
 
 /// Says in a message what `E2BIG` and `ENOSPC` mean for a map.
-struct FullHint<'a>(&'a io::Error);
+struct FullHint<'a>(&'a str, &'a io::Error);
 
 impl fmt::Display for FullHint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.raw_os_error() {
-            Some(libc::E2BIG | libc::ENOSPC) => write!(f, ": it is full"),
-            _ => Ok(()),
+        if !matches!(self.1.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) {
+            return Ok(());
         }
+        write!(f, ": it is full")?;
+        let capacity = match self.0 {
+            map::ENDPOINTS | map::USAGE => size::ENDPOINTS,
+            map::ADDRESSES => size::ADDRESSES,
+            map::PUBLISHES => size::PUBLISHES,
+            map::UPLINKS => size::UPLINKS,
+            map::POLICY_CIDRS => size::POLICY_CIDRS,
+            map::POLICY_PORTS => size::POLICY_PORTS,
+            _ => return Ok(()),
+        };
+        write!(f, " ({capacity} entries)")
     }
 }
 
