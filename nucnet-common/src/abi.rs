@@ -68,9 +68,17 @@ pub mod map {
     pub const POLICY_CIDRS: &str = "policy_cidrs";
     /// [`super::PolicyPortKey`] (trie) to [`super::PolicyRule`].
     pub const POLICY_PORTS: &str = "policy_ports";
+    /// Ring buffers of [`super::Event`], one for each monitor.
+    pub const EVENTS: [&str; super::size::MONITORS] = ["events0", "events1", "events2", "events3"];
+    /// [`super::Monitor`] array: which of them somebody reads.
+    pub const MONITORS: &str = "monitors";
+    /// [`super::Lost`] array: what did not fit into which.
+    pub const EVENTS_LOST: &str = "events_lost";
+    /// Endpoint number (`u32`) to [`super::EventLimit`].
+    pub const EVENT_LIMITS: &str = "event_limits";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 25] = [
         SETTINGS,
         NETWORKS,
         ENDPOINTS,
@@ -89,6 +97,13 @@ pub mod map {
         DROPS,
         POLICY_CIDRS,
         POLICY_PORTS,
+        EVENTS[0],
+        EVENTS[1],
+        EVENTS[2],
+        EVENTS[3],
+        MONITORS,
+        EVENTS_LOST,
+        EVENT_LIMITS,
     ];
 }
 
@@ -140,6 +155,13 @@ pub mod size {
     pub const POLICY_CIDRS: usize = 1_048_576;
     /// Port prefixes of all classes together.
     pub const POLICY_PORTS: usize = 1_048_576;
+    /// Monitors that may run at once: a ring buffer has one reader.
+    pub const MONITORS: usize = 4;
+    /// Bytes of a monitor's ring buffer: some 700 events; a power of two, in whole pages.
+    pub const EVENTS: usize = 131_072;
+    /// Refusals that an endpoint has in mind so as to tell them once ([`super::EventLimit`]); a
+    /// power of two.
+    pub const RECENT: usize = 8;
 }
 
 /// What the control plane tells every program. Map [`map::SETTINGS`], key 0.
@@ -723,6 +745,123 @@ pub struct DropCount {
     pub bytes: u64,
 }
 
+/// What an [`Event`] is about.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A packet was dropped because the endpoint's policy denies it.
+    Denied = 1,
+    /// A packet was dropped for another reason.
+    Dropped = 2,
+    /// A flow was opened.
+    FlowNew = 3,
+    /// A TCP connection was closed, or an entry removed that was idle for too long.
+    FlowClosed = 4,
+}
+
+/// Something worth telling. Rings [`map::EVENTS`].
+///
+/// Of a packet, source and destination are those that it had when it was dropped; of a flow,
+/// those that its first packet had for the endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub time: u64,
+    /// Events of the same endpoint, of the same sort (refusals or flows), that were not told
+    /// since the one before, for there were too many.
+    pub suppressed: u64,
+    /// Of a flow: packets in both directions.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Source; zero bytes: the packet could not be read.
+    pub source: Address,
+    /// Destination.
+    pub destination: Address,
+    /// Of a flow: its source as the other side sees it.
+    pub nat_source: Address,
+    /// Of a flow: its destination as the other side has it.
+    pub nat_destination: Address,
+    /// Source port; of an echo message, its identifier.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// The port of `nat_source`.
+    pub nat_source_port: u16,
+    /// The port of `nat_destination`.
+    pub nat_destination_port: u16,
+    /// [`EventKind`].
+    pub kind: u32,
+    /// The endpoint's number; 0: none is known.
+    pub endpoint: u32,
+    /// [`Reason`]; 0: none, it is about a flow.
+    pub reason: u32,
+    /// IP protocol number; 0: the packet could not be read.
+    pub protocol: u32,
+    /// The policy that denied it; 0: none did.
+    pub policy: u32,
+    /// Which rule of that policy; 0: its default.
+    pub rule: u32,
+}
+
+/// Whether anybody reads a ring of [`map::EVENTS`]. Map [`map::MONITORS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Monitor {
+    /// Events are written until then. The reader puts it off while it runs, so that nobody
+    /// writes for one that was killed.
+    pub until: u64,
+    /// The reader's process id.
+    pub process: u32,
+    /// Chosen at random by the reader: tells its claims from others of the same process.
+    pub token: u32,
+}
+
+/// What found no room. Map [`map::EVENTS_LOST`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Events.
+    pub events: u64,
+}
+
+/// How many events of one sort an endpoint has caused within a second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventBudget {
+    /// When the second began.
+    pub since: u64,
+    /// Events told since then.
+    pub told: u64,
+    /// Events that were not, since the latest that was. Two processors that count at the same
+    /// moment may count as one.
+    pub suppressed: u64,
+}
+
+/// A refusal that was told, [`EventLimit::recent`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recent {
+    /// A hash over packet and reason.
+    pub hash: u64,
+    /// The latest packet of that kind.
+    pub seen: u64,
+}
+
+/// Keeps the events of one endpoint within bounds. Map [`map::EVENT_LIMITS`], key: the
+/// endpoint's number; 0: of no endpoint. Only used while somebody monitors.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventLimit {
+    /// Of denied and dropped packets.
+    pub refusals: EventBudget,
+    /// Of flows.
+    pub flows: EventBudget,
+    /// What was told lately, each at a place that its hash chooses: a retransmission is no news.
+    pub recent: [Recent; size::RECENT],
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
         /// Why a packet was dropped: verdict, counter and display text in one.
@@ -843,6 +982,10 @@ mod pod {
         PolicyPortKey,
         PolicyRule,
         DropKey,
-        DropCount
+        DropCount,
+        Event,
+        Monitor,
+        Lost,
+        EventLimit
     );
 }

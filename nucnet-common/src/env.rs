@@ -6,9 +6,9 @@ use core::ops::DerefMut;
 
 use crate::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, MappingCount, Network, OutsideKey, Owner,
-        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings,
-        SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, MappingCount, Network,
+        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+        PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     icmp::Account,
     packet::{Frame, Packet, Rewrite},
@@ -43,6 +43,10 @@ pub struct Scratch {
     pub route: Route,
     /// Of dead entries.
     pub dead: Dead,
+    /// The policy that denies the packet, if that is why it is dropped; 0: nobody wants to know.
+    pub policy: u32,
+    /// The rule of that policy; 0: its default.
+    pub rule: u32,
 }
 
 /// A copy of what a [`crate::abi::Slot`] says, without its lock.
@@ -183,7 +187,24 @@ pub trait Host {
     fn is_forwarded(&self) -> bool;
 }
 
-/// Everything that a journey needs.
-pub trait Env: Frame + Tables + Host {}
+/// Those who want to know what happens.
+pub trait Monitors {
+    /// Where an event is drafted, one a processor.
+    type Draft: DerefMut<Target = Event>;
+    /// The limit of an endpoint, writable in place.
+    type Limit: DerefMut<Target = EventLimit>;
 
-impl<T: Frame + Tables + Host> Env for T {}
+    /// Until when one of [`MONITORS`](crate::abi::size::MONITORS) monitors reads.
+    fn reads_until(&self, monitor: u32) -> u64;
+    /// A draft of unspecified contents.
+    fn draft(&self) -> Option<Self::Draft>;
+    /// The limit of an endpoint, made if there is none. `None`: the table is full.
+    fn limit(&self, endpoint: u32) -> Option<Self::Limit>;
+    /// Gives an event to a monitor, or counts it as lost.
+    fn tell(&self, monitor: u32, event: &Event);
+}
+
+/// Everything that a journey needs.
+pub trait Env: Frame + Tables + Host + Monitors {}
+
+impl<T: Frame + Tables + Host + Monitors> Env for T {}

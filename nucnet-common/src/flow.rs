@@ -6,6 +6,7 @@ use crate::{
         flow_flag, size,
     },
     env::{Dead, Env, Held, Tables},
+    event,
     mapping::inside_view,
     packet::{Kind, Packet, TCP, UDP, tcp_flag},
 };
@@ -78,7 +79,7 @@ fn is_question(protocol: u32, flow: &Flow) -> bool {
 /// TCP follows RFC 6146 section 3.5.2.2 and RFC 7857 section 2, reduced to what idle times need:
 /// who opened, whether the handshake is over, who has sent FIN, whether the last word was a RST.
 #[inline(always)]
-pub fn advance<E: Tables>(
+pub fn advance<E: Env>(
     env: &E,
     key: &FlowKey,
     flow: &mut Flow,
@@ -108,8 +109,10 @@ pub fn advance<E: Tables>(
     }
     let state = next_state(flow, packet, side);
     if state != flow.state {
+        let before = flow.state;
         flow.state = state;
         set_timeout(env, key, flow);
+        event::changed(env, key, flow, before);
     }
 }
 
@@ -383,6 +386,7 @@ fn remove_flow_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut O
     }
     *outside = outside_key(key.protocol, &flow);
     if env.remove_flow(key) {
+        event::removed(env, key, &flow);
         env.remove_outside(outside);
         if key.endpoint == MAPPED {
             *outside = inside_view(key);

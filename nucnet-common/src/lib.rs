@@ -10,6 +10,7 @@ pub mod abi;
 pub mod connect;
 pub mod embedded;
 pub mod env;
+pub mod event;
 pub mod flow;
 pub mod guard;
 pub mod icmp;

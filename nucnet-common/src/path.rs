@@ -5,11 +5,12 @@
 
 use crate::{
     abi::{
-        Address, Delivery, Endpoint, Flow, FlowKey, FlowState, MAPPED, Network, PeerKind, Reason,
-        flow_flag,
+        Address, Delivery, Endpoint, EventKind, Flow, FlowKey, FlowState, MAPPED, Network,
+        PeerKind, Reason, flow_flag, policy_flag,
     },
     embedded,
     env::{Env, Route, RouteKind, Scratch},
+    event,
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
     guard, mapping,
     nat::{begin, find_publish, open, open_masquerade, published_port},
@@ -128,6 +129,7 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     }
     open_sent(env, link, scratch, now)?;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
+    event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
     send(env, scratch, &mut flow, now)
 }
 
@@ -184,14 +186,28 @@ fn judge_again<E: Env>(
 ) -> Result<(), Reason> {
     let Scratch { key, route, .. } = scratch;
     let protocol = key.protocol as u8;
-    if !policy::judge(env, endpoint, key, route).allowed
-        || policy::is_denied(env, endpoint, &flow.peer, protocol, flow.peer_port)
-    {
+    let mut asked = policy::judge(env, endpoint, key, route);
+    if asked.allowed {
+        asked.rule = policy::denied_by(env, endpoint, &flow.peer, protocol, flow.peer_port);
+    }
+    if !asked.allowed || asked.rule != 0 {
         retire_flow(env, key, &mut scratch.dead);
-        return Err(Reason::Policy);
+        return Err(deny(scratch, endpoint, asked.rule));
     }
     flow.policy = endpoint.policy;
     Ok(())
+}
+
+/// Notes which rule denies a packet.
+#[inline(always)]
+fn deny(scratch: &mut Scratch, endpoint: &Endpoint, rule: u32) -> Reason {
+    scratch.policy = if endpoint.policy_flags & policy_flag::QUIET == 0 {
+        endpoint.policy
+    } else {
+        0
+    };
+    scratch.rule = rule;
+    Reason::Policy
 }
 
 /// Whether a packet may open a flow: the first one of a TCP connection, a datagram, an echo
@@ -215,11 +231,11 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     if !opens(&scratch.packet) {
         return Err(Reason::NoFlow);
     }
-    let protocol = scratch.packet.protocol;
     let family = scratch.packet.family;
     let Scratch { key, route, .. } = scratch;
-    if !policy::judge(env, endpoint, key, route).allowed {
-        return Err(Reason::Policy);
+    let asked = policy::judge(env, endpoint, key, route);
+    if !asked.allowed {
+        return Err(deny(scratch, endpoint, asked.rule));
     }
     let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
     begin(scratch, network, 0, now);
@@ -299,8 +315,9 @@ fn aim<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Result<u3
     if let Some(owner) = env.owner(&flow.peer) {
         return Ok(owner.link);
     }
-    if policy::is_denied(env, endpoint, &flow.peer, packet.protocol, flow.peer_port) {
-        return Err(Reason::Policy);
+    let rule = policy::denied_by(env, endpoint, &flow.peer, packet.protocol, flow.peer_port);
+    if rule != 0 {
+        return Err(deny(scratch, endpoint, rule));
     }
     env.route(endpoint.bridge, &key.inside, &flow.peer, route);
     match route.kind {
@@ -323,8 +340,9 @@ fn open_to_sibling<E: Env>(
     let (key, flow) = (&scratch.key, &mut scratch.flow);
     if is_translated(key, flow) {
         let protocol = key.protocol as u8;
-        if policy::is_denied(env, endpoint, &flow.peer, protocol, flow.peer_port) {
-            return Err(Reason::Policy);
+        let rule = policy::denied_by(env, endpoint, &flow.peer, protocol, flow.peer_port);
+        if rule != 0 {
+            return Err(deny(scratch, endpoint, rule));
         }
     } else if sibling.network != endpoint.network
         && (sibling.isolated != 0 || endpoint.isolated != 0)
@@ -511,6 +529,7 @@ fn arrived<E: Env>(
             return mapping::carry(env, link, scratch, now);
         }
         let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
+        event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
         return receive(env, scratch, &mut flow, now);
     }
     if mapping::any(env) && mapping::open_outbound(env, link, scratch)? {
@@ -785,6 +804,7 @@ fn track_from_host<E: Env>(
     scratch.flow.link = link;
     open(env, scratch, now)?;
     if let Some(mut flow) = env.flow(&scratch.key) {
+        event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
         advance(
             env,
             &scratch.key,

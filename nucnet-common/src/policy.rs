@@ -58,18 +58,25 @@ pub fn judge<E: Tables + Host>(
     }
 }
 
-/// Judges where a packet really goes, once translated: only a deny counts there.
+/// Judges where a packet really goes, once translated: only a deny counts there. The rule that
+/// denies it; 0: none does.
 #[inline(never)]
-pub fn is_denied<T: Tables>(
+pub fn denied_by<T: Tables>(
     tables: &T,
     endpoint: &Endpoint,
     destination: &Address,
     protocol: u8,
     port: u16,
-) -> bool {
-    endpoint.policy != 0
-        && rule(tables, endpoint.policy, destination, protocol, port).action
-            == PolicyAction::Deny as u32
+) -> u32 {
+    if endpoint.policy == 0 {
+        return 0;
+    }
+    let said = rule(tables, endpoint.policy, destination, protocol, port);
+    if said.action == PolicyAction::Deny as u32 {
+        said.rule
+    } else {
+        0
+    }
 }
 
 /// An action and the rule that it is by; zeros: no rule says anything.

@@ -26,11 +26,11 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, MappingCount, Network, OutsideKey, Owner,
-        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
-        Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, MappingCount, Network,
+        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+        PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
-    env::{Held, Host, Route, RouteKind, Scratch, Tables},
+    env::{Held, Host, Monitors, Route, RouteKind, Scratch, Tables},
     icmp::Account,
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
 };
@@ -418,18 +418,70 @@ impl Tables for Skb {
         };
         let change: i64 = if more { 1 } else { -1 };
         // SAFETY: the pointer came from a lookup that succeeded; the field is 8-byte aligned.
-        // The instruction is the kernel's atomic add without a result, which is as old as BPF;
-        // this target offers `core`'s atomics no such thing.
         unsafe {
             let counter = match what {
                 SlotUse::Binding => &raw mut (*usage).bindings,
                 _ => &raw mut (*usage).flows,
             };
-            core::arch::asm!(
-                "lock *(u64 *)({counter} + 0) += {change}",
-                counter = in(reg) counter,
-                change = in(reg) change,
-            );
+            add(counter, change);
+        }
+    }
+}
+
+/// Adds to a counter that other processors change too, by the kernel's atomic add without a
+/// result, which is as old as BPF; this target offers `core`'s atomics no such thing.
+///
+/// # Safety
+/// The pointer is to a value of a map, and 8-byte aligned.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, change: i64) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({counter} + 0) += {change}",
+            counter = in(reg) counter,
+            change = in(reg) change,
+        );
+    }
+}
+
+impl Monitors for Skb {
+    type Draft = Entry<Event>;
+    type Limit = Entry<EventLimit>;
+
+    #[inline(always)]
+    fn reads_until(&self, monitor: u32) -> u64 {
+        MONITORS.get(monitor).map_or(0, |monitor| monitor.until)
+    }
+
+    #[inline(always)]
+    fn draft(&self) -> Option<Self::Draft> {
+        DRAFT.get_ptr_mut(0).map(Entry)
+    }
+
+    #[inline(always)]
+    fn limit(&self, endpoint: u32) -> Option<Self::Limit> {
+        if let Some(limit) = EVENT_LIMITS.get_ptr_mut(endpoint) {
+            return Some(Entry(limit));
+        }
+        // Another processor may have made it just now.
+        let _ = EVENT_LIMITS.insert(endpoint, NO_LIMIT.get(0)?, BPF_NOEXIST.into());
+        EVENT_LIMITS.get_ptr_mut(endpoint).map(Entry)
+    }
+
+    #[inline(always)]
+    fn tell(&self, monitor: u32, event: &Event) {
+        let told = match monitor {
+            0 => EVENTS_0.output(event, 0),
+            1 => EVENTS_1.output(event, 0),
+            2 => EVENTS_2.output(event, 0),
+            _ => EVENTS_3.output(event, 0),
+        };
+        if told.is_err()
+            && let Some(lost) = EVENTS_LOST.get_ptr_mut(monitor)
+        {
+            // SAFETY: the pointer came from a lookup that succeeded; the field is aligned.
+            unsafe { add(&raw mut (*lost).events, 1) };
         }
     }
 }

@@ -21,6 +21,7 @@ use aya_ebpf::{
 use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
+    event,
     icmp::{self, Origin},
     packet::{ETHERNET, is_v4},
     path::{self, Drop, Verdict, Way},
@@ -67,7 +68,7 @@ fn arrived(ctx: TcContext, header: u32) -> i32 {
     }
     let verdict = path::from_uplink(&skb, skb.link(), header, skb.ethertype());
     if let Err(Drop { endpoint, reason }) = verdict {
-        return skb.refuse(Origin::Uplink, endpoint, reason);
+        return skb.refuse(Origin::Uplink, header, endpoint, reason);
     }
     if header == 0 {
         return skb.redirect_headerless(verdict);
@@ -99,7 +100,7 @@ impl Skb {
     #[inline(always)]
     fn conclude(&self, origin: Origin, verdict: Verdict) -> i32 {
         if let Err(Drop { endpoint, reason }) = verdict {
-            return self.refuse(origin, endpoint, reason);
+            return self.refuse(origin, ETHERNET, endpoint, reason);
         }
         self.redirect(verdict)
     }
@@ -126,11 +127,13 @@ impl Skb {
         result as i32
     }
 
-    /// Counts a packet that is dropped, and tells its sender where that is due.
+    /// Counts a packet that is dropped, and tells monitors, and its sender where that is due.
+    /// `header` bytes come before the IP packet.
     #[inline(never)]
-    fn refuse(&self, origin: Origin, endpoint: u32, reason: Reason) -> i32 {
+    fn refuse(&self, origin: Origin, header: u32, endpoint: u32, reason: Reason) -> i32 {
         let drop = Drop { endpoint, reason };
         self.count_drop(&drop);
+        event::refused(self, &drop, header, self.ethertype());
         let flags = match origin {
             Origin::Host => BPF_F_INGRESS,
             Origin::Endpoint | Origin::Uplink => 0,

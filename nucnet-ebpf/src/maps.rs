@@ -5,14 +5,15 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, MappingCount, Network,
-        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
-        PublishKey, Settings, Slot, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
+        Address, Binding, DropCount, DropKey, Endpoint, Event, EventLimit, Flow, FlowKey, Lost,
+        MappingCount, Monitor, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
+        PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot, Snat, SnatKey,
+        StaticMapping, Uplink, Usage, size,
     },
     env::Scratch,
     icmp::Account,
@@ -61,6 +62,27 @@ pub static POLICY_CIDRS: LpmTrie<PolicyCidrKey, PolicyClass, { size::POLICY_CIDR
 pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyRule, { size::POLICY_PORTS }> =
     LpmTrie::new();
 
+#[btf_map(name = "events0")]
+pub static EVENTS_0: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+#[btf_map(name = "events1")]
+pub static EVENTS_1: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+#[btf_map(name = "events2")]
+pub static EVENTS_2: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+#[btf_map(name = "events3")]
+pub static EVENTS_3: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+#[btf_map(name = "monitors")]
+pub static MONITORS: Array<Monitor, { size::MONITORS }> = Array::new();
+#[btf_map(name = "events_lost")]
+pub static EVENTS_LOST: Array<Lost, { size::MONITORS }> = Array::new();
+#[btf_map(name = "event_limits")]
+pub static EVENT_LIMITS: HashMap<u32, EventLimit, { size::ENDPOINTS }, ON_DEMAND> = HashMap::new();
+
+/// An event that is being drafted. Not part of the ABI.
+#[btf_map(name = "draft")]
+pub static DRAFT: PerCpuArray<Event, 1> = PerCpuArray::new();
+/// What a new entry of `event_limits` is made from: too large for the stack. Not part of the ABI.
+#[btf_map(name = "no_limit")]
+pub static NO_LIMIT: Array<EventLimit, 1> = Array::new();
 /// The notes of a journey. Not part of the ABI.
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

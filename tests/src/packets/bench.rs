@@ -8,7 +8,9 @@ use std::{
 };
 
 use nucnet_common::{
-    abi::{Delivery, Endpoint, Flow, FlowKey, FlowState, Mac, Network, Reason, Settings, Usage},
+    abi::{
+        Delivery, Endpoint, Event, Flow, FlowKey, FlowState, Mac, Network, Reason, Settings, Usage,
+    },
     path::Way,
 };
 use nucnet_ctl::model::{
@@ -218,6 +220,24 @@ impl<'e> Bench<'e> {
     /// From now on every random number is this one.
     pub fn draw(&mut self, number: u32) {
         self.engine.draw(number);
+    }
+
+    /// From now on somebody reads events.
+    pub fn watch(&mut self) {
+        self.engine.watch();
+    }
+
+    /// What was told since the last time.
+    pub fn events(&mut self) -> Vec<Event> {
+        self.engine.events()
+    }
+
+    /// The only event since the last time.
+    #[track_caller]
+    pub fn only_event(&mut self) -> Event {
+        let events = self.events();
+        assert_eq!(events.len(), 1, "{events:?}");
+        events[0]
     }
 
     /// A frame cut short before each of its bytes, as far as the engine takes frames so short.

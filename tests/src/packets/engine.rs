@@ -10,8 +10,8 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, FlowState, Mac, Network, OutsideKey, Owner,
-        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
+        Address, Binding, Endpoint, Event, Flow, FlowKey, FlowState, Mac, Network, OutsideKey,
+        Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
         Settings, SlotUse, Uplink, Usage, flow_flag,
     },
     env::Held,
@@ -202,6 +202,10 @@ pub trait Engine {
     fn shortest_frame(&self, ethertype: u16) -> usize;
     /// Sends a frame; what became of it, and its bytes afterwards.
     fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>);
+    /// From now on somebody reads events.
+    fn watch(&mut self);
+    /// What was told since the last time.
+    fn events(&mut self) -> Vec<Event>;
     /// The tables of flows.
     fn state(&self) -> State;
 }

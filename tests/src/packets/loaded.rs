@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, Pod,
     maps::{
-        Array, HashMap, MapData, PerCpuHashMap,
+        Array, HashMap, MapData, PerCpuHashMap, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{SchedClassifier, TcAttachType},
@@ -28,13 +28,13 @@ use aya::{
 use nix::sched::{CloneFlags, unshare};
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Flow, FlowKey, Mac, Network, OutsideKey,
-        Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
-        Settings, Slot, SlotUse, Uplink, Usage, map, program, size,
+        Address, Binding, DropCount, DropKey, Endpoint, Event, EventLimit, Flow, FlowKey, Mac,
+        Monitor, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule,
+        Publish, PublishKey, Reason, Settings, Slot, SlotUse, Uplink, Usage, map, program, size,
     },
     env::Held,
 };
-use nucnet_ctl::kernel::bpf::load_unpinned;
+use nucnet_ctl::kernel::bpf::{decode, load_unpinned};
 
 use super::{
     engine::{Engine, Hook, Outcome, Socket, State},
@@ -83,6 +83,9 @@ pub struct Loaded {
     budgets: Table<[u32; 2], u64>,
     policy_cidrs: Prefixes<PolicyCidrKey, PolicyClass>,
     policy_ports: Prefixes<PolicyPortKey, PolicyRule>,
+    monitors: Array<MapData, Monitor>,
+    events: RingBuf<MapData>,
+    limits: Table<u32, EventLimit>,
     /// Sockets of the host, which only have to be open.
     sockets: Vec<Box<dyn Any + Send>>,
     /// Commands that make the host forget its neighbours.
@@ -190,6 +193,9 @@ impl Loaded {
                 trie: take(map::POLICY_PORTS)?.try_into()?,
                 keys: Vec::new(),
             },
+            monitors: take(map::MONITORS)?.try_into()?,
+            events: take(map::EVENTS[0])?.try_into()?,
+            limits: take(map::EVENT_LIMITS)?.try_into()?,
             object,
             sockets: Vec::new(),
             neighbours: HashSet::new(),
@@ -242,6 +248,9 @@ impl Loaded {
         self.policy_cidrs.clear();
         self.policy_ports.clear();
         self.forget_drops();
+        self.monitors.set(0, Monitor::default(), 0).expect("set");
+        self.events();
+        clear(&mut self.limits);
     }
 
     fn free(&mut self, index: u32) {
@@ -520,6 +529,16 @@ impl Engine for Loaded {
             };
             set(&mut self.flows, key, Some(&flow));
         }
+        for (key, mut limit) in entries(&self.limits) {
+            let budgets = [&mut limit.refusals, &mut limit.flows];
+            for budget in budgets.into_iter().filter(|budget| budget.since != 0) {
+                budget.since = earlier(budget.since);
+            }
+            for recent in limit.recent.iter_mut().filter(|recent| recent.hash != 0) {
+                recent.seen = earlier(recent.seen);
+            }
+            set(&mut self.limits, key, Some(&limit));
+        }
         for (key, binding) in entries(&self.bindings) {
             let binding = Binding {
                 last_seen: earlier(binding.last_seen),
@@ -603,6 +622,22 @@ impl Engine for Loaded {
             code => panic!("{hook:?}: the program returned {code}"),
         };
         (outcome, output)
+    }
+
+    fn watch(&mut self) {
+        let always = Monitor {
+            until: u64::MAX,
+            ..Monitor::default()
+        };
+        self.monitors.set(0, always, 0).expect("set");
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(bytes) = self.events.next() {
+            events.push(decode(&bytes).expect("a whole event"));
+        }
+        events
     }
 
     fn state(&self) -> State {

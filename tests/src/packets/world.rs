@@ -14,12 +14,13 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Flow, FlowKey, Mac, MappingCount, Network, OutsideKey, Owner,
-        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
-        Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Mac, MappingCount, Network,
+        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+        PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
     connect::{self, Destination, Sockets},
-    env::{Dead, Held, Host, Route, RouteKind, Scratch, Tables},
+    env::{Dead, Held, Host, Monitors, Route, RouteKind, Scratch, Tables},
+    event,
     icmp::{self, Account, Origin},
     packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, Rewrite, TCP, UDP},
     path::{self, Verdict},
@@ -152,6 +153,33 @@ impl Drop for Notes {
     }
 }
 
+/// An event that is being drafted.
+#[derive(Debug)]
+pub struct Draft {
+    event: Event,
+    home: Rc<Cell<Event>>,
+}
+
+impl Deref for Draft {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.event
+    }
+}
+
+impl DerefMut for Draft {
+    fn deref_mut(&mut self) -> &mut Event {
+        &mut self.event
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        self.home.set(self.event);
+    }
+}
+
 /// A trie: length of the prefix in bits, key, value.
 #[derive(Debug)]
 struct Trie<K, V>(Vec<(u32, K, V)>);
@@ -235,6 +263,11 @@ pub struct World {
     budgets: Entries<Account, u64>,
     notes: Rc<Cell<Option<Scratch>>>,
 
+    watched: bool,
+    events: RefCell<Vec<Event>>,
+    draft: Rc<Cell<Event>>,
+    limits: Entries<u32, EventLimit>,
+
     now: u64,
     random: Cell<u64>,
     drawn: Option<u32>,
@@ -280,6 +313,10 @@ impl World {
             usage: RefCell::default(),
             budgets: RefCell::default(),
             notes: Rc::new(Cell::new(Some(blank()))),
+            watched: false,
+            events: RefCell::default(),
+            draft: Rc::default(),
+            limits: RefCell::default(),
             now: Duration::from_secs(15_768_000).as_nanos() as u64,
             random: Cell::new(1),
             drawn: None,
@@ -428,6 +465,8 @@ fn blank() -> Scratch {
             macs: [0xee; 12],
         },
         dead: Dead { held, outside },
+        policy: 0xeeee_eeee,
+        rule: 0xeeee_eeee,
     }
 }
 
@@ -658,6 +697,36 @@ impl Tables for World {
                     .expect("more were removed than there were")
             };
         }
+    }
+}
+
+impl Monitors for World {
+    type Draft = Draft;
+    type Limit = Guard<EventLimit>;
+
+    fn reads_until(&self, monitor: u32) -> u64 {
+        if self.watched && monitor == 0 {
+            u64::MAX
+        } else {
+            0
+        }
+    }
+
+    fn draft(&self) -> Option<Draft> {
+        Some(Draft {
+            event: self.draft.get(),
+            home: Rc::clone(&self.draft),
+        })
+    }
+
+    fn limit(&self, endpoint: u32) -> Option<Guard<EventLimit>> {
+        insert(&self.limits, &endpoint, &EventLimit::default());
+        look(&self.limits, &endpoint)
+    }
+
+    fn tell(&self, monitor: u32, event: &Event) {
+        assert_eq!(monitor, 0, "nobody else reads");
+        self.events.borrow_mut().push(*event);
     }
 }
 
@@ -939,6 +1008,11 @@ impl Engine for World {
             Ok(path::Way::Pass) => Outcome::Passed,
             Ok(way) => Outcome::Redirected(Some(way)),
             Err(drop) => {
+                let header = match hook {
+                    Hook::FromUplinkL3 { .. } => 0,
+                    _ => 14,
+                };
+                event::refused(self, &drop, header, ethertype);
                 let path::Drop { endpoint, reason } = drop;
                 let (origin, link) = match hook {
                     Hook::FromEndpoint { link } => (Origin::Endpoint, link),
@@ -962,6 +1036,14 @@ impl Engine for World {
             frame.splice(12..12, tag);
         }
         (outcome, frame)
+    }
+
+    fn watch(&mut self) {
+        self.watched = true;
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        std::mem::take(self.events.get_mut())
     }
 
     fn state(&self) -> State {

@@ -72,6 +72,7 @@ impl Datapath {
             purged.bindings = self.purge_bindings(number)?;
         }
         self.drops.forget(number)?;
+        self.event_limits.remove(&number)?;
         Ok(purged)
     }
 

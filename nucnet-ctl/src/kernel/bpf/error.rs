@@ -167,6 +167,12 @@ pub enum BpfError {
         /// What it says.
         text: String,
     },
+    /// As many monitors run as may run at once.
+    #[error("{} monitors are running already: processes {}", holders.len(), Listed(holders))]
+    MonitorsBusy {
+        /// Their process ids.
+        holders: Vec<u32>,
+    },
     /// There is no cgroup2 hierarchy.
     #[error("no cgroup2 hierarchy is mounted")]
     NoCgroup2,
@@ -262,6 +268,18 @@ impl Reasons {
     }
 }
 
+/// Numbers in a message.
+struct Listed<'a>(&'a [u32]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, number) in self.0.iter().enumerate() {
+            write!(f, "{}{number}", if n == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
 /// Says in a message what `E2BIG` and `ENOSPC` mean for a map.
 struct FullHint<'a>(&'a str, &'a io::Error);
 
@@ -294,9 +312,10 @@ impl BpfError {
             | Self::Program { .. }
             | Self::NoCgroup2
             | Self::NoDynamicPorts { .. } => Kind::Unsupported,
-            Self::OtherAbi { .. } | Self::OtherMap { .. } | Self::OtherHost { .. } => {
-                Kind::Conflict
-            }
+            Self::OtherAbi { .. }
+            | Self::OtherMap { .. }
+            | Self::OtherHost { .. }
+            | Self::MonitorsBusy { .. } => Kind::Conflict,
             refused if refused.is_refusal() => Kind::Unsupported,
             _ => Kind::Operation,
         }
@@ -343,6 +362,7 @@ impl BpfError {
             Self::OtherHost { .. } => {
                 "give each host its own --bpffs, or run `nucnet-ctl down` in the other one".into()
             }
+            Self::MonitorsBusy { .. } => "end one of them".into(),
             Self::NoCgroup2 => "mount -t cgroup2 none /sys/fs/cgroup/unified".into(),
             Self::NoDynamicPorts { .. } => "narrow net.ipv4.ip_local_port_range, or take a block \
                  of ports out of it: sysctl -w net.ipv4.ip_local_reserved_ports=16384-32767"

@@ -8,6 +8,7 @@ mod attach;
 mod clsact;
 mod endpoint;
 mod error;
+mod events;
 mod object;
 mod pins;
 mod settings;
@@ -32,6 +33,7 @@ pub use self::{
     attach::{AttachKind, cgroup_root},
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
+    events::{EventReader, decode, monotonic},
     object::{OBJECT, OBJECT_HASH, load_unpinned},
     pins::is_place_for_pins,
     settings::{Host, HostPorts},
@@ -80,6 +82,8 @@ pub struct Datapath {
     pub policy_cidrs: Table<Prefix<abi::PolicyCidrKey>, abi::PolicyClass>,
     /// Ports of policies.
     pub policy_ports: Table<Prefix<abi::PolicyPortKey>, abi::PolicyRule>,
+    /// What each endpoint has caused of late, by its number.
+    event_limits: Table<u32, abi::EventLimit>,
 }
 
 impl fmt::Debug for Datapath {
@@ -180,6 +184,7 @@ impl Datapath {
             drops: Drops::open(at(map::DROPS), size::DROPS)?,
             policy_cidrs: Table::open(at(map::POLICY_CIDRS), size::POLICY_CIDRS)?,
             policy_ports: Table::open(at(map::POLICY_PORTS), size::POLICY_PORTS)?,
+            event_limits: Table::open(at(map::EVENT_LIMITS), size::ENDPOINTS)?,
             pins,
         })
     }

@@ -207,6 +207,11 @@ impl Datapath {
                 self.policy_ports.count()?,
                 size::POLICY_PORTS,
             ),
+            counted(
+                map::EVENT_LIMITS,
+                self.event_limits.count()?,
+                size::ENDPOINTS,
+            ),
         ])
     }
 

@@ -409,7 +409,7 @@ fn open<K, V>(pin: &Path, name: &'static str, capacity: usize) -> Result<MapData
     Ok(map)
 }
 
-fn open_error(name: &'static str) -> impl FnOnce(MapError) -> BpfError {
+pub(super) fn open_error(name: &'static str) -> impl FnOnce(MapError) -> BpfError {
     move |source| BpfError::OpenMap {
         name,
         source: Box::new(source),

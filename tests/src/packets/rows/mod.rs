@@ -7,6 +7,7 @@ use super::{bench::Bench, engine::Engine, site};
 
 mod connect;
 mod errors;
+mod events;
 mod guard;
 mod headers;
 mod host;
@@ -144,6 +145,7 @@ pub fn cases() -> Vec<Case> {
         guard::ROWS,
         neighbours::ROWS,
         policy::ROWS,
+        events::ROWS,
         life::ROWS,
         connect::ROWS,
     ]

@@ -1,0 +1,252 @@
+//! Events that the programs tell: a ring buffer for each monitor, and who reads which.
+//!
+//! A ring has one reader. Whoever wants to read takes one that nobody reads, and says again and
+//! again that he is still there; the programs write nothing for one who has stopped saying so.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use aya::maps::{Map, MapData, RingBuf};
+use bytes::{Buf, TryGetError};
+use nix::time::{ClockId, clock_gettime};
+use nucnet_common::abi::{Address, Event, EventLimit, Lost, Monitor, map, size};
+
+use super::{BpfError, Cells, Datapath, pins::Pins, table::open_error};
+
+/// For how long the programs go on telling a reader who says nothing any more.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Reads an event as the programs wrote it.
+///
+/// # Errors
+/// There are fewer bytes than an event has.
+pub fn decode(mut bytes: &[u8]) -> Result<Event, TryGetError> {
+    let bytes = &mut bytes;
+    // The order of the fields of `Event`.
+    Ok(Event {
+        time: bytes.try_get_u64_ne()?,
+        suppressed: bytes.try_get_u64_ne()?,
+        packets: bytes.try_get_u64_ne()?,
+        bytes: bytes.try_get_u64_ne()?,
+        source: address(bytes)?,
+        destination: address(bytes)?,
+        nat_source: address(bytes)?,
+        nat_destination: address(bytes)?,
+        source_port: bytes.try_get_u16_ne()?,
+        destination_port: bytes.try_get_u16_ne()?,
+        nat_source_port: bytes.try_get_u16_ne()?,
+        nat_destination_port: bytes.try_get_u16_ne()?,
+        kind: bytes.try_get_u32_ne()?,
+        endpoint: bytes.try_get_u32_ne()?,
+        reason: bytes.try_get_u32_ne()?,
+        protocol: bytes.try_get_u32_ne()?,
+        policy: bytes.try_get_u32_ne()?,
+        rule: bytes.try_get_u32_ne()?,
+    })
+}
+
+fn address(bytes: &mut &[u8]) -> Result<Address, TryGetError> {
+    let mut address = Address::default();
+    bytes.try_copy_to_slice(&mut address)?;
+    Ok(address)
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, which the programs' times are.
+///
+/// # Errors
+/// None that a kernel is known for.
+pub fn monotonic() -> io::Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}
+
+/// The reader of a ring. Nobody else reads it until the value goes.
+pub struct EventReader {
+    pins: Pins,
+    index: u32,
+    ring: RingBuf<MapData>,
+    monitors: Cells<Monitor>,
+    lost: Cells<Lost>,
+    claim: Monitor,
+    /// What was lost by the time of the latest look.
+    lost_before: u64,
+}
+
+impl Datapath {
+    /// Takes a ring that nobody reads. What is left in it from before is thrown away.
+    ///
+    /// # Errors
+    /// [`BpfError::MonitorsBusy`]: all are being read.
+    pub fn read_events(&mut self) -> Result<EventReader, BpfError> {
+        let at = |name| (self.pins.map(name), name);
+        let mut reader = {
+            let mut monitors = Cells::open(at(map::MONITORS), size::MONITORS, 0)?;
+            let lost = Cells::open(at(map::EVENTS_LOST), size::MONITORS, 0)?;
+            let (index, claim, is_only) = claim(&self.pins, &mut monitors)?;
+            if is_only {
+                // What others were told is news to this one.
+                let mut limits = Vec::new();
+                self.event_limits
+                    .for_each(|endpoint, _: &EventLimit| limits.push(*endpoint))?;
+                self.event_limits.remove_all(&limits, |_| {})?;
+            }
+            let name = map::EVENTS[index as usize];
+            let ring = MapData::from_pin(self.pins.map(name)).map_err(open_error(name))?;
+            EventReader {
+                pins: self.pins.clone(),
+                index,
+                ring: Map::RingBuf(ring).try_into().map_err(open_error(name))?,
+                monitors,
+                lost,
+                claim,
+                lost_before: 0,
+            }
+        };
+        while reader.ring.next().is_some() {}
+        reader.take_lost()?;
+        Ok(reader)
+    }
+}
+
+/// Takes a ring: which, how it is claimed, and whether nobody else reads any.
+fn claim(pins: &Pins, monitors: &mut Cells<Monitor>) -> Result<(u32, Monitor, bool), BpfError> {
+    let _lock = pins.lock()?;
+    let now = monotonic().map_err(clock_error)?;
+    let mut free = None;
+    let mut holders = Vec::new();
+    for index in 0..size::MONITORS as u32 {
+        let monitor = monitors.get(index)?;
+        if monitor.until > now {
+            holders.push(monitor.process);
+        } else {
+            free = free.or(Some(index));
+        }
+    }
+    let Some(index) = free else {
+        return Err(BpfError::MonitorsBusy { holders });
+    };
+    let claim = Monitor {
+        until: until(now),
+        process: std::process::id(),
+        token: rand::random(),
+    };
+    monitors.set(index, &claim)?;
+    Ok((index, claim, holders.is_empty()))
+}
+
+fn until(now: u64) -> u64 {
+    now + PATIENCE.as_nanos() as u64
+}
+
+fn clock_error(source: io::Error) -> BpfError {
+    BpfError::Map {
+        name: map::MONITORS,
+        action: "tell the time",
+        source,
+    }
+}
+
+impl EventReader {
+    /// The next event, if there is one already.
+    pub fn read(&mut self) -> Option<Event> {
+        loop {
+            // The programs write whole events only.
+            if let Ok(event) = decode(&self.ring.next()?) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Says that this reader is still there, which it must once in a few seconds, and before it
+    /// reads on after a pause. `false`: somebody else took the ring meanwhile.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn stay(&mut self) -> Result<bool, BpfError> {
+        let now = monotonic().map_err(clock_error)?;
+        // Somebody takes it over only once the claim has run out.
+        if self.claim.until <= now {
+            let _lock = self.pins.lock()?;
+            let found = self.monitors.get(self.index)?;
+            if (found.process, found.token) != (self.claim.process, self.claim.token) {
+                return Ok(false);
+            }
+        }
+        self.claim.until = until(now);
+        self.monitors.set(self.index, &self.claim)?;
+        Ok(true)
+    }
+
+    /// How many events found no room since the last time.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn take_lost(&mut self) -> Result<u64, BpfError> {
+        let lost = self.lost.get(self.index)?.events;
+        let more = lost.saturating_sub(self.lost_before);
+        self.lost_before = lost;
+        Ok(more)
+    }
+}
+
+impl AsFd for EventReader {
+    /// Readable when there is something in the ring.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring lives as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+}
+
+impl Drop for EventReader {
+    fn drop(&mut self) {
+        let Ok(found) = self.monitors.get(self.index) else {
+            return;
+        };
+        if (found.process, found.token) == (self.claim.process, self.claim.token) {
+            // Otherwise it runs out by itself.
+            let _ = self.monitors.set(self.index, &Monitor::default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of an event as a program writes them.
+    fn encode(event: &Event) -> Vec<u8> {
+        let size = size_of::<Event>();
+        // SAFETY: `Event` is integers without padding.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(event).cast(), size) }.to_vec()
+    }
+
+    #[test]
+    fn every_field_of_an_event_is_read_where_it_is_written() {
+        let event = Event {
+            time: 1,
+            suppressed: 2,
+            packets: 3,
+            bytes: 4,
+            source: [5; 16],
+            destination: [6; 16],
+            nat_source: [7; 16],
+            nat_destination: [8; 16],
+            source_port: 9,
+            destination_port: 10,
+            nat_source_port: 11,
+            nat_destination_port: 12,
+            kind: 13,
+            endpoint: 14,
+            reason: 15,
+            protocol: 16,
+            policy: 17,
+            rule: 18,
+        };
+        let bytes = encode(&event);
+        assert_eq!(decode(&bytes), Ok(event));
+        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
+    }
+}
