@@ -1,5 +1,6 @@
 //! Arguments, output and exit codes.
 
+use crate::columns::Columns;
 use clap::{
     ArgAction, ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind,
 };
@@ -9,6 +10,7 @@ use nucnet_ctl::{
     model::{
         Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Problem,
         behaviour::{BehaviourWish, Filtering, Mapping, Timeout},
+        flow::FlowView,
         parse_ip, parse_sample,
         plan::Plan,
         policy::{Action, Policy},
@@ -17,16 +19,16 @@ use nucnet_ctl::{
         rule::Rule,
     },
     verbs::{
-        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, NetworkView, OpenFlows,
-        Removal, Status, Step, chain, read_policy,
+        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, Flows, NetworkView,
+        OpenFlows, Removal, Status, Step, chain, read_policy,
     },
 };
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
-    fmt::Display,
+    fmt::{self, Display},
     io::{self, IsTerminal, Write},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
@@ -175,6 +177,22 @@ enum Verb {
         /// The endpoint
         #[arg(value_name = "ID")]
         id: String,
+    },
+    /// Show live flows with their translation, state, age and counters; or end them
+    ///
+    /// A flow is told as conntrack does: source and destination of the packet that opened it, as
+    /// it was sent, and the same as it was delivered ("=": unchanged). Counters and ages are the
+    /// flow's own; nothing is locked, and flows come and go meanwhile. An endpoint's flows are
+    /// those that it opened and those that were opened to it, by siblings too.
+    #[command(args_conflicts_with_subcommands = true)]
+    #[command(after_help = "Examples:\n  nucnet-ctl flows --endpoint web\n  \
+        nucnet-ctl flows -o json | jq '.[] | select(.dport == 443)'\n  \
+        nucnet-ctl flows flush --endpoint web")]
+    Flows {
+        #[command(subcommand)]
+        verb: Option<FlowsVerb>,
+        #[command(flatten)]
+        which: FlowsArgs,
     },
     /// Show the host: datapath, uplinks, networks, programs, maps, and what has drifted
     ///
@@ -378,6 +396,23 @@ struct EgressArgs {
 enum EgressDefault {
     Allow,
     Deny,
+}
+
+#[derive(Debug, Args)]
+struct FlowsArgs {
+    /// Those in which this endpoint takes part [default: all]
+    #[arg(long, value_name = "ID")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum FlowsVerb {
+    /// End live flows
+    ///
+    /// Safe while packets pass. A conversation that goes on is a new flow, if its next packet may
+    /// open one: a TCP connection is cut off, UDP gets another external port.
+    #[command(after_help = "Example:\n  nucnet-ctl flows flush --endpoint web")]
+    Flush(FlowsArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -714,6 +749,7 @@ fn call(cli: Cli) -> Result<(), Error> {
             })?;
             Host::fitness(&findings)
         }
+        Verb::Flows { verb, which } => flows(&host, &global, verb, &which),
         Verb::Network(verb) => network(&host, &global, verb),
         Verb::Down if global.dry_run => show_plan(&global, &host.plan_down()?),
         Verb::Down => {
@@ -946,6 +982,129 @@ fn network(host: &Host, global: &Global, verb: NetworkVerb) -> Result<(), Error>
             host.remove_network(&name)?;
             show(global, &serde_json::json!({ "id": name }), |_| Ok(()))
         }
+    }
+}
+
+fn flows(
+    host: &Host,
+    global: &Global,
+    verb: Option<FlowsVerb>,
+    which: &FlowsArgs,
+) -> Result<(), Error> {
+    let endpoint = |arguments: &FlowsArgs| {
+        let id = arguments.endpoint.as_ref();
+        id.map(|id| one::<EndpointId>(id, "--endpoint")).transpose()
+    };
+    let Some(FlowsVerb::Flush(which)) = verb else {
+        return show_flows(global, &host.flows(endpoint(which)?.as_ref())?);
+    };
+    let endpoint = endpoint(&which)?;
+    if global.dry_run {
+        let mut count = 0;
+        let flows = host.flows(endpoint.as_ref())?;
+        flows.for_each(|_| count += 1)?;
+        return show_plan(global, &[format!("end {count} flows")]);
+    }
+    let ended = host.flush_flows(endpoint.as_ref())?;
+    show(global, &serde_json::json!({ "ended": ended }), |out| {
+        writeln!(out, "{ended} flows ended")
+    })
+}
+
+/// As JSON they are printed while they are read, an object a line.
+fn show_flows(global: &Global, flows: &Flows) -> Result<(), Error> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if global.output == Output::Text {
+        let mut views = Vec::new();
+        flows.for_each(|flow| views.push(flow))?;
+        views.sort_by(|a, b| (a.endpoint, b.age_ms).cmp(&(b.endpoint, a.age_ms)));
+        // Nobody listening is no error.
+        let _ = flows_text(&mut out, &views).and_then(|()| out.flush());
+        return Ok(());
+    }
+    let mut written = out.write_all(b"[");
+    let mut separator = "\n";
+    flows.for_each(|flow| {
+        if written.is_ok() {
+            written = out
+                .write_all(separator.as_bytes())
+                .and_then(|()| Ok(serde_json::to_writer(&mut out, &flow)?));
+            separator = ",\n";
+        }
+    })?;
+    let _ = written
+        .and_then(|()| out.write_all(b"\n]\n"))
+        .and_then(|()| out.flush());
+    Ok(())
+}
+
+fn flows_text(out: &mut dyn Write, views: &[FlowView<'_>]) -> io::Result<()> {
+    let mut columns = Columns::new([
+        "ENDPOINT",
+        "PROTO",
+        "STATE",
+        "AGE",
+        "IDLE",
+        "SOURCE",
+        "DESTINATION",
+        "NAT SOURCE",
+        "NAT DESTINATION",
+        "PACKETS OUT/IN",
+        "BYTES OUT/IN",
+    ]);
+    for flow in views {
+        let [src, dst, nat_src, nat_dst] = [
+            (flow.src, flow.sport),
+            (flow.dst, flow.dport),
+            (flow.nat_src, flow.nat_sport),
+            (flow.nat_dst, flow.nat_dport),
+        ]
+        .map(SocketAddr::from);
+        let delivered = |sent: SocketAddr, delivered| Some(delivered).filter(|&it| it != sent);
+        columns.line([
+            &flow.endpoint.map_or("-", EndpointId::as_str),
+            &flow.protocol,
+            &flow.state,
+            &Seconds(flow.age_ms),
+            &Seconds(flow.idle_ms),
+            &src,
+            &dst,
+            &Or(delivered(src, nat_src), "="),
+            &Or(delivered(dst, nat_dst), "="),
+            &Both(flow.packets_out, flow.packets_in),
+            &Both(flow.bytes_out, flow.bytes_in),
+        ]);
+    }
+    columns.print(out)
+}
+
+/// Milliseconds, shown as seconds.
+struct Seconds(u64);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}s", self.0 / 1000, self.0 % 1000 / 100)
+    }
+}
+
+/// Something, or what stands for nothing.
+struct Or(Option<SocketAddr>, &'static str);
+
+impl Display for Or {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => write!(f, "{address}"),
+            None => f.write_str(self.1),
+        }
+    }
+}
+
+/// A count each way.
+struct Both(u64, u64);
+
+impl Display for Both {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0, self.1)
     }
 }
 

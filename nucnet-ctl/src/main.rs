@@ -1,6 +1,7 @@
 //! The command line of nucnet: parse, call, print, exit.
 
 mod cli;
+mod columns;
 
 use std::process::ExitCode;
 

@@ -26,6 +26,11 @@ pub fn to_abi(address: IpAddr) -> abi::Address {
     }
 }
 
+/// The same the other way round.
+pub fn from_abi(address: &abi::Address) -> IpAddr {
+    IpAddr::from(*address).to_canonical()
+}
+
 /// A prefix of either family, host bits masked. A bare address is a prefix of full length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

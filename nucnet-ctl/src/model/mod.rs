@@ -12,6 +12,7 @@ mod sample;
 pub mod behaviour;
 pub mod diagnosis;
 pub mod drift;
+pub mod flow;
 pub mod ipam;
 pub mod plan;
 pub mod policy;
@@ -23,7 +24,7 @@ pub mod record;
 pub mod resolv;
 pub mod rule;
 
-pub use address::{Cidr, Mac, Mtu, Subnet, parse_ip, to_abi};
+pub use address::{Cidr, Mac, Mtu, Subnet, from_abi, parse_ip, to_abi};
 pub use error::{Invalid, Kind, Problem};
 pub use name::{EndpointId, IfName, NetworkName};
 pub use sample::parse_sample;

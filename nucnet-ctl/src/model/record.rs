@@ -7,6 +7,7 @@
 use super::{
     Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Subnet,
     behaviour::{Behaviour, BehaviourWish},
+    flow::Party,
     policy::{Compiled, Policy},
     publish::{Protocol, PublishSpec},
 };
@@ -436,6 +437,14 @@ impl EndpointRecord {
             .iter()
             .copied()
             .find(|address| address.is_ipv6() == v6)
+    }
+
+    /// What tells its flows from others'.
+    pub fn party(&self) -> Party {
+        Party {
+            number: self.number,
+            link: self.link,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod egress;
 mod error;
 #[cfg(any(debug_assertions, feature = "faults"))]
 mod faults;
+mod flows;
 mod gc;
 mod host;
 mod list;
@@ -22,6 +23,7 @@ pub use attach::{AttachRequest, Attachment, Container};
 pub use detach::Detached;
 pub use egress::{EgressView, OpenFlows, read_policy};
 pub use error::{Error, Left, chain};
+pub use flows::Flows;
 pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};
 pub use status::{

@@ -19,7 +19,6 @@ use crate::{
     model::{
         plan::Executor,
         policy::Compiled,
-        ports::PortRange,
         publish::PublishSpec,
         record::{EndpointRecord, NetworkRecord, OtherPolicy, State},
         to_abi,
@@ -708,19 +707,22 @@ impl<'a> World<'a> {
                 .is_some_and(|entry| entry.number == endpoint.number)
         {
             datapath.remove_endpoint(link)?;
-            return Ok(());
-        }
-        for address in &endpoint.addresses {
-            let key = to_abi(*address);
-            if datapath
-                .addresses
-                .get(&key)?
-                .is_some_and(|owner| owner.endpoint == endpoint.number)
-            {
-                datapath.addresses.remove(&key)?;
+        } else {
+            for address in &endpoint.addresses {
+                let key = to_abi(*address);
+                if datapath
+                    .addresses
+                    .get(&key)?
+                    .is_some_and(|owner| owner.endpoint == endpoint.number)
+                {
+                    datapath.addresses.remove(&key)?;
+                }
             }
+            datapath.purge_endpoint(endpoint.number)?;
         }
-        datapath.purge_endpoint(endpoint.number)?;
+        // Those that siblings opened to it: somebody else may get its addresses.
+        let party = endpoint.party();
+        datapath.end_flows(|_, flow| party.was_opened_to(flow))?;
         Ok(())
     }
 
@@ -808,7 +810,8 @@ impl<'a> World<'a> {
     /// Removes the entries, and ends what came in by them.
     fn unpublish(&mut self) -> Result<(), Error> {
         let (entries, number) = (self.publish_entries(), self.endpoint().number);
-        let publishes = self.publishes.clone();
+        let (party, publishes) = (self.endpoint().party(), self.publishes.clone());
+        let goes = self.endpoint().state == State::Removing;
         let Some(datapath) = &mut self.datapath else {
             return Ok(());
         };
@@ -821,12 +824,11 @@ impl<'a> World<'a> {
                 datapath.publishes.remove(&key)?;
             }
         }
-        let flows = datapath.usage.get(&number)?.map_or(0, |usage| usage.flows);
-        if flows > 0 {
+        // All flows of an endpoint that goes are removed with its entries.
+        if !goes {
             datapath.end_flows(|key, flow| {
-                key.endpoint == number
-                    && flow.flags & abi::flow_flag::INBOUND != 0
-                    && publishes.iter().any(|spec| came_by(spec, key, flow))
+                let mut publishes = publishes.iter();
+                publishes.any(|publish| party.came_by(publish, key, flow))
             })?;
         }
         Ok(())
@@ -863,16 +865,6 @@ impl<'a> World<'a> {
             }
         })
     }
-}
-
-/// Whether a flow came in by a publish.
-fn came_by(spec: &PublishSpec, key: &abi::FlowKey, flow: &abi::Flow) -> bool {
-    let within = |ports: PortRange, port: u16| (ports.first()..=ports.last()).contains(&port);
-    key.protocol == u32::from(spec.protocol().number())
-        && within(spec.ports(), key.inside_port)
-        && spec
-            .host_ports()
-            .is_some_and(|ports| within(ports, flow.external_port))
 }
 
 fn families(endpoint: &EndpointRecord) -> (bool, bool) {

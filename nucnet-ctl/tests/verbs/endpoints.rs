@@ -720,6 +720,8 @@ fn ports_of_a_live_endpoint_come_and_go() {
             let flow = abi::Flow {
                 flags: abi::flow_flag::INBOUND,
                 external_port,
+                // Not before this machine was booted.
+                last_seen: u64::MAX,
                 timeout_s: 240,
                 ..abi::Flow::default()
             };

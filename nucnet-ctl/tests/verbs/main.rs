@@ -3,6 +3,7 @@
 mod egress;
 mod endpoints;
 mod faults;
+mod flows;
 mod lab;
 mod resolv;
 mod status;

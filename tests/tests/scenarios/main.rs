@@ -15,6 +15,7 @@ mod case;
 mod conversation;
 mod egress;
 mod errors;
+mod flows;
 mod input;
 mod lifecycle;
 mod load;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         neighbours::SCENARIOS,
         network::SCENARIOS,
         egress::SCENARIOS,
+        flows::SCENARIOS,
         errors::SCENARIOS,
         load::SCENARIOS,
         lifecycle::SCENARIOS,

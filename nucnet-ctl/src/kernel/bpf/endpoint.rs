@@ -76,23 +76,6 @@ impl Datapath {
         Ok(purged)
     }
 
-    /// Ends flows: to the programs they are dead from now on, and so not there. They keep their
-    /// places in the counts until a program takes them away. How many there were.
-    pub fn end_flows(&mut self, which: impl Fn(&FlowKey, &Flow) -> bool) -> Result<u64, BpfError> {
-        let mut found = Vec::new();
-        self.flows.for_each(|key, flow: &Flow| {
-            if which(key, flow) {
-                found.push((*key, *flow));
-            }
-        })?;
-        let mut ended = 0;
-        for (key, mut flow) in found {
-            flow.timeout_s = 0;
-            ended += u64::from(self.flows.replace(&key, &flow)?);
-        }
-        Ok(ended)
-    }
-
     fn purge_flows(&mut self, number: u32) -> Result<u64, BpfError> {
         let (mut keys, mut outside): (Vec<FlowKey>, Vec<OutsideKey>) = Default::default();
         self.flows.for_each(|key, flow: &Flow| {

@@ -9,6 +9,7 @@ mod clsact;
 mod endpoint;
 mod error;
 mod events;
+mod flows;
 mod object;
 mod pins;
 mod settings;

@@ -1,0 +1,93 @@
+//! `flows` and `flows flush`.
+
+use super::{Error, Host};
+use crate::{
+    kernel::bpf::{self, Datapath},
+    model::{
+        EndpointId,
+        flow::{FlowView, Party},
+        record::EndpointRecord,
+    },
+};
+use std::collections::HashMap;
+
+/// The live flows of a moment, still in the datapath.
+#[derive(Debug)]
+pub struct Flows {
+    datapath: Option<Datapath>,
+    owners: HashMap<u32, EndpointId>,
+    party: Option<Party>,
+}
+
+impl Flows {
+    /// Calls `visit` with each, in no order. Thousands of flows are read by one system call, and
+    /// none is kept: there may be very many.
+    pub fn for_each<'a>(&'a self, mut visit: impl FnMut(FlowView<'a>)) -> Result<(), Error> {
+        let Some(datapath) = &self.datapath else {
+            return Ok(());
+        };
+        datapath.for_each_live_flow(|key, flow, now| {
+            if self.party.is_none_or(|party| party.takes_part(key, flow)) {
+                visit(FlowView::of(key, flow, self.owners.get(&key.endpoint), now));
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Host {
+    /// The live flows, of all endpoints or of those in which one takes part. Needs no lock.
+    pub fn flows(&self, endpoint: Option<&EndpointId>) -> Result<Flows, Error> {
+        let none = Flows {
+            datapath: None,
+            owners: HashMap::new(),
+            party: None,
+        };
+        let Some(store) = self.read()? else {
+            return match endpoint {
+                Some(id) => Err(Error::NoEndpoint(id.clone())),
+                None => Ok(none),
+            };
+        };
+        let (records, unreadable) = store.endpoints()?;
+        super::list::report(&unreadable);
+        let party = endpoint.map(|id| party(id, &records)).transpose()?;
+        Ok(Flows {
+            datapath: Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?,
+            owners: records.into_iter().map(|r| (r.number, r.id)).collect(),
+            party,
+        })
+    }
+
+    /// Ends the live flows, of all endpoints or of those in which one takes part, with the
+    /// bindings of these endpoints. How many flows there were. A conversation that goes on is a
+    /// new flow, where its next packet may open one.
+    pub fn flush_flows(&self, endpoint: Option<&EndpointId>) -> Result<u64, Error> {
+        self.check_capabilities()?;
+        let Some(session) = self.open_existing()? else {
+            return match endpoint {
+                Some(id) => Err(Error::NoEndpoint(id.clone())),
+                None => Ok(0),
+            };
+        };
+        let records = match endpoint {
+            Some(id) => session.state.sound_endpoint(id)?.into_iter().collect(),
+            None => Vec::new(),
+        };
+        let party = endpoint.map(|id| party(id, &records)).transpose()?;
+        let Some(mut datapath) = Datapath::open_existing(session.bpffs(), &session.bpf_host)?
+        else {
+            return Ok(0);
+        };
+        datapath.end_bindings(party.map(|party| party.number))?;
+        let ended = datapath
+            .end_flows(|key, flow| party.is_none_or(|party| party.takes_part(key, flow)))?;
+        Ok(ended)
+    }
+}
+
+fn party(id: &EndpointId, records: &[EndpointRecord]) -> Result<Party, Error> {
+    let record = records.iter().find(|record| record.id == *id);
+    let record = record.ok_or_else(|| Error::NoEndpoint(id.clone()))?;
+    Ok(record.party())
+}
