@@ -376,7 +376,7 @@ mod tests {
                 "alow: unknown field `alow`",
             ),
             (
-                "allow = [\"any\",\n\"all\"]",
+                "\nallow = [\"any\", \"all\"]",
                 "allow[1]: rule \"all\": is not an egress rule",
             ),
             ("\nallow = ", "no policy: "),

@@ -1,0 +1,267 @@
+//! Random egress policies and packets, of both families: what the rules say, read aloud, against
+//! the compiled tables and against the loaded programs.
+
+mod arbitrary;
+mod reference;
+
+use std::{cell::RefCell, collections::HashSet, net::IpAddr};
+
+use nix::unistd::geteuid;
+use nucnet_common::{
+    abi::{Endpoint, FlowKey, Reason},
+    env::{Route, RouteKind},
+    packet::{TCP, UDP},
+    policy,
+};
+use nucnet_ctl::model::{
+    policy::{Action, Compiled, Policy},
+    rule::Rule,
+    to_abi,
+};
+use nucnet_tests::packets::{
+    bench::{Bench, Frame as _},
+    engine::{Engine, Hook, Outcome},
+    loaded::{self, Loaded},
+    packet::{Packet, echo_request, tcp, udp},
+    site::{APP, WEB},
+    world::World,
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestCaseError, TestRunner},
+};
+
+use arbitrary::PUBLISHED;
+use reference::{Asked, is_host, verdict};
+
+/// The site with a published port, and WEB under a policy.
+fn put_in_force(engine: &mut dyn Engine, policy: &Policy) -> (Endpoint, Compiled) {
+    let mut bench = Bench::new(engine);
+    bench.publish(&APP, &format!("{PUBLISHED}:80"));
+    let compiled = policy.compile(7, 100).expect("policy");
+    for (bits, key, class) in &compiled.cidrs {
+        engine.policy_class(*bits, key, class);
+    }
+    for (bits, key, rule) in &compiled.ports {
+        engine.policy_rule(*bits, key, rule);
+    }
+    let mut endpoint = WEB.entry();
+    if policy.is_in_force() {
+        compiled.enforce(7, &mut endpoint);
+    }
+    engine.endpoint(WEB.link, Some(&endpoint));
+    (endpoint, compiled)
+}
+
+fn own(to: IpAddr) -> IpAddr {
+    match to {
+        IpAddr::V4(_) => WEB.v4,
+        IpAddr::V6(_) => WEB.v6,
+    }
+}
+
+/// Rule and verdict as the packet logic finds them in the tables.
+fn judged(world: &World, endpoint: &Endpoint, asked: Asked) -> (Action, u32) {
+    let key = FlowKey {
+        endpoint: WEB.number,
+        protocol: u32::from(asked.protocol),
+        inside: to_abi(own(asked.to)),
+        peer: to_abi(asked.to),
+        inside_port: 5000,
+        peer_port: asked.port,
+    };
+    let mut route = Route {
+        next_hop: [0; 16],
+        source: [0; 16],
+        macs: [0; 12],
+        link: 0,
+        kind: RouteKind::None,
+    };
+    let judgement = policy::judge(world, endpoint, &key, &mut route);
+    match judgement.allowed {
+        true => (Action::Allow, judgement.rule),
+        false => (Action::Deny, judgement.rule),
+    }
+}
+
+/// The first packet of a flow from a port that no other flow has.
+fn packet(asked: Asked, number: u16) -> Packet {
+    let (from, to) = ((own(asked.to), 10_000 + number), (asked.to, asked.port));
+    match asked.protocol {
+        TCP => tcp("S", from, to),
+        UDP => udp(from, to),
+        _ => echo_request(from.0, to.0, from.1),
+    }
+}
+
+/// What the policy makes of a packet, where it really goes considered.
+fn expected(policy: &Policy, asked: Asked) -> Action {
+    let (action, _) = verdict(policy, asked);
+    if asked.protocol != TCP || asked.port != PUBLISHED || !is_host(asked.to) {
+        return action;
+    }
+    let to = match asked.to {
+        IpAddr::V4(_) => APP.v4,
+        IpAddr::V6(_) => APP.v6,
+    };
+    let port = 80;
+    match verdict(policy, Asked { to, port, ..asked }) {
+        (Action::Deny, rule) if rule != 0 => Action::Deny,
+        _ => action,
+    }
+}
+
+/// Sends a packet for each destination and compares.
+fn packets_fare_as_expected(
+    engine: &mut dyn Engine,
+    policy: &Policy,
+    destinations: &[Asked],
+) -> Result<(), TestCaseError> {
+    for (number, asked) in (0..).zip(destinations) {
+        let frame = packet(*asked, number).framed(WEB.gateway_mac(), WEB.mac);
+        let (outcome, _) = engine.run(Hook::FromEndpoint { link: WEB.link }, &frame);
+        let reason = match outcome {
+            Outcome::Dropped { reason, .. } | Outcome::Refused { reason, .. } => Some(reason),
+            Outcome::Passed | Outcome::Redirected(_) => None,
+        };
+        let found = match reason {
+            Some(Reason::Policy) => Action::Deny,
+            _ => Action::Allow,
+        };
+        prop_assert_eq!(
+            found,
+            expected(policy, *asked),
+            "{:?}: {:?} is {:?}",
+            policy,
+            asked,
+            outcome
+        );
+    }
+    Ok(())
+}
+
+/// The same cases in each run, and no files that remember those that failed.
+fn cases(cases: u32, test: impl Fn(Policy, Vec<Asked>) -> Result<(), TestCaseError>, each: usize) {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new(config);
+    let destinations = prop::collection::vec(arbitrary::asked(), each);
+    let strategy = (arbitrary::policy(), destinations);
+    if let Err(error) = runner.run(&strategy, |(policy, asked)| test(policy, asked)) {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn compiled_tables_say_what_the_rules_say() {
+    let test = |policy: Policy, destinations: Vec<Asked>| {
+        let mut world = World::new();
+        let (endpoint, compiled) = put_in_force(&mut world, &policy);
+        for asked in &destinations {
+            let reference = verdict(&policy, *asked);
+            prop_assert_eq!(
+                judged(&world, &endpoint, *asked),
+                reference,
+                "{:?}: {:?}",
+                policy,
+                asked
+            );
+        }
+        packets_fare_as_expected(&mut world, &policy, &destinations)?;
+
+        // No key twice, no class unused.
+        let keys: HashSet<_> = compiled
+            .ports
+            .iter()
+            .map(|(bits, key, _)| (*bits, key.class, key.protocol, key.port))
+            .collect();
+        prop_assert_eq!(keys.len(), compiled.ports.len());
+        let classes = compiled.cidrs.iter().map(|(.., value)| value.class);
+        let used: HashSet<u32> = classes.chain([compiled.host_class]).collect();
+        let used = used.into_iter().filter(|class| *class != 0).count();
+        prop_assert_eq!(used, compiled.classes as usize);
+        Ok(())
+    };
+    cases(800, test, 25);
+}
+
+#[test]
+fn loaded_programs_do_what_the_rules_say() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: loading programs needs root");
+        return;
+    }
+    // The namespaces are this thread's.
+    loaded::enter_site().expect("site");
+    let loaded = RefCell::new(Loaded::new().expect("programs"));
+    let test = |policy: Policy, destinations: Vec<Asked>| {
+        let mut loaded = loaded.borrow_mut();
+        loaded.reset();
+        put_in_force(&mut *loaded, &policy);
+        packets_fare_as_expected(&mut *loaded, &policy, &destinations)
+    };
+    cases(150, test, 80);
+}
+
+fn said(allow: &[&str], to: &str, protocol: u8, port: u16) -> (Action, u32) {
+    let rules = allow.iter().map(|text| text.parse::<Rule>().expect(text));
+    let policy = Policy::new(None, rules.collect(), Vec::new(), Vec::new());
+    let mut world = World::new();
+    let (endpoint, _) = put_in_force(&mut world, &policy);
+    let to = to.parse().expect(to);
+    judged(&world, &endpoint, Asked { to, protocol, port })
+}
+
+#[test]
+fn a_longer_prefix_with_fewer_ports_hides_nothing_of_a_shorter_one() {
+    let rules = ["10.0.0.0/8", "10.1.0.0/16:443/tcp"];
+    assert_eq!(said(&rules, "10.1.2.3", UDP, 53), (Action::Allow, 1));
+}
+
+#[test]
+fn everything_of_ipv6_says_nothing_about_ipv4() {
+    assert_eq!(said(&["::/0"], "10.0.0.1", TCP, 80), (Action::Deny, 0));
+    assert_eq!(said(&["::/0"], "fd00::1", TCP, 80), (Action::Allow, 1));
+}
+
+#[test]
+fn ranges_reach_to_the_last_address_of_each_family() {
+    for (rule, last, before) in [
+        ("223.255.255.254/31", "223.255.255.255", "223.255.255.253"),
+        ("128.0.0.0/1", "223.255.255.255", "127.255.255.255"),
+        ("255.255.255.255/0", "223.255.255.255", "fd00::1"),
+        (
+            "8000::/1",
+            "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            "7fff::1",
+        ),
+        (
+            "ffff::/0",
+            "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            "1.1.1.1",
+        ),
+    ] {
+        assert_eq!(
+            said(&[rule], last, TCP, 65_535),
+            (Action::Allow, 1),
+            "{rule}"
+        );
+        assert_eq!(
+            said(&[rule], before, TCP, 65_535),
+            (Action::Deny, 0),
+            "{rule}"
+        );
+    }
+}
+
+#[test]
+fn the_hosts_addresses_are_both_prefixes_and_the_host() {
+    let rules = ["192.0.2.0/24:80", "host:443"];
+    assert_eq!(said(&rules, "192.0.2.1", TCP, 80), (Action::Allow, 1));
+    assert_eq!(said(&rules, "192.0.2.1", TCP, 443), (Action::Allow, 2));
+    assert_eq!(said(&rules, "192.0.2.254", TCP, 443), (Action::Deny, 0));
+    assert_eq!(said(&rules, "fd42::1", UDP, 443), (Action::Allow, 2));
+}
