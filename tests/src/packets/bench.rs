@@ -67,24 +67,32 @@ pub struct Egress<'a> {
     pub dns: &'a [&'a str],
 }
 
+/// The entry of an endpoint under a policy, of that number, and the policy's own entries.
+fn compile(policy: &Policy, party: &Party, number: u32) -> (Endpoint, Compiled) {
+    let compiled = policy.compile(number, 1 + 1_000 * number).expect("policy");
+    let mut endpoint = party.entry();
+    compiled.enforce(number, &mut endpoint);
+    (endpoint, compiled)
+}
+
 impl Egress<'_> {
     /// The entry of an endpoint under this policy, of that number, and the policy's own entries.
     pub fn compile(self, party: &Party, number: u32) -> (Endpoint, Compiled) {
+        compile(&self.policy(), party, number)
+    }
+
+    fn policy(self) -> Policy {
         let rules = |texts: &[&str]| -> Vec<Rule> {
             let rules = texts.iter().map(|text| text.parse().expect("rule"));
             rules.collect()
         };
         let resolvers = self.dns.iter().map(|text| text.parse().expect("resolver"));
-        let policy = Policy::new(
+        Policy::new(
             self.default,
             rules(self.allow),
             rules(self.deny),
             resolvers.collect(),
-        );
-        let compiled = policy.compile(number, 1 + 1_000 * number).expect("policy");
-        let mut endpoint = party.entry();
-        compiled.enforce(number, &mut endpoint);
-        (endpoint, compiled)
+        )
     }
 }
 
@@ -171,8 +179,20 @@ impl<'e> Bench<'e> {
 
     /// Puts a policy in force for an endpoint, in place of any before.
     pub fn egress(&mut self, party: &Party, egress: Egress<'_>) {
+        self.policy(party, &egress.policy());
+    }
+
+    /// The same, and flows that are open stay.
+    pub fn egress_for_new_flows(&mut self, party: &Party, egress: Egress<'_>) {
+        let mut endpoint = self.policy(party, &egress.policy());
+        endpoint.policy_since = 0;
+        self.engine.endpoint(party.link, Some(&endpoint));
+    }
+
+    /// Puts a policy in force for an endpoint, in place of any before; the endpoint's entry.
+    pub fn policy(&mut self, party: &Party, policy: &Policy) -> Endpoint {
         self.policies += 1;
-        let (endpoint, compiled) = egress.compile(party, self.policies);
+        let (endpoint, compiled) = compile(policy, party, self.policies);
         for (bits, key, class) in &compiled.cidrs {
             self.engine.policy_class(*bits, key, class);
         }
@@ -180,6 +200,7 @@ impl<'e> Bench<'e> {
             self.engine.policy_rule(*bits, key, rule);
         }
         self.engine.endpoint(party.link, Some(&endpoint));
+        endpoint
     }
 
     /// Opens a socket of the host.
@@ -540,6 +561,17 @@ impl Sent {
     pub fn reaches_host(&self, link: u32, packet: &Packet) {
         self.expect(Outcome::Redirected(Some(Way::Host { link })));
         self.expect_bytes(&packet.framed(self.mac_at(0), self.mac_at(6)));
+    }
+
+    /// It goes somewhere, changed or not.
+    #[track_caller]
+    pub fn is_redirected(&self) {
+        assert!(
+            matches!(self.outcome, Outcome::Redirected(_)),
+            "{:?}: it is {:?}",
+            self.hook,
+            self.outcome
+        );
     }
 
     /// It comes back to the endpoint that sent it as this frame.

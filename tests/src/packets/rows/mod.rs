@@ -16,6 +16,7 @@ mod masquerade;
 mod neighbours;
 mod policy;
 mod publish;
+mod runtime;
 mod siblings;
 mod told;
 
@@ -146,6 +147,7 @@ pub fn cases() -> Vec<Case> {
         neighbours::ROWS,
         policy::ROWS,
         events::ROWS,
+        runtime::ROWS,
         life::ROWS,
         connect::ROWS,
     ]

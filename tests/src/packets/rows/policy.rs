@@ -30,6 +30,19 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(changed_policy_leaves_flows_that_came_in_from_outside),
     each_family!(lifted_policy_lets_everything_out_again),
     row!(rules_for_all_of_ipv6_say_nothing_about_ipv4),
+    each_family!(peer_of_a_flow_that_is_denied_now_reaches_nobody),
+    each_family!(sibling_that_answers_a_flow_that_is_denied_now_reaches_nobody),
+    each_family!(host_that_answers_a_flow_that_is_denied_now_finds_none),
+    each_family!(flow_that_is_allowed_still_goes_on_in_both_directions),
+    each_family!(flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions),
+    each_family!(connection_on_the_ports_of_a_kept_one_is_judged),
+    each_family!(policy_after_one_that_kept_flows_judges_them),
+    each_family!(rules_about_the_host_cover_each_of_its_addresses_and_no_other),
+    each_family!(deny_of_the_host_beats_an_allow_of_its_prefix),
+    each_family!(deny_of_the_host_covers_published_ports_of_its_addresses),
+    row!(metadata_services_are_denied_by_name),
+    row!(private_and_internet_part_the_world),
+    each_family!(deny_all_is_no_opinion_about_what_came_in_by_a_published_port),
 ];
 
 fn default_deny_lets_nothing_out(bench: &mut Bench<'_>, ip: &Family) {
@@ -431,4 +444,290 @@ fn rules_for_all_of_ipv6_say_nothing_about_ipv4(bench: &mut Bench<'_>) {
     );
     is_allowed(bench, ip, 5001, (ip.server, 443));
     is_denied(bench, &V6, 5001, (V6.server, 443));
+}
+
+fn peer_of_a_flow_that_is_denied_now_reaches_nobody(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("S", host, server).ttl(63),
+    );
+    deny_all(bench);
+    // The peer is the first to speak under the new policy.
+    bench
+        .from_uplink(UPLINK, &tcp("SA", server, host))
+        .is_dropped_for(WEB.number, Reason::Policy);
+    assert_eq!(bench.counts(), (0, 0));
+    bench.from_uplink(UPLINK, &tcp("A", server, host)).passes();
+    is_denied(bench, ip, 5000, server);
+}
+
+fn sibling_that_answers_a_flow_that_is_denied_now_reaches_nobody(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    let (web, app) = ((ip.web, 5000), (ip.app, 80));
+    bench
+        .from_endpoint(&WEB, &tcp("S", web, app))
+        .reaches(&APP, &tcp("S", web, app));
+    deny_all(bench);
+    bench
+        .from_endpoint(&APP, &tcp("SA", app, web))
+        .is_dropped_for(APP.number, Reason::Policy);
+    assert_eq!(bench.counts(), (0, 0));
+    bench
+        .from_endpoint(&APP, &tcp("A", app, web))
+        .is_dropped(Reason::NoFlow);
+}
+
+fn host_that_answers_a_flow_that_is_denied_now_finds_none(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, gateway) = ((ip.web, 5000), (ip.gateway, 53));
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .reaches_host(BRIDGE, &udp(web, gateway));
+    deny_all(bench);
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .is_dropped(Reason::Policy);
+    assert_eq!(bench.counts(), (0, 0));
+    // What the host sends by itself is its own business, and may be answered.
+    bench
+        .from_host(&WEB, &udp(gateway, web))
+        .is_put_through(&WEB, &udp(gateway, web));
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .reaches_host(BRIDGE, &udp(web, gateway));
+}
+
+/// A connection to the server, both sides of which have spoken.
+fn connection(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    is_allowed(bench, ip, 5000, server);
+    bench
+        .from_uplink(UPLINK, &tcp("SA", server, host))
+        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("A", host, server).ttl(63),
+    );
+}
+
+/// That the connection goes on, whoever speaks first.
+#[track_caller]
+fn goes_on(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    bench
+        .from_uplink(UPLINK, &tcp("A", server, host))
+        .reaches(&WEB, &tcp("A", server, web).ttl(63));
+    bench.wait(1.5);
+    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("A", host, server).ttl(63),
+    );
+}
+
+fn flow_that_is_allowed_still_goes_on_in_both_directions(bench: &mut Bench<'_>, ip: &Family) {
+    connection(bench, ip);
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &[internet(ip)],
+            ..Egress::default()
+        },
+    );
+    goes_on(bench, ip);
+    let (_, flow) = bench.only_flow();
+    assert_eq!(flow.policy, 1, "judged by the peer's packet");
+}
+
+fn flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    connection(bench, ip);
+    bench.egress_for_new_flows(
+        &WEB,
+        Egress {
+            deny: &["any"],
+            ..Egress::default()
+        },
+    );
+    goes_on(bench, ip);
+    is_denied(bench, ip, 5001, (ip.server, 443));
+}
+
+fn connection_on_the_ports_of_a_kept_one_is_judged(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    connection(bench, ip);
+    bench.egress_for_new_flows(
+        &WEB,
+        Egress {
+            deny: &["any"],
+            ..Egress::default()
+        },
+    );
+    bench.from_endpoint(&WEB, &tcp("FA", web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &tcp("FA", host, server).ttl(63),
+    );
+    bench
+        .from_uplink(UPLINK, &tcp("FA", server, host))
+        .reaches(&WEB, &tcp("FA", server, web).ttl(63));
+    // It would open the closed flow anew in place.
+    is_denied(bench, ip, 5000, server);
+    assert_eq!(bench.counts(), (0, 0));
+}
+
+fn policy_after_one_that_kept_flows_judges_them(bench: &mut Bench<'_>, ip: &Family) {
+    let deny = Egress {
+        deny: &["any"],
+        ..Egress::default()
+    };
+    connection(bench, ip);
+    bench.egress_for_new_flows(&WEB, deny);
+    goes_on(bench, ip);
+    bench.egress(&WEB, deny);
+    bench
+        .from_endpoint(&WEB, &tcp("A", (ip.web, 5000), (ip.server, 443)))
+        .is_dropped(Reason::Policy);
+}
+
+fn rules_about_the_host_cover_each_of_its_addresses_and_no_other(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["host:22/tcp"],
+            ..Egress::default()
+        },
+    );
+    for address in [ip.host, ip.gateway] {
+        let packet = tcp("S", (ip.web, 5000), (address, 22));
+        bench
+            .from_endpoint(&WEB, &packet)
+            .reaches_host(BRIDGE, &packet);
+        is_denied(bench, ip, 5000, (address, 23));
+    }
+    for address in [ip.router, ip.server, ip.app, ip.nowhere] {
+        is_denied(bench, ip, 5000, (address, 22));
+    }
+}
+
+fn deny_of_the_host_beats_an_allow_of_its_prefix(bench: &mut Bench<'_>, ip: &Family) {
+    let host = one(ip.host, "22");
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["any", &host],
+            deny: &["host"],
+            ..Egress::default()
+        },
+    );
+    is_denied(bench, ip, 5000, (ip.host, 22));
+    is_denied(bench, ip, 5000, (ip.gateway, 53));
+    is_allowed(bench, ip, 5000, (ip.server, 22));
+    let packet = tcp("S", (ip.web, 5000), (ip.app, 22));
+    bench.from_endpoint(&WEB, &packet).reaches(&APP, &packet);
+}
+
+fn deny_of_the_host_covers_published_ports_of_its_addresses(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&APP, "8080:80");
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &["host"],
+            ..Egress::default()
+        },
+    );
+    is_denied(bench, ip, 5000, (ip.host, 8080));
+    let packet = tcp("S", (ip.web, 5000), (ip.app, 80));
+    bench.from_endpoint(&WEB, &packet).reaches(&APP, &packet);
+}
+
+fn metadata_services_are_denied_by_name(bench: &mut Bench<'_>) {
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &["metadata"],
+            ..Egress::default()
+        },
+    );
+    let address = |text: &str| -> std::net::IpAddr { text.parse().expect(text) };
+    for text in ["169.254.169.254", "169.254.170.2"] {
+        is_denied(bench, &super::V4, 5000, (address(text), 80));
+    }
+    is_denied(bench, &V6, 5000, (address("fd00:ec2::254"), 80));
+    is_allowed(bench, &super::V4, 5000, (address("169.254.169.253"), 53));
+    is_allowed(bench, &V6, 5000, (address("fd00:ec2::253"), 53));
+}
+
+fn private_and_internet_part_the_world(bench: &mut Bench<'_>) {
+    let address = |text: &str| -> std::net::IpAddr { text.parse().expect(text) };
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["internet"],
+            ..Egress::default()
+        },
+    );
+    is_allowed(bench, &super::V4, 5000, (address("1.1.1.1"), 443));
+    is_allowed(bench, &V6, 5000, (address("2606:4700::1111"), 443));
+    for ip in [&super::V4, &V6] {
+        is_denied(bench, ip, 5000, (ip.app, 80));
+        is_denied(bench, ip, 5000, (ip.gateway, 80));
+    }
+    for text in [
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "203.0.113.7",
+    ] {
+        is_denied(bench, &super::V4, 5000, (address(text), 80));
+    }
+    for text in ["fc00::1", "64:ff9b::a00:1", "2002:a00:1::1", "2001:db8::1"] {
+        is_denied(bench, &V6, 5000, (address(text), 80));
+    }
+    bench.egress(
+        &WEB,
+        Egress {
+            deny: &["private"],
+            ..Egress::default()
+        },
+    );
+    is_allowed(bench, &super::V4, 5001, (address("1.1.1.1"), 443));
+    for text in ["192.168.1.1", "100.64.0.1", "10.9.9.9"] {
+        is_denied(bench, &super::V4, 5001, (address(text), 80));
+    }
+}
+
+fn deny_all_is_no_opinion_about_what_came_in_by_a_published_port(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    deny_all(bench);
+    bench.publish(&WEB, "5353:53/udp");
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 5353), (ip.web, 53));
+    // From the published port to somebody who never asked.
+    bench
+        .from_endpoint(&WEB, &udp(web, client))
+        .is_dropped(Reason::Policy);
+    bench
+        .from_uplink(UPLINK, &udp(client, host))
+        .reaches(&WEB, &udp(client, web).ttl(63));
+    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
+        UPLINK,
+        ip.router,
+        &udp(host, client).ttl(63),
+    );
+    for other in [(ip.client, 40_001), (ip.server, 40_000)] {
+        bench
+            .from_endpoint(&WEB, &udp(web, other))
+            .is_dropped(Reason::Policy);
+    }
 }
