@@ -568,8 +568,11 @@ pub struct Flow {
     pub macs: [u8; 12],
     /// The static mapping that it came by; 0: none.
     pub mapping: u32,
+    /// Largest IP packet that the way to a peer beyond an uplink takes, in bytes, looked up at
+    /// most a second ago; 0: unknown.
+    pub mtu: u32,
     /// Zero; for later versions without migration.
-    pub reserved: [u8; 16],
+    pub reserved: [u8; 8],
 }
 
 /// External side of an endpoint-independent binding. Map [`map::BINDINGS`].
@@ -648,8 +651,9 @@ pub struct Usage {
 pub struct Uplink {
     /// Bytes of link-layer header: 14 or 0.
     pub header: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Largest IP packet that it takes, in bytes, where the kernel's route lookup does not say
+    /// (before Linux 5.12); 0: unknown.
+    pub mtu: u32,
     /// Masquerade address where the kernel's route lookup gives none (before Linux 6.7).
     pub address4: Address,
     /// The same for IPv6.
@@ -944,6 +948,8 @@ reasons! {
     /// Router solicitations, duplicate address detection and listener reports of an endpoint:
     /// every start sends some, and nobody has to hear them.
     Discovery = 28, "discovery";
+    /// Longer than the link takes that it is to leave by, or the endpoint that it is for.
+    TooBig = 29, "too-big";
 }
 
 #[cfg(feature = "user")]

@@ -25,6 +25,8 @@ pub struct Scratch {
     pub quoted: Packet,
     /// What is written into it.
     pub rewrite: Rewrite,
+    /// The unit that it exceeds, if it is too long.
+    pub mtu: u32,
     /// Its flow, or the one that it opens.
     pub key: FlowKey,
     /// The external view of a flow.
@@ -169,6 +171,8 @@ pub struct Route {
     pub macs: [u8; 12],
     /// The interface, for [`RouteKind::Link`].
     pub link: u32,
+    /// Largest IP packet that the route takes, in bytes; 0: the kernel cannot say.
+    pub mtu: u32,
     /// Which of the other fields count.
     pub kind: RouteKind,
 }
@@ -183,6 +187,8 @@ pub trait Host {
     fn route(&self, from: u32, source: &Address, destination: &Address, route: &mut Route);
     /// Whether a socket of the host takes packets of this external view.
     fn has_socket(&self, key: &OutsideKey) -> bool;
+    /// The payload of each segment, in bytes, of a frame that is a train of them; 0: it is none.
+    fn segment(&self) -> u32;
     /// Whether the frame came in by an interface: it is forwarded, not the host's own.
     fn is_forwarded(&self) -> bool;
 }

@@ -81,7 +81,7 @@ pub fn answer<E: Env>(env: &E, origin: Origin, link: u32, drop: &Drop) -> Option
 #[inline(always)]
 fn has_answer(origin: Origin, reason: Reason) -> bool {
     match reason {
-        Reason::TtlExceeded => true,
+        Reason::TtlExceeded | Reason::TooBig => true,
         // RFC 5508 REQ-8. From outside nobody is owed an explanation.
         Reason::PortsExhausted | Reason::FlowQuota | Reason::FlowTableFull => {
             origin == Origin::Endpoint
@@ -92,8 +92,11 @@ fn has_answer(origin: Origin, reason: Reason) -> bool {
 
 /// Type, code and the four bytes after the checksum of the error.
 #[inline(always)]
-fn start(family: Family, reason: Reason) -> [u8; 8] {
+fn start(family: Family, reason: Reason, mtu: u32) -> [u8; 8] {
+    let [a, b, c, d] = mtu.to_be_bytes();
     match (family, reason) {
+        (Family::V4, Reason::TooBig) => [3, 4, 0, 0, 0, 0, c, d],
+        (Family::V6, Reason::TooBig) => [2, 0, 0, 0, a, b, c, d],
         (Family::V4, Reason::TtlExceeded) => [11, 0, 0, 0, 0, 0, 0, 0],
         (Family::V6, Reason::TtlExceeded) => [3, 0, 0, 0, 0, 0, 0, 0],
         // Communication administratively prohibited. Host unreachable (RFC 6888 REQ-11) would
@@ -129,7 +132,10 @@ fn turn<E: Env>(
     scratch: &mut Scratch,
 ) -> Result<(), Reason> {
     let Scratch {
-        packet, rewrite, ..
+        packet,
+        rewrite,
+        mtu,
+        ..
     } = scratch;
     rewrite.source = packet.destination;
     rewrite.destination = packet.source;
@@ -148,7 +154,7 @@ fn turn<E: Env>(
         packet,
         &rewrite.source,
         &rewrite.destination,
-        start(packet.family, reason),
+        start(packet.family, reason, *mtu),
     )
 }
 

@@ -15,6 +15,7 @@ pub mod flow;
 pub mod guard;
 pub mod icmp;
 pub mod mapping;
+pub mod mtu;
 pub mod nat;
 pub mod neighbour;
 pub mod packet;

@@ -13,6 +13,7 @@ use crate::{
     event,
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
     guard, mapping,
+    mtu::{self, fits},
     nat::{begin, find_publish, open, open_masquerade, published_port},
     neighbour,
     packet::{
@@ -278,6 +279,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
             flow.peer_link = route.link;
             flow.next_hop = route.next_hop;
             flow.macs = route.macs;
+            flow.mtu = mtu::of_route(env, route);
             if settings.mapping_link != 0 {
                 mapping::translate_source(env, settings, scratch);
             }
@@ -377,7 +379,11 @@ pub(crate) fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
 #[inline(never)]
 fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
     let Scratch {
-        packet, key, route, ..
+        packet,
+        key,
+        route,
+        mtu,
+        ..
     } = scratch;
     let hop = is_routed(key, flow);
     if hop && packet.ttl <= 1 {
@@ -389,6 +395,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
         if stale {
             revalidate(env, key, flow, route, now);
         }
+        fits(env, packet, flow.mtu, mtu)?;
         let link = flow.peer_link;
         // The first packet of a flow, and one a second, go by way of the kernel's neighbour, so
         // that it probes it while we use it.
@@ -408,6 +415,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
         if !same(guard::own_address(sibling, packet.family), &flow.peer) {
             return Err(Reason::NoEndpoint);
         }
+        fits(env, packet, sibling.mtu, mtu)?;
         address_frame(env, sibling)?;
         delivery(sibling, link)
     } else {
@@ -452,6 +460,7 @@ fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route
         flow.peer_link = route.link;
         flow.next_hop = route.next_hop;
         flow.macs = route.macs;
+        flow.mtu = mtu::of_route(env, route);
     } else if !same(&flow.next_hop, &[0; 16]) {
         flow.macs = [0; 12];
     }
@@ -632,14 +641,28 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
     flow.peer_kind = PeerKind::Uplink as u32;
     flow.peer_link = link;
     flow.link = publish.link;
-    if scratch.route.link == link {
-        flow.next_hop = scratch.route.next_hop;
-        flow.macs = scratch.route.macs;
-    } else {
-        learn_macs(env, packet, flow);
-    }
+    find_way_back(env, scratch);
     open(env, scratch, now)?;
     Ok(true)
+}
+
+/// The way to the peer that opens a flow, by the uplink that it came in on.
+#[inline(never)]
+fn find_way_back<E: Env>(env: &E, scratch: &mut Scratch) {
+    let Scratch {
+        packet,
+        flow,
+        route,
+        ..
+    } = scratch;
+    if route.link == flow.peer_link {
+        flow.next_hop = route.next_hop;
+        flow.macs = route.macs;
+        flow.mtu = mtu::of_route(env, route);
+    } else {
+        learn_macs(env, packet, flow);
+        flow.mtu = env.uplink(flow.peer_link).map_or(0, |uplink| uplink.mtu);
+    }
 }
 
 /// Whether a network's publishes are served at an uplink.
@@ -680,7 +703,10 @@ fn receive<E: Env>(
         return Err(Reason::NoEndpoint);
     }
     allowed_still(env, endpoint, scratch, flow)?;
-    let Scratch { packet, key, .. } = scratch;
+    let Scratch {
+        packet, key, mtu, ..
+    } = scratch;
+    fits(env, packet, endpoint.mtu, mtu)?;
     let rewrite = Rewrite {
         source: key.peer,
         destination: key.inside,
@@ -739,6 +765,7 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
     *account = owner.endpoint;
     let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
     if packet.is_trackable() {
+        fits(env, packet, endpoint.mtu, &mut scratch.mtu)?;
         track_from_host(env, endpoint, owner.link, scratch)?;
     } else if !matches!(packet.kind, Kind::Error | Kind::Icmp) {
         return Err(untranslatable(packet));

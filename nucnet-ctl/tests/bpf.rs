@@ -112,6 +112,7 @@ fn uplink(name: &str, index: u32) -> HostInterface {
         index,
         name: name.into(),
         link_layer: LinkLayer::Ethernet,
+        mtu: 1500,
         addresses: vec![IpAddr::from([192, 0, 2, 1])],
     }
 }

@@ -9,8 +9,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode, bpf_fib_lookup, bpf_sock_tuple,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode,
+        bpf_fib_lookup, bpf_sock_tuple,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
@@ -501,49 +502,27 @@ impl Host for Skb {
 
     #[inline(never)]
     fn route(&self, from: u32, source: &Address, destination: &Address, route: &mut Route) {
-        let family = Family::of(destination);
-        // SAFETY: an all-zero `bpf_fib_lookup` is a valid one.
-        let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-        params.ifindex = from;
-        match family {
-            Family::V4 => {
-                params.family = AF_INET;
-                params.__bindgen_anon_3.ipv4_src = word(source, 12);
-                params.__bindgen_anon_4.ipv4_dst = word(destination, 12);
-            }
-            Family::V6 => {
-                params.family = AF_INET6;
-                params.__bindgen_anon_3.ipv6_src = words(source);
-                params.__bindgen_anon_4.ipv6_dst = words(destination);
-            }
-        }
-        // SAFETY: context and parameters are the program's own; the size is theirs.
-        let mut result = unsafe {
-            fib_lookup(
-                self.ctx.as_ptr(),
-                &mut params,
-                size_of::<bpf_fib_lookup>() as i32,
-                BPF_FIB_LOOKUP_SRC,
-            )
+        // With a length, whether the frame at hand fits is no question, and the unit part of the
+        // answer (Linux 5.12).
+        route.kind = RouteKind::None;
+        let Some(params) = QUESTION.get_ptr_mut(0) else {
+            return;
         };
+        // SAFETY: nobody else has this processor's, and any bytes are a valid `bpf_fib_lookup`,
+        // for which there is room.
+        let params = unsafe { &mut *params.cast::<bpf_fib_lookup>() };
+        ask(params, from, source, destination, 1);
+        let mut result = self.look_up(params, BPF_FIB_LOOKUP_SRC);
         let mut knows_source = true;
         if result == EINVAL {
             // Before Linux 6.7 the flag is not known.
             knows_source = false;
-            // SAFETY: as above.
-            result = unsafe {
-                fib_lookup(
-                    self.ctx.as_ptr(),
-                    &mut params,
-                    size_of::<bpf_fib_lookup>() as i32,
-                    0,
-                )
-            };
+            result = self.look_up(params, 0);
         }
-        route.kind = RouteKind::None;
         route.link = params.ifindex;
         route.source = [0; 16];
         route.macs = [0; 12];
+        route.mtu = 0;
         if result == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) {
             route.kind = RouteKind::Local;
         } else if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
@@ -556,10 +535,18 @@ impl Host for Skb {
             }
             // SAFETY: all fields of these unions are integers, written by the kernel.
             unsafe {
+                route.mtu = mtu_of(params);
                 route.next_hop = address(params.family, &params.__bindgen_anon_4.ipv6_dst);
                 if knows_source {
                     route.source = address(params.family, &params.__bindgen_anon_3.ipv6_src);
                 }
+            }
+        }
+        if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+            // Without neighbour, the unit is said only of what exceeds it.
+            ask(params, from, source, destination, u16::MAX);
+            if self.look_up(params, 0) == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+                route.mtu = mtu_of(params);
             }
         }
     }
@@ -607,9 +594,67 @@ impl Host for Skb {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).gso_size }
+    }
+
+    #[inline(always)]
     fn is_forwarded(&self) -> bool {
         // SAFETY: the context is the program's own.
         unsafe { (*self.ctx.skb.skb).ingress_ifindex != 0 }
+    }
+}
+
+impl Skb {
+    #[inline(always)]
+    fn look_up(&self, params: &mut bpf_fib_lookup, flags: u32) -> i64 {
+        // SAFETY: context and parameters are the program's own; the size is theirs.
+        unsafe {
+            fib_lookup(
+                self.ctx.as_ptr(),
+                params,
+                size_of::<bpf_fib_lookup>() as i32,
+                flags,
+            )
+        }
+    }
+}
+
+/// Asks for the route of a packet of some length.
+#[inline(never)]
+fn ask(
+    params: &mut bpf_fib_lookup,
+    from: u32,
+    source: &Address,
+    destination: &Address,
+    length: u16,
+) {
+    // SAFETY: an all-zero `bpf_fib_lookup` is a valid one.
+    *params = unsafe { core::mem::zeroed() };
+    params.ifindex = from;
+    params.__bindgen_anon_1.tot_len = length;
+    match Family::of(destination) {
+        Family::V4 => {
+            params.family = AF_INET;
+            params.__bindgen_anon_3.ipv4_src = word(source, 12);
+            params.__bindgen_anon_4.ipv4_dst = word(destination, 12);
+        }
+        Family::V6 => {
+            params.family = AF_INET6;
+            params.__bindgen_anon_3.ipv6_src = words(source);
+            params.__bindgen_anon_4.ipv6_dst = words(destination);
+        }
+    }
+}
+
+/// The unit in an answer; 0: it is still the length that was asked about.
+#[inline(always)]
+fn mtu_of(params: &bpf_fib_lookup) -> u32 {
+    // SAFETY: both fields of the union are integers.
+    match unsafe { params.__bindgen_anon_1.mtu_result } {
+        1 | u16::MAX => 0,
+        mtu => mtu.into(),
     }
 }
 

@@ -87,6 +87,10 @@ pub static NO_LIMIT: Array<EventLimit, 1> = Array::new();
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
+/// A `struct bpf_fib_lookup`, too large for the stack. Not part of the ABI.
+#[btf_map(name = "question")]
+pub static QUESTION: PerCpuArray<[u64; 8], 1> = PerCpuArray::new();
+
 /// Bytes of a packet that an error about it quotes at most.
 pub const QUOTED: usize = 1280;
 /// Where they are while the frame is made over. Not part of the ABI.

@@ -403,6 +403,7 @@ impl<'a> World<'a> {
                 Some(HostInterface {
                     index: uplink.link.index,
                     link_layer,
+                    mtu: uplink.link.mtu,
                     addresses: uplink.addresses.iter().map(IpNet::addr).collect(),
                     name: uplink.link.name,
                 })

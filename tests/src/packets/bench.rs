@@ -223,6 +223,21 @@ impl<'e> Bench<'e> {
         self.engine.hide_sources();
     }
 
+    /// Sets the maximum transmission unit of an interface of the host.
+    pub fn mtu(&mut self, link: u32, bytes: u32) {
+        self.engine.mtu(link, bytes);
+    }
+
+    /// From now on route lookups do not say how much fits, as before Linux 5.12.
+    pub fn hide_mtus(&mut self) {
+        self.engine.hide_mtus();
+    }
+
+    /// From now on all frames are trains of segments with that many bytes of payload; 0: none is.
+    pub fn segment(&mut self, bytes: u32) {
+        self.engine.segment(bytes);
+    }
+
     /// Where a socket of the host is to connect that is about to connect elsewhere.
     pub fn host_connects(&self, protocol: u8, to: impl Into<SocketAddr>) -> Option<SocketAddr> {
         self.engine.connect(true, protocol, to.into())
@@ -442,6 +457,18 @@ impl Sent {
         let kind = if self.is_v4() { 11 } else { 3 };
         let start = [kind, 0, 0, 0, 0, 0, 0, 0];
         self.is_told(endpoint, Reason::TtlExceeded, &start);
+    }
+
+    /// It is dropped on an endpoint's account for being longer than this, and its sender is told.
+    #[track_caller]
+    pub fn exceeds(&self, endpoint: u32, mtu: u16) {
+        let [high, low] = mtu.to_be_bytes();
+        let start = if self.is_v4() {
+            [3, 4, 0, 0, 0, 0, high, low]
+        } else {
+            [2, 0, 0, 0, 0, 0, high, low]
+        };
+        self.is_told(endpoint, Reason::TooBig, &start);
     }
 
     /// It is dropped on an endpoint's account, and its sender gets an error that starts so and

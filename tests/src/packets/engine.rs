@@ -187,6 +187,15 @@ pub trait Engine {
     /// # Panics
     /// Where the routes are the kernel's.
     fn hide_sources(&mut self);
+    /// Sets the maximum transmission unit of an interface of the host.
+    fn mtu(&mut self, link: u32, bytes: u32);
+    /// From now on route lookups do not say how much fits, as before Linux 5.12.
+    ///
+    /// # Panics
+    /// Where the routes are the kernel's.
+    fn hide_mtus(&mut self);
+    /// From now on all frames are trains of segments with that many bytes of payload; 0: none is.
+    fn segment(&mut self, bytes: u32);
     /// Where a socket is to connect that is about to connect elsewhere: one of the host's
     /// network namespace, or of another.
     ///

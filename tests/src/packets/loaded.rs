@@ -90,6 +90,10 @@ pub struct Loaded {
     sockets: Vec<Box<dyn Any + Send>>,
     /// Commands that make the host forget its neighbours.
     neighbours: HashSet<String>,
+    /// Interfaces with another maximum transmission unit than 1500.
+    shrunk: HashSet<&'static str>,
+    /// Payload of the segments that frames are trains of.
+    segment: u32,
     /// Whether the kernel can pretend to know the sums of frames.
     knows_sums: bool,
 }
@@ -199,6 +203,8 @@ impl Loaded {
             object,
             sockets: Vec::new(),
             neighbours: HashSet::new(),
+            shrunk: HashSet::new(),
+            segment: 0,
             knows_sums: true,
         };
         loaded.knows_sums = loaded.probe_sums()?;
@@ -223,6 +229,14 @@ impl Loaded {
     /// Empties all tables and closes all sockets.
     pub fn reset(&mut self) {
         self.sockets.clear();
+        self.segment = 0;
+        if !self.shrunk.is_empty() {
+            let shrunk = self.shrunk.drain();
+            let commands: Vec<String> = shrunk
+                .map(|name| format!("link set {name} mtu 1500"))
+                .collect();
+            ip_batch(&commands).expect("mtu");
+        }
         if !self.neighbours.is_empty() {
             let commands: Vec<String> = self.neighbours.drain().collect();
             ip_batch(&commands).expect("neighbours");
@@ -361,10 +375,11 @@ impl Loaded {
             .program(name)
             .and_then(|program| program.try_into().ok())
             .expect("program");
-        // `struct __sk_buff` (linux/bpf.h): all zero but the interfaces.
+        // `struct __sk_buff` (linux/bpf.h): all zero but the interfaces and the segments.
         let mut context = [0; 192];
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&link.to_ne_bytes());
+        context[176..180].copy_from_slice(&self.segment.to_ne_bytes());
         let mut output = vec![0; frame.len() + 256];
         let mut attributes = TestRun {
             prog_fd: program.fd().map_err(io::Error::other)?.as_fd().as_raw_fd() as u32,
@@ -562,6 +577,20 @@ impl Engine for Loaded {
 
     fn hide_sources(&mut self) {
         panic!("the routes are the kernel's");
+    }
+
+    fn mtu(&mut self, link: u32, bytes: u32) {
+        let name = site::interface(link).name;
+        ip_batch(&[format!("link set {name} mtu {bytes}")]).expect("mtu");
+        self.shrunk.insert(name);
+    }
+
+    fn hide_mtus(&mut self) {
+        panic!("the routes are the kernel's");
+    }
+
+    fn segment(&mut self, bytes: u32) {
+        self.segment = bytes;
     }
 
     fn connect(&self, _: bool, _: u8, _: SocketAddr) -> Option<SocketAddr> {

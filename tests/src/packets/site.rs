@@ -327,7 +327,7 @@ pub fn uplinks() -> [(u32, abi::Uplink); 3] {
             } else {
                 14
             },
-            pad: 0,
+            mtu: 1500,
             address4: address(0),
             address6: address(1),
         };

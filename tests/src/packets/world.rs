@@ -273,6 +273,9 @@ pub struct World {
     drawn: Option<u32>,
     neighbours: HashMap<(u32, Address), Mac>,
     hides_sources: bool,
+    mtus: HashMap<u32, u32>,
+    hides_mtus: bool,
+    segment: u32,
     changes: Cell<u64>,
     failing: Cell<Option<u64>>,
     writes_left: Cell<Option<u64>>,
@@ -322,6 +325,9 @@ impl World {
             drawn: None,
             neighbours: HashMap::new(),
             hides_sources: false,
+            mtus: HashMap::new(),
+            hides_mtus: false,
+            segment: 0,
             changes: Cell::new(0),
             failing: Cell::new(None),
             writes_left: Cell::new(None),
@@ -445,7 +451,8 @@ fn blank() -> Scratch {
             mapping: 0xeeee_eeee,
             flags: 0xeeee_eeee,
             macs: [0xee; 12],
-            reserved: [0xee; 16],
+            mtu: 0xeeee_eeee,
+            reserved: [0xee; 8],
             ..Flow::default()
         },
         binding: Binding {
@@ -463,7 +470,9 @@ fn blank() -> Scratch {
             next_hop: garbage,
             source: garbage,
             macs: [0xee; 12],
+            mtu: 0xeeee_eeee,
         },
+        mtu: 0xeeee_eeee,
         dead: Dead { held, outside },
         policy: 0xeeee_eeee,
         rule: 0xeeee_eeee,
@@ -758,8 +767,14 @@ impl Host for World {
                 route.macs[..6].copy_from_slice(mac);
                 route.macs[6..].copy_from_slice(&site::interface(route.link).mac);
             }
+            if route.kind == RouteKind::Link {
+                route.mtu = self.mtus.get(&route.link).copied().unwrap_or(1500);
+            }
             if self.hides_sources {
                 route.source = [0; 16];
+            }
+            if self.hides_mtus {
+                route.mtu = 0;
             }
         } else {
             route.kind = RouteKind::None;
@@ -776,6 +791,10 @@ impl Host for World {
                 key.protocol == u32::from(UDP) && is_bound_to(at, local) && to == peer
             }
         })
+    }
+
+    fn segment(&self) -> u32 {
+        self.segment
     }
 
     fn is_forwarded(&self) -> bool {
@@ -802,6 +821,7 @@ fn find_route(destination: IpAddr, route: &mut Route) {
             next_hop: to_abi(next_hop),
             source: source.map_or([0; 16], to_abi),
             macs: [0; 12],
+            mtu: 0,
         }
     };
     let nowhere = |kind| Route {
@@ -810,6 +830,7 @@ fn find_route(destination: IpAddr, route: &mut Route) {
         next_hop: [0; 16],
         source: [0; 16],
         macs: [0; 12],
+        mtu: 0,
     };
     let mut longest: Option<(u8, Route)> = None;
     let mut offer = |length: u8, found: Route| {
@@ -950,6 +971,18 @@ impl Engine for World {
 
     fn hide_sources(&mut self) {
         self.hides_sources = true;
+    }
+
+    fn mtu(&mut self, link: u32, bytes: u32) {
+        self.mtus.insert(link, bytes);
+    }
+
+    fn hide_mtus(&mut self) {
+        self.hides_mtus = true;
+    }
+
+    fn segment(&mut self, bytes: u32) {
+        self.segment = bytes;
     }
 
     fn connect(&self, is_hosts: bool, protocol: u8, to: SocketAddr) -> Option<SocketAddr> {

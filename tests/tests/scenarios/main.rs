@@ -19,6 +19,7 @@ mod flows;
 mod input;
 mod lifecycle;
 mod load;
+mod mtu;
 mod neighbours;
 mod network;
 mod outbound;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         egress::SCENARIOS,
         flows::SCENARIOS,
         errors::SCENARIOS,
+        mtu::SCENARIOS,
         load::SCENARIOS,
         lifecycle::SCENARIOS,
         input::SCENARIOS,

@@ -60,6 +60,8 @@ pub struct HostInterface {
     pub name: String,
     /// How its frames begin.
     pub link_layer: LinkLayer,
+    /// Largest IP packet that it takes, in bytes.
+    pub mtu: u32,
     /// Its addresses, in the order of preference.
     pub addresses: Vec<IpAddr>,
 }
@@ -75,7 +77,7 @@ impl HostInterface {
         };
         Uplink {
             header: self.link_layer.header(),
-            pad: 0,
+            mtu: self.mtu,
             address4: first(IpAddr::is_ipv4).unwrap_or_default(),
             address6: first(IpAddr::is_ipv6).unwrap_or_default(),
         }
@@ -193,6 +195,7 @@ mod tests {
             index: 3,
             name: "eth0".into(),
             link_layer: LinkLayer::Ethernet,
+            mtu: 1420,
             addresses: [
                 "fe80::1",
                 "169.254.1.1",
@@ -207,7 +210,7 @@ mod tests {
             interface.entry(),
             Uplink {
                 header: 14,
-                pad: 0,
+                mtu: 1420,
                 address4: "::ffff:192.0.2.1"
                     .parse::<std::net::Ipv6Addr>()
                     .unwrap()

@@ -415,7 +415,7 @@ fn connections_mapped_independently_of_the_endpoint_share_a_port(
     });
     bench
         .from_endpoint(&APP, &tcp("S", (ip.app, 40_000), (ip.server, 80)))
-        .is_dropped(Reason::PortsExhausted);
+        .is_refused(Reason::PortsExhausted);
     // The binding lives as long as the longest-lived of its connections.
     bench
         .from_uplink(UPLINK, &tcp("SA", server, host))

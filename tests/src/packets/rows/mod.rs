@@ -13,6 +13,7 @@ mod headers;
 mod host;
 mod life;
 mod masquerade;
+mod mtu;
 mod neighbours;
 mod policy;
 mod publish;
@@ -143,6 +144,7 @@ pub fn cases() -> Vec<Case> {
         headers::ROWS,
         errors::ROWS,
         told::ROWS,
+        mtu::ROWS,
         guard::ROWS,
         neighbours::ROWS,
         policy::ROWS,
