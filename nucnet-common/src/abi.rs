@@ -117,10 +117,12 @@ pub mod program {
     pub const FROM_UPLINK_L3: &str = "from_uplink_l3";
     /// TC egress of a network's bridge: everything that the host sends to endpoints.
     pub const FROM_HOST: &str = "from_host";
-    /// `cgroup/connect4`: host sockets that connect to a publish.
-    pub const CONNECT4: &str = "host_connect4";
-    /// `cgroup/connect6`.
-    pub const CONNECT6: &str = "host_connect6";
+    /// TC egress of the loopback interface: everything that the host sends to itself.
+    pub const FROM_LOOPBACK: &str = "from_loopback";
+    /// `cgroup/bind4`: host sockets that want a port.
+    pub const BIND4: &str = "host_bind4";
+    /// `cgroup/bind6`.
+    pub const BIND6: &str = "host_bind6";
 }
 
 /// Capacities of the maps.
@@ -180,13 +182,9 @@ pub struct Settings {
     pub host_port_last: u16,
     /// Flows and bindings that one endpoint may have at once.
     pub flows_per_endpoint: u32,
-    /// `net.ipv4.ip_nonlocal_bind` or its IPv6 sibling is on: binding proves no locality.
-    pub nonlocal_bind: u32,
     /// Interface from whose point of view routes are looked up for static mappings; 0: there are
     /// no mappings.
     pub mapping_link: u32,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// Whose datagrams reach an endpoint by a binding (RFC 4787 section 5): what also holds for TCP
@@ -324,10 +322,21 @@ pub struct PublishKey {
     pub address: Address,
     /// IP protocol number.
     pub protocol: u8,
-    /// Zero: keeps the port, which a prefix may end in, at the end.
-    pub pad: u8,
-    /// Host port, network byte order.
+    /// [`PublishUse`].
+    pub kind: u8,
+    /// Host port, network byte order: last, because a prefix may end in it.
     pub port: [u8; 2],
+}
+
+/// What an entry of [`map::PUBLISHES`] is for.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishUse {
+    /// It takes packets.
+    Packets = 0,
+    /// It only says, under "any address", that the port is published on some address of the
+    /// family: no socket of the host's may bind it for all of them.
+    Held = 1,
 }
 
 impl PublishKey {
@@ -493,6 +502,8 @@ pub enum PeerKind {
     Host = 2,
     /// Another endpoint, or the endpoint itself by way of a publish.
     Endpoint = 3,
+    /// A socket of the host's that asked for a publish: packets go over the loopback interface.
+    Loopback = 4,
 }
 
 /// Flow flags, [`Flow::flags`].

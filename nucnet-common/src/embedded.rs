@@ -15,7 +15,7 @@ use crate::{
     abi::{Endpoint, Flow, FlowKey, MAPPED, OutsideKey, PeerKind, Reason},
     env::{Env, Scratch},
     flow::is_dead,
-    guard,
+    guard, loopback,
     packet::{
         Balance, Covered, Delta, Family, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite, SUMMED, TCP,
         UDP, mapped, ports, quarter, same, sum,
@@ -259,6 +259,8 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
         }
         address_frame(env, sibling)?;
         delivery(sibling, link)
+    } else if flow.peer_kind == PeerKind::Loopback as u32 {
+        loopback::way_back(env, flow, packet.family)?
     } else {
         Way::Host { link }
     };
@@ -278,6 +280,9 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
     rewrite.destination = flow.peer;
     rewrite.hop = hop;
     rewrite.apply(env, packet)?;
+    if let Way::Loopback { .. } = way {
+        loopback::hide_destination(env, packet.l3, &flow.peer)?;
+    }
     Ok(way)
 }
 

@@ -189,8 +189,16 @@ pub trait Host {
     fn has_socket(&self, key: &OutsideKey) -> bool;
     /// The payload of each segment, in bytes, of a frame that is a train of them; 0: it is none.
     fn segment(&self) -> u32;
+    /// The interface that the frame came in by; 0: it is the host's own.
+    fn ingress(&self) -> u32;
+    /// The frame's mark, which stays with it on its way through the host.
+    fn mark(&self) -> u32;
+    /// Changes the mark.
+    fn set_mark(&self, mark: u32);
     /// Whether the frame came in by an interface: it is forwarded, not the host's own.
-    fn is_forwarded(&self) -> bool;
+    fn is_forwarded(&self) -> bool {
+        self.ingress() != 0
+    }
 }
 
 /// Those who want to know what happens.

@@ -7,13 +7,14 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
-pub mod connect;
 pub mod embedded;
 pub mod env;
 pub mod event;
 pub mod flow;
 pub mod guard;
+pub mod hold;
 pub mod icmp;
+pub mod loopback;
 pub mod mapping;
 pub mod mtu;
 pub mod nat;

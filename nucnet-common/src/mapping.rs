@@ -9,7 +9,7 @@
 use crate::{
     abi::{
         Address, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, PeerKind, Publish,
-        PublishKey, Reason, Settings, SnatKey, StaticMapping, flow_flag,
+        PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping, flow_flag,
     },
     env::{Env, RouteKind, Scratch, Tables},
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
@@ -243,7 +243,7 @@ fn asked(packet: &Packet) -> PublishKey {
     PublishKey {
         address: packet.destination,
         protocol: packet.protocol,
-        pad: 0,
+        kind: PublishUse::Packets as u8,
         port: packet.destination_port.to_be_bytes(),
     }
 }

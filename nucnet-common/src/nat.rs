@@ -7,7 +7,7 @@
 use crate::{
     abi::{
         ANY_V4, ANY_V6, Address, Binding, Flow, FlowKey, FlowState, Mapping, Network, OutsideKey,
-        Publish, PublishKey, Reason, Settings, SlotUse, flow_flag,
+        Publish, PublishKey, PublishUse, Reason, Settings, SlotUse, flow_flag,
     },
     env::{Dead, Env, Scratch, Tables},
     flow::{
@@ -31,7 +31,7 @@ pub fn find_publish<'t, T: Tables>(
     let mut key = PublishKey {
         address: *address,
         protocol,
-        pad: 0,
+        kind: PublishUse::Packets as u8,
         port: port.to_be_bytes(),
     };
     if let Some(publish) = tables.publish(&key) {

@@ -12,7 +12,7 @@ use crate::{
     env::{Env, Route, RouteKind, Scratch},
     event,
     flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
-    guard, mapping,
+    guard, loopback, mapping,
     mtu::{self, fits},
     nat::{begin, find_publish, open, open_masquerade, published_port},
     neighbour,
@@ -44,6 +44,13 @@ pub enum Way {
     Host {
         /// The bridge.
         link: u32,
+    },
+    /// To the host by way of its loopback interface, with a local route at hand.
+    Loopback {
+        /// The loopback interface.
+        link: u32,
+        /// The mark that it has on the way: [`loopback::from_loopback`] reads it.
+        mark: u32,
     },
     /// Out of an uplink, to a neighbour.
     Uplink {
@@ -418,6 +425,8 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
         fits(env, packet, sibling.mtu, mtu)?;
         address_frame(env, sibling)?;
         delivery(sibling, link)
+    } else if flow.peer_kind == PeerKind::Loopback as u32 {
+        loopback::way_back(env, flow, packet.family)?
     } else {
         Way::Host { link }
     };
@@ -435,6 +444,9 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
     advance(env, key, flow, packet, Side::Inside, now);
     mapping::count(env, flow, packet);
     rewrite.apply(env, packet)?;
+    if let Way::Loopback { .. } = way {
+        loopback::hide_destination(env, packet.l3, &flow.peer)?;
+    }
     Ok(way)
 }
 
@@ -618,20 +630,7 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
         inside_port: published_port(publish, port),
         peer_port: packet.source_port,
     };
-    // The same client port may come by two published ports that lead to one port inside: the
-    // endpoint then sees another client port.
-    let mut draw = 0;
-    while let Some(flow) = env.flow(&scratch.key) {
-        if is_dead(&flow, now) {
-            retire_flow(env, &scratch.key, &mut scratch.dead);
-            break;
-        }
-        draw += 1;
-        if draw > PEER_PORT_DRAWS {
-            return Err(Reason::PortsExhausted);
-        }
-        scratch.key.peer_port = env.random() as u16 | 0x8000;
-    }
+    find_peer_port(env, scratch, now)?;
     begin(scratch, network, flow_flag::INBOUND, now);
     let (packet, flow) = (&scratch.packet, &mut scratch.flow);
     flow.external = packet.destination;
@@ -671,6 +670,29 @@ fn serves(network: &Network, uplink: u32) -> bool {
     network.is_restricted == 0 || network.uplinks.contains(&uplink)
 }
 
+/// Finds a peer port under which `scratch.key` is nobody's: the same client port may come by two
+/// published ports that lead to one port inside. The endpoint then sees another client port.
+#[inline(always)]
+pub(crate) fn find_peer_port<E: Env>(
+    env: &E,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Result<(), Reason> {
+    let mut draw = 0;
+    while let Some(flow) = env.flow(&scratch.key) {
+        if is_dead(&flow, now) {
+            retire_flow(env, &scratch.key, &mut scratch.dead);
+            break;
+        }
+        draw += 1;
+        if draw > PEER_PORT_DRAWS {
+            return Err(Reason::PortsExhausted);
+        }
+        scratch.key.peer_port = env.random() as u16 | 0x8000;
+    }
+    Ok(())
+}
+
 /// Notes whom a frame came from, so that the reply goes back there.
 #[inline(always)]
 pub(crate) fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) {
@@ -686,7 +708,7 @@ pub(crate) fn learn_macs<F: Frame>(frame: &F, packet: &Packet, flow: &mut Flow) 
 
 /// Delivers a packet of a flow's peer to the endpoint.
 #[inline(never)]
-fn receive<E: Env>(
+pub(crate) fn receive<E: Env>(
     env: &E,
     scratch: &mut Scratch,
     flow: &mut Flow,

@@ -97,7 +97,7 @@ struct Global {
         default_value = "/sys/fs/bpf/nucnet"
     )]
     bpffs: PathBuf,
-    /// Whose processes reach publishes by localhost [default: the root of the cgroup2 hierarchy]
+    /// Whose processes cannot bind published ports [default: the root of the cgroup2 hierarchy]
     #[arg(long, global = true, env = "NUCNET_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// What carries the packets

@@ -176,8 +176,8 @@ fn first_use_pins_every_map_and_program() {
             program::FROM_UPLINK,
             program::FROM_UPLINK_L3,
             program::FROM_HOST,
-            program::CONNECT4,
-            program::CONNECT6,
+            program::BIND4,
+            program::BIND6,
         ] {
             assert!(
                 programs.iter().any(|found| found == name),
@@ -546,7 +546,7 @@ fn another_object_takes_over_maps_and_links() {
         datapath.attach_bridge("br0").expect("attach");
         datapath.sync_uplinks(&[uplink("up0", up)]).expect("sync");
         let cgroup = Cgroup::new("upgrade");
-        datapath.attach_connect(&cgroup.0).expect("attach");
+        datapath.attach_bind(&cgroup.0).expect("attach");
         let map_id = || {
             MapInfo::from_pin(bpffs.join("maps/endpoints"))
                 .expect("map")
@@ -580,7 +580,7 @@ fn another_object_takes_over_maps_and_links() {
             filters.contains(&format!(" id {} ", id(program::FROM_ENDPOINT))),
             "{filters}"
         );
-        for name in [program::CONNECT4, program::CONNECT6] {
+        for name in [program::BIND4, program::BIND6] {
             let link = aya::programs::links::PinnedLink::from_pin(bpffs.join("links").join(name));
             let link = aya::programs::links::FdLink::from(link.expect("link"));
             assert_eq!(link.info().expect("info").program_id(), id(name));
@@ -776,7 +776,7 @@ impl Drop for Cgroup {
 }
 
 #[test]
-fn connect_hooks_move_to_the_cgroup_that_is_asked_for() {
+fn bind_hooks_move_to_the_cgroup_that_is_asked_for() {
     in_private_namespaces(|root| {
         let bpffs = root.join("nucnet");
         let datapath = load(&bpffs);
@@ -790,26 +790,20 @@ fn connect_hooks_move_to_the_cgroup_that_is_asked_for() {
                 .ok()
                 .filter(|output| output.status.success())?;
             let text = String::from_utf8(output.stdout).expect("text");
-            Some(text.matches("host_connect").count())
+            Some(text.matches("host_bind").count())
         };
         for _ in 0..2 {
-            datapath.attach_connect(&first.0).expect("attach");
-            assert_eq!(
-                names(&bpffs.join("links")),
-                ["host_connect4", "host_connect6"]
-            );
+            datapath.attach_bind(&first.0).expect("attach");
+            assert_eq!(names(&bpffs.join("links")), ["host_bind4", "host_bind6"]);
         }
-        datapath.attach_connect(&second.0).expect("attach");
-        assert_eq!(
-            names(&bpffs.join("links")),
-            ["host_connect4", "host_connect6"]
-        );
+        datapath.attach_bind(&second.0).expect("attach");
+        assert_eq!(names(&bpffs.join("links")), ["host_bind4", "host_bind6"]);
         match (attached(&first), attached(&second)) {
             (Some(first), Some(second)) => assert_eq!((first, second), (0, 2)),
             _ => eprintln!("skipped in part: no bpftool that tells"),
         }
-        datapath.detach_connect().expect("detach");
-        datapath.detach_connect().expect("detach");
+        datapath.detach_bind().expect("detach");
+        datapath.detach_bind().expect("detach");
         assert_eq!(names(&bpffs.join("links")), Vec::<String>::new());
     });
 }
@@ -828,7 +822,7 @@ fn removal_leaves_nothing_and_can_be_repeated() {
         datapath.attach_endpoint("ep0").expect("attach");
         datapath.sync_uplinks(&[uplink("up0", up)]).expect("sync");
         let cgroup = Cgroup::new("removal");
-        datapath.attach_connect(&cgroup.0).expect("attach");
+        datapath.attach_bind(&cgroup.0).expect("attach");
         for _ in 0..2 {
             let problems = Datapath::remove(&bpffs);
             assert!(problems.is_empty(), "{problems:?}");
@@ -855,13 +849,11 @@ fn settings_follow_the_sysctls_of_the_host() {
             (32768, 60999)
         );
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "20000 40001").expect("write");
-        fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", "1").expect("write");
         let settings = datapath.refresh_settings(&host).expect("refresh");
         assert_eq!(
             (settings.dynamic_port_first, settings.dynamic_port_mask),
             (49152, 0x3fff)
         );
-        assert_eq!(settings.nonlocal_bind, 1);
         assert_eq!(datapath.settings().expect("settings"), settings);
     });
 }
@@ -904,7 +896,7 @@ fn entries_are_written_listed_and_removed_in_bulk() {
         let key = PublishKey {
             address: [0; 16],
             protocol: 6,
-            pad: 0,
+            kind: 0,
             port: 80u16.to_be_bytes(),
         };
         let key = Prefix::new(PublishKey::BITS, key);

@@ -600,9 +600,21 @@ impl Host for Skb {
     }
 
     #[inline(always)]
-    fn is_forwarded(&self) -> bool {
+    fn ingress(&self) -> u32 {
         // SAFETY: the context is the program's own.
-        unsafe { (*self.ctx.skb.skb).ingress_ifindex != 0 }
+        unsafe { (*self.ctx.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        // SAFETY: as above; the field may be written.
+        unsafe { (*self.ctx.skb.skb).mark = mark };
     }
 }
 

@@ -21,8 +21,10 @@ use aya_ebpf::{
 use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
+    env::Host as _,
     event,
     icmp::{self, Origin},
+    loopback,
     packet::{ETHERNET, is_v4},
     path::{self, Drop, Verdict, Way},
 };
@@ -57,6 +59,22 @@ pub fn from_host(ctx: TcContext) -> i32 {
     let skb = Skb { ctx };
     let verdict = path::from_host(&skb, skb.ethertype());
     skb.conclude(Origin::Host, verdict)
+}
+
+/// Everything that the host sends to itself.
+#[classifier]
+pub fn from_loopback(ctx: TcContext) -> i32 {
+    let skb = Skb { ctx };
+    match loopback::from_loopback(&skb, skb.link(), skb.ethertype()) {
+        // SAFETY: the helper takes integers.
+        Ok(Some(link)) => unsafe { bpf_redirect(link, 0) as i32 },
+        Ok(None) => TC_ACT_UNSPEC,
+        Err(drop) => {
+            skb.count_drop(&drop);
+            event::refused(&skb, &drop, ETHERNET, skb.ethertype());
+            TC_ACT_SHOT
+        }
+    }
 }
 
 #[inline(always)]
@@ -120,6 +138,12 @@ impl Skb {
                 }
                 Ok(Way::Link { link }) => bpf_redirect(link, 0),
                 Ok(Way::Host { link }) => bpf_redirect(link, BPF_F_INGRESS.into()),
+                Ok(Way::Loopback { link, mark }) => {
+                    // It was addressed to the bridge; nobody would take that back.
+                    bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST);
+                    self.set_mark(mark);
+                    bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0)
+                }
                 Ok(Way::Uplink { link, next_hop }) => redirect_neigh(link, &next_hop),
                 Err(_) => return TC_ACT_SHOT,
             }

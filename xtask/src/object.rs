@@ -201,13 +201,14 @@ fn verify_bytes(workspace: &Workspace, bytes: &[u8]) -> Result<()> {
 }
 
 /// Every program of the object.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     abi::program::FROM_ENDPOINT,
     abi::program::FROM_UPLINK,
     abi::program::FROM_UPLINK_L3,
     abi::program::FROM_HOST,
-    abi::program::CONNECT4,
-    abi::program::CONNECT6,
+    abi::program::FROM_LOOPBACK,
+    abi::program::BIND4,
+    abi::program::BIND6,
 ];
 
 /// Takes out of an object what only debuggers and linkers read. BTF, which the kernel and

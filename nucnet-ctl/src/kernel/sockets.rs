@@ -10,9 +10,10 @@ use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket,
-        sockopt::{Ipv6V6Only, ReuseAddr},
+        sockopt::{Ipv6V6Only, Mark, ReuseAddr},
     },
 };
+use nucnet_common::hold::PROBE_MARK;
 use std::{
     cell::OnceCell,
     fmt, fs,
@@ -172,6 +173,9 @@ fn probe(address: SocketAddr, protocol: Protocol) -> Result<(), Errno> {
         Protocol::Udp => SockType::Datagram,
     };
     let probe = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // Ports that are being published are held already, and not from this one. Who may not mark
+    // sockets may not load programs either.
+    let _ = setsockopt(&probe, Mark, &PROBE_MARK);
     // Of TCP only listeners are to be in the way, not what is left of connections.
     setsockopt(&probe, ReuseAddr, &(protocol == Protocol::Tcp))?;
     if address.is_ipv6() {

@@ -110,18 +110,18 @@ pub const FEATURES: [Feature; 8] = [
         without: None,
     },
     Feature {
-        id: "bind",
-        name: "BPF_FUNC_bind",
-        since: (4, 17),
-        purpose: "host sockets reach publishes by the host's own addresses",
-        without: None,
-    },
-    Feature {
         id: "netns-cookie",
         name: "BPF_FUNC_get_netns_cookie",
         since: (5, 7),
-        purpose: "connect hooks act on this host's sockets only",
+        purpose: "bind hooks act on this host's sockets only",
         without: None,
+    },
+    Feature {
+        id: "bind-errors",
+        name: "BPF_FUNC_set_retval",
+        since: (5, 18),
+        purpose: "a socket that wants a published port hears that it is in use",
+        without: Some("it hears that the operation is not permitted"),
     },
     Feature {
         id: "mount-setattr",
@@ -193,24 +193,6 @@ pub fn jit(value: Option<&str>) -> Finding {
         ),
         // A kernel without the sysctl's choice compiles always, or lets nobody read it.
         _ => Finding::ok(id, "programs are compiled"),
-    }
-}
-
-/// Whether host sockets can be told from others by binding.
-pub fn nonlocal_bind(is_on: bool) -> Finding {
-    let id = "nonlocal-bind";
-    match is_on {
-        true => Finding::warn(
-            id,
-            "net.ipv4.ip_nonlocal_bind or its IPv6 sibling is on: host sockets reach publishes \
-             by loopback addresses only",
-            "sysctl -w net.ipv4.ip_nonlocal_bind=0 net.ipv6.ip_nonlocal_bind=0, or connect to \
-             127.0.0.1 or ::1",
-        ),
-        false => Finding::ok(
-            id,
-            "host sockets reach publishes by all of the host's addresses",
-        ),
     }
 }
 

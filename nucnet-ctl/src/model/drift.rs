@@ -244,8 +244,10 @@ pub struct Unexplained {
     pub programs: Vec<String>,
     /// Records that cannot be read.
     pub damaged: Vec<String>,
-    /// Connect hooks that are on no cgroup, although there are endpoints.
-    pub connect_hooks: Vec<&'static str>,
+    /// Bind hooks that are on no cgroup, although there are endpoints.
+    pub bind_hooks: Vec<&'static str>,
+    /// The program on the loopback interface is gone, although there are endpoints.
+    pub loopback_gone: bool,
     /// There are endpoints, and no datapath.
     pub datapath_gone: bool,
 }
@@ -271,10 +273,18 @@ impl Unexplained {
             let remedy = "nucnet-ctl gc sets it aside; then detach the endpoint when it may go";
             found.push(Drift::new(&"record", damaged.as_str(), remedy));
         }
-        for hook in &self.connect_hooks {
-            let problem = "on no cgroup: host sockets reach no publish by the host's own addresses";
+        for hook in &self.bind_hooks {
+            let problem = "on no cgroup: sockets of the host can take published ports";
             let remedy = "attach any endpoint";
             found.push(Drift::new(&Named("program", hook), problem, remedy));
+        }
+        if self.loopback_gone {
+            let problem = "without nucnet's program: sockets of the host reach no publish";
+            found.push(Drift::new(
+                &"loopback interface",
+                problem,
+                "attach any endpoint",
+            ));
         }
         if self.datapath_gone {
             let problem = "gone, although there are endpoints: nothing passes";
@@ -446,11 +456,12 @@ mod tests {
             entries: vec![("endpoints", 2)],
             programs: vec!["eth9".into()],
             damaged: vec!["record x".into()],
-            connect_hooks: vec!["host_connect4"],
+            bind_hooks: vec!["host_bind4"],
+            loopback_gone: true,
             datapath_gone: true,
         };
         let found = unexplained.drift();
-        assert_eq!(found.len(), 6);
+        assert_eq!(found.len(), 7);
         assert!(found.iter().all(|drift| !drift.remedy.is_empty()));
         assert!(Unexplained::default().drift().is_empty());
     }

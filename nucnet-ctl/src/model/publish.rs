@@ -227,17 +227,21 @@ impl PublishSpec {
         let mut entries = Vec::new();
         for address in addresses {
             for prefix in host_ports.prefixes() {
-                let key = abi::PublishKey {
+                let bits = abi::PublishKey::BITS - 16 + u32::from(prefix.length);
+                let key = |address, kind| abi::PublishKey {
                     address,
                     protocol: self.protocol.number(),
-                    pad: 0,
+                    kind: kind as u8,
                     port: prefix.first.to_be_bytes(),
                 };
-                entries.push((
-                    abi::PublishKey::BITS - 16 + u32::from(prefix.length),
-                    key,
-                    value,
-                ));
+                entries.push((bits, key(address, abi::PublishUse::Packets), value));
+                if let HostAddress::One(one) = self.host {
+                    let any = match one {
+                        IpAddr::V4(_) => abi::ANY_V4,
+                        IpAddr::V6(_) => abi::ANY_V6,
+                    };
+                    entries.push((bits, key(any, abi::PublishUse::Held), value));
+                }
             }
         }
         entries

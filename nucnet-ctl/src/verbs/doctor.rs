@@ -109,10 +109,10 @@ impl Host {
             None => bpf::cgroup_root(),
         };
         let cgroup = match cgroup {
-            Ok(path) => Finding::ok("cgroup2", format!("connect hooks go to {}", path.display())),
-            Err(error) => Finding::fail(
+            Ok(path) => Finding::ok("cgroup2", format!("bind hooks go to {}", path.display())),
+            Err(error) => Finding::warn(
                 "cgroup2",
-                format!("{error}: nothing can be published"),
+                format!("{error}: sockets of the host can take published ports"),
                 error.hint().unwrap_or_default(),
             ),
         };
@@ -247,7 +247,8 @@ fn features(may_try: bool) -> Vec<Finding> {
         true => Finding::ok("namespace-identity", "namespaces have cookies"),
         false => Finding::warn(
             "namespace-identity",
-            "namespaces are told apart by inode numbers, which are used again",
+            "namespaces are told apart by inode numbers, which are used again, and sockets of the \
+             host can take published ports",
             "use Linux 5.14 or later",
         ),
     });
@@ -271,14 +272,6 @@ fn addresses() -> Vec<Finding> {
             error.hint().unwrap_or_else(|| AS_ROOT.to_owned()),
         )),
     }
-    let is_on = |family| {
-        Sysctl::IpNonlocalBind(family)
-            .read()
-            .is_ok_and(|value| value != "0")
-    };
-    findings.push(diagnosis::nonlocal_bind(
-        is_on(Family::Ipv4) || is_on(Family::Ipv6),
-    ));
     findings.push(
         match probe::line("/proc/sys/net/ipv6/conf/all/disable_ipv6") {
             Some(value) if value == "0" => Finding::ok("ipv6", "on"),

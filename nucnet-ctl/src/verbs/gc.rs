@@ -336,8 +336,9 @@ impl Collection<'_> {
         let mut stale = datapath.publishes.entries()?;
         stale.retain(|(_, publish)| !numbers.contains(&publish.endpoint));
         count(abi::map::PUBLISHES, stale.len());
-        for (key, _) in stale.iter().filter(|_| is_removed) {
-            datapath.publishes.remove(key)?;
+        if is_removed {
+            let keys: Vec<_> = stale.into_iter().map(|(key, _)| key).collect();
+            datapath.remove_publishes(&keys, |endpoint| !numbers.contains(&endpoint))?;
         }
         let mut stale = datapath.usage.entries()?;
         stale.retain(|(number, _)| !numbers.contains(number));

@@ -273,7 +273,7 @@ impl Session {
         }
     }
 
-    /// The cgroup for the connect hooks.
+    /// The cgroup for the bind hooks.
     pub(super) fn cgroup(&self) -> Result<PathBuf, Error> {
         match &self.host.options.cgroup {
             Some(cgroup) => Ok(cgroup.clone()),

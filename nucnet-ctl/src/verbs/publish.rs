@@ -240,7 +240,7 @@ pub(super) fn choose(
     Ok(chosen)
 }
 
-fn in_use(spec: &PublishSpec, listener: &Listener) -> Error {
+pub(super) fn in_use(spec: &PublishSpec, listener: &Listener) -> Error {
     let owner = sockets::process_of(listener).map_or_else(
         || "a socket of the host".to_owned(),
         |(pid, command)| format!("process {pid} ({})", command.escape_debug()),

@@ -73,7 +73,7 @@ pub struct HostStatus {
     pub has_state: bool,
     /// Where programs and maps are pinned.
     pub bpffs: PathBuf,
-    /// Whose processes reach publishes by the host's own addresses.
+    /// Whose processes cannot bind published ports.
     pub cgroup: Option<PathBuf>,
 }
 
@@ -460,7 +460,9 @@ impl View<'_> {
         for publish in &endpoint.publishes {
             for (bits, key, _) in publish.entries(owner, has(false), has(true)) {
                 let entry = datapath.publishes.get(&Prefix::new(bits, key))?;
-                sight.publishes += usize::from(!entry.is_some_and(|e| is_own(e.endpoint)));
+                let is_shared = key.kind == abi::PublishUse::Held as u8;
+                let is_there = entry.is_some_and(|e| is_shared || is_own(e.endpoint));
+                sight.publishes += usize::from(!is_there);
             }
         }
         Ok(sight)
@@ -487,7 +489,7 @@ impl View<'_> {
             .attachments
             .iter()
             .filter(|noted| match noted.program {
-                program::FROM_HOST => noted.index == 0,
+                program::FROM_HOST | program::FROM_LOOPBACK => noted.index == 0,
                 _ => !uplinks.iter().any(|uplink| uplink.index == noted.index),
             })
             .map(|noted| noted.interface.clone())
@@ -503,7 +505,10 @@ impl View<'_> {
             return Ok(unexplained);
         };
         if !endpoints.is_empty() {
-            unexplained.connect_hooks = datapath.missing_connect_hooks()?;
+            unexplained.bind_hooks = datapath.missing_bind_hooks()?;
+            let (name, direction) = (program::FROM_LOOPBACK, Direction::Egress);
+            unexplained.loopback_gone =
+                self.hooked(bpf::LOOPBACK, name, direction)?.1 != Hooked::Yes;
         }
         let numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
         let mut note = |name, entries: Vec<u32>| {

@@ -4,7 +4,7 @@
 //! place for each thing that is made and removed. Undoing what was never done, or is gone, is
 //! no error.
 
-use super::{Error, OpenFlows, host::Session};
+use super::{Error, OpenFlows, host::Session, publish};
 use crate::{
     kernel::{
         bpf::{Datapath, HostInterface, LinkLayer, Prefix},
@@ -14,6 +14,7 @@ use crate::{
         },
         netns::{self, NetnsFd},
         resolv::Root,
+        sockets::Sockets,
         sysctl::{self, Family, LinkKey, Sysctl},
     },
     model::{
@@ -357,22 +358,24 @@ impl<'a> World<'a> {
         let (bpffs, host) = (self.session.bpffs(), &self.session.bpf_host);
         self.loaded = Datapath::open_existing(bpffs, host)?.is_none();
         let datapath = Datapath::open_or_load(bpffs, host)?;
+        datapath.attach_loopback()?;
         match self
             .session
             .cgroup()
-            .and_then(|cgroup| Ok(datapath.attach_connect(&cgroup)?))
+            .and_then(|cgroup| Ok(datapath.attach_bind(&cgroup)?))
         {
             Ok(()) => {}
-            // Who publishes nothing needs no way from the host to what is published.
+            // Who publishes nothing has no ports to hold, and without control groups nobody can.
             Err(error)
-                if self
-                    .endpoint
-                    .as_ref()
-                    .is_some_and(|e| e.publishes.is_empty()) =>
+                if self.session.host.options().cgroup.is_none()
+                    || self
+                        .endpoint
+                        .as_ref()
+                        .is_some_and(|e| e.publishes.is_empty()) =>
             {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "host programs will not reach publishes by the host's own addresses"
+                    "sockets of the host can take published ports"
                 );
             }
             Err(error) => {
@@ -800,10 +803,25 @@ impl<'a> World<'a> {
 
     fn publish(&mut self) -> Result<(), Error> {
         let entries = self.publish_entries();
-        if let Err(error) = self.datapath()?.publishes.insert_all(&entries) {
+        let published = match self.datapath()?.publishes.insert_all(&entries) {
+            Ok(()) => self.check_sockets(),
+            Err(error) => Err(error.into()),
+        };
+        if published.is_err() {
             // Some may be in; the error that led here is the one to report.
             let _ = self.unpublish();
-            return Err(error.into());
+        }
+        published
+    }
+
+    /// From now on no socket of the host can bind the ports; one may have done so since they
+    /// were looked at.
+    fn check_sockets(&self) -> Result<(), Error> {
+        let ((v4, v6), sockets) = (families(self.endpoint()), Sockets::default());
+        for spec in &self.publishes {
+            if let Some(listener) = sockets.in_the_way(&spec.narrowed(v4, v6))? {
+                return Err(publish::in_use(spec, listener));
+            }
         }
         Ok(())
     }
@@ -816,15 +834,8 @@ impl<'a> World<'a> {
         let Some(datapath) = &mut self.datapath else {
             return Ok(());
         };
-        for (key, _) in entries {
-            if datapath
-                .publishes
-                .get(&key)?
-                .is_some_and(|p| p.endpoint == number)
-            {
-                datapath.publishes.remove(&key)?;
-            }
-        }
+        let keys: Vec<_> = entries.into_iter().map(|(key, _)| key).collect();
+        datapath.remove_publishes(&keys, |owner| owner == number)?;
         // All flows of an endpoint that goes are removed with its entries.
         if !goes {
             datapath.end_flows(|key, flow| {

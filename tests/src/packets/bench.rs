@@ -238,14 +238,20 @@ impl<'e> Bench<'e> {
         self.engine.segment(bytes);
     }
 
-    /// Where a socket of the host is to connect that is about to connect elsewhere.
-    pub fn host_connects(&self, protocol: u8, to: impl Into<SocketAddr>) -> Option<SocketAddr> {
-        self.engine.connect(true, protocol, to.into())
+    /// Whether a socket of the host may bind an address and port.
+    pub fn host_may_bind(&self, protocol: u8, at: impl Into<SocketAddr>) -> bool {
+        self.engine.may_bind(true, 0, protocol, at.into())
     }
 
-    /// The same for a socket of another network namespace.
-    pub fn other_connects(&self, protocol: u8, to: impl Into<SocketAddr>) -> Option<SocketAddr> {
-        self.engine.connect(false, protocol, to.into())
+    /// The same for a socket of another namespace.
+    pub fn other_may_bind(&self, protocol: u8, at: impl Into<SocketAddr>) -> bool {
+        self.engine.may_bind(false, 0, protocol, at.into())
+    }
+
+    /// The same for the control plane's own sockets.
+    pub fn probe_may_bind(&self, protocol: u8, at: impl Into<SocketAddr>) -> bool {
+        let mark = nucnet_common::hold::PROBE_MARK;
+        self.engine.may_bind(true, mark, protocol, at.into())
     }
 
     /// Gives an endpoint one more address.
@@ -332,6 +338,24 @@ impl<'e> Bench<'e> {
             ingress,
         };
         self.send(hook, frame, party.number)
+    }
+
+    /// The host sends a packet to itself.
+    #[track_caller]
+    pub fn to_itself(&mut self, frame: &impl Frame) -> Sent {
+        self.leaves_loopback(frame, 0, 0)
+    }
+
+    /// A packet of an endpoint's comes to the loopback interface with that mark.
+    #[track_caller]
+    pub fn comes_to_loopback(&mut self, party: &Party, frame: &impl Frame, mark: u32) -> Sent {
+        self.leaves_loopback(frame, party.link, mark)
+    }
+
+    #[track_caller]
+    fn leaves_loopback(&mut self, frame: &impl Frame, ingress: u32, mark: u32) -> Sent {
+        let frame = frame.framed([0; 6], [0; 6]);
+        self.send(Hook::FromLoopback { ingress, mark }, frame, 0)
     }
 
     #[track_caller]
@@ -424,6 +448,13 @@ impl Sent {
         self.expect_bytes(&self.input);
     }
 
+    /// It goes on as this packet.
+    #[track_caller]
+    pub fn passes_as(&self, packet: &Packet) {
+        self.expect(Outcome::Passed);
+        self.expect_bytes(&packet.framed(self.mac_at(0), self.mac_at(6)));
+    }
+
     /// It is dropped, on the account of the endpoint that it comes from or that the host sends
     /// it to, or on nobody's if it comes from outside.
     #[track_caller]
@@ -510,6 +541,7 @@ impl Sent {
             Hook::FromUplink { link }
             | Hook::FromUplinkL3 { link }
             | Hook::FromHost { link, .. } => (link, destination),
+            Hook::FromLoopback { .. } => panic!("sockets of the host are told nothing"),
         };
         self.expect(Outcome::Refused {
             endpoint,
@@ -601,6 +633,24 @@ impl Sent {
         );
     }
 
+    /// It reaches the host by way of the loopback interface, where it is this packet.
+    #[track_caller]
+    pub fn reaches_loopback(&self, packet: &Packet) {
+        let link = site::LOOPBACK;
+        match packet.destination() {
+            IpAddr::V4(to) => {
+                let mark = u32::from_ne_bytes(to.octets());
+                self.expect(Outcome::Redirected(Some(Way::Loopback { link, mark })));
+                let (to, from) = (self.mac_at(0), self.mac_at(6));
+                self.expect_bytes(&hidden(packet, to, from));
+            }
+            IpAddr::V6(_) => {
+                self.expect(Outcome::Redirected(Some(Way::Host { link })));
+                self.expect_bytes(&packet.framed([0; 6], [0; 6]));
+            }
+        }
+    }
+
     /// It comes back to the endpoint that sent it as this frame.
     #[track_caller]
     pub fn is_answered(&self, expected: &[u8]) {
@@ -638,6 +688,15 @@ impl Sent {
             hex(&self.output, expected)
         );
     }
+}
+
+/// An IPv4 packet with 127.0.0.1 for its destination, but for the checksum of what it carries.
+pub fn hidden(packet: &Packet, to: Mac, from: Mac) -> Vec<u8> {
+    const HEADERS: std::ops::Range<usize> = 0..34;
+    let mut bytes = packet.framed(to, from);
+    let other = packet.clone().to_address(site::address("127.0.0.1"));
+    bytes[HEADERS].copy_from_slice(&other.framed(to, from)[HEADERS]);
+    bytes
 }
 
 /// Bytes in lines of sixteen; those that differ from others are marked.

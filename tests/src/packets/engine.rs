@@ -46,6 +46,13 @@ pub enum Hook {
         /// The interface that it came in by; 0: it is the host's own.
         ingress: u32,
     },
+    /// It leaves by the loopback interface.
+    FromLoopback {
+        /// The interface that it came in by; 0: it is the host's own.
+        ingress: u32,
+        /// Its mark.
+        mark: u32,
+    },
 }
 
 /// What became of a frame.
@@ -196,12 +203,12 @@ pub trait Engine {
     fn hide_mtus(&mut self);
     /// From now on all frames are trains of segments with that many bytes of payload; 0: none is.
     fn segment(&mut self, bytes: u32);
-    /// Where a socket is to connect that is about to connect elsewhere: one of the host's
-    /// network namespace, or of another.
+    /// Whether a socket may bind an address and port: one of the host's network namespace, or of
+    /// another, with that mark.
     ///
     /// # Panics
     /// Where that is a program: there are no test runs of its kind.
-    fn connect(&self, is_hosts: bool, protocol: u8, to: SocketAddr) -> Option<SocketAddr>;
+    fn may_bind(&self, is_hosts: bool, mark: u32, protocol: u8, at: SocketAddr) -> bool;
     /// From now on every random number is this one.
     ///
     /// # Panics

@@ -364,19 +364,23 @@ impl Loaded {
 
     /// A run of a frame whose sum is known, or not.
     fn test_run(&self, hook: Hook, frame: &[u8], knows_sum: bool) -> io::Result<(i32, Vec<u8>)> {
-        let (name, link, ingress) = match hook {
-            Hook::FromEndpoint { link } => (program::FROM_ENDPOINT, link, 0),
-            Hook::FromUplink { link } => (program::FROM_UPLINK, link, link),
-            Hook::FromUplinkL3 { link } => (program::FROM_UPLINK_L3, link, link),
-            Hook::FromHost { link, ingress } => (program::FROM_HOST, link, ingress),
+        let (name, link, ingress, mark) = match hook {
+            Hook::FromEndpoint { link } => (program::FROM_ENDPOINT, link, 0, 0),
+            Hook::FromUplink { link } => (program::FROM_UPLINK, link, link, 0),
+            Hook::FromUplinkL3 { link } => (program::FROM_UPLINK_L3, link, link, 0),
+            Hook::FromHost { link, ingress } => (program::FROM_HOST, link, ingress, 0),
+            Hook::FromLoopback { ingress, mark } => {
+                (program::FROM_LOOPBACK, site::LOOPBACK, ingress, mark)
+            }
         };
         let program: &SchedClassifier = self
             .object
             .program(name)
             .and_then(|program| program.try_into().ok())
             .expect("program");
-        // `struct __sk_buff` (linux/bpf.h): all zero but the interfaces and the segments.
+        // `struct __sk_buff` (linux/bpf.h): all zero but mark, interfaces and segments.
         let mut context = [0; 192];
+        context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&link.to_ne_bytes());
         context[176..180].copy_from_slice(&self.segment.to_ne_bytes());
@@ -593,7 +597,7 @@ impl Engine for Loaded {
         self.segment = bytes;
     }
 
-    fn connect(&self, _: bool, _: u8, _: SocketAddr) -> Option<SocketAddr> {
+    fn may_bind(&self, _: bool, _: u32, _: u8, _: SocketAddr) -> bool {
         panic!("there are no test runs of programs for sockets");
     }
 

@@ -212,7 +212,20 @@ impl Packet {
         self
     }
 
+    /// Where it goes.
+    pub fn destination(&self) -> IpAddr {
+        self.destination
+    }
+
+    /// The same to another address.
+    #[must_use]
+    pub fn to_address(mut self, to: IpAddr) -> Self {
+        self.destination = to;
+        self
+    }
+
     /// In a frame to and from these addresses.
+    #[must_use]
     pub fn macs(mut self, to: Mac, from: Mac) -> Self {
         self.macs = Some((to, from));
         self

@@ -32,6 +32,8 @@ const fn v6(a: u16, b: u16, c: u16, last: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, last))
 }
 
+/// The loopback interface.
+pub const LOOPBACK: u32 = 1;
 /// The uplink with the default route.
 pub const UPLINK: u32 = 10;
 /// Another uplink.
@@ -348,9 +350,7 @@ pub const SETTINGS: Settings = Settings {
     host_port_first: 32_768,
     host_port_last: 60_999,
     flows_per_endpoint: 1_000,
-    nonlocal_bind: 0,
     mapping_link: 0,
-    pad: 0,
 };
 
 /// What both networks chose. Idle times are shorter than in earnest and still well apart from

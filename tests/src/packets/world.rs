@@ -18,10 +18,10 @@ use nucnet_common::{
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
-    connect::{self, Destination, Sockets},
     env::{Dead, Held, Host, Monitors, Route, RouteKind, Scratch, Tables},
-    event,
+    event, hold,
     icmp::{self, Account, Origin},
+    loopback,
     packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, Rewrite, TCP, UDP},
     path::{self, Verdict},
 };
@@ -218,7 +218,7 @@ fn starts_equal(one: &[u8], other: &[u8], bits: u32) -> bool {
 
 fn publish_bytes(key: &PublishKey) -> Vec<u8> {
     let mut bytes = key.address.to_vec();
-    bytes.extend([key.protocol, key.pad]);
+    bytes.extend([key.protocol, key.kind]);
     bytes.extend(key.port);
     bytes
 }
@@ -284,6 +284,7 @@ pub struct World {
     frame: RefCell<Vec<u8>>,
     tag: Option<[u8; 4]>,
     ingress: u32,
+    mark: Cell<u32>,
 }
 
 impl Default for World {
@@ -335,6 +336,7 @@ impl World {
             frame: RefCell::default(),
             tag: None,
             ingress: 0,
+            mark: Cell::new(0),
         }
     }
 
@@ -797,8 +799,16 @@ impl Host for World {
         self.segment
     }
 
-    fn is_forwarded(&self) -> bool {
-        self.ingress != 0
+    fn ingress(&self) -> u32 {
+        self.ingress
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark.get()
+    }
+
+    fn set_mark(&self, mark: u32) {
+        self.mark.set(mark);
     }
 }
 
@@ -874,13 +884,14 @@ fn is_own(address: IpAddr, length: u8, destination: IpAddr) -> bool {
     destination == address || Some(destination) == broadcast
 }
 
-/// A socket that is about to connect.
+/// A socket that is about to be bound.
 struct Caller<'w> {
     world: &'w World,
     netns_cookie: u64,
+    mark: u32,
 }
 
-impl Sockets for Caller<'_> {
+impl hold::Socket for Caller<'_> {
     fn settings(&self) -> Option<&Settings> {
         Some(&self.world.settings)
     }
@@ -889,28 +900,12 @@ impl Sockets for Caller<'_> {
         self.netns_cookie
     }
 
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+
     fn publish(&self, key: &PublishKey) -> Option<&Publish> {
         Tables::publish(self.world, key)
-    }
-
-    fn endpoint(&self, link: u32) -> Option<&Endpoint> {
-        self.world.endpoints.get(&link)
-    }
-
-    /// What `bind(2)` gives, as far as the programs can tell a refusal of the address from
-    /// others: groups can be bound to, and link-local addresses fail for want of an interface.
-    fn bind(&self, to: &Address) -> Destination {
-        let address = from_abi(to);
-        let is_own = site::INTERFACES
-            .iter()
-            .flat_map(|interface| interface.addresses)
-            .any(|(own, _)| *own == address);
-        let is_link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if is_own || is_link_local || address.is_multicast() {
-            Destination::Local
-        } else {
-            Destination::Remote
-        }
     }
 }
 
@@ -985,13 +980,13 @@ impl Engine for World {
         self.segment = bytes;
     }
 
-    fn connect(&self, is_hosts: bool, protocol: u8, to: SocketAddr) -> Option<SocketAddr> {
+    fn may_bind(&self, is_hosts: bool, mark: u32, protocol: u8, at: SocketAddr) -> bool {
         let caller = Caller {
             world: self,
             netns_cookie: u64::from(!is_hosts) + site::SETTINGS.netns_cookie,
+            mark,
         };
-        connect::redirect(&caller, &to_abi(to.ip()), to.port(), protocol)
-            .map(|target| SocketAddr::new(from_abi(&target.address), target.port))
+        !hold::is_published(&caller, &to_abi(at.ip()), at.port(), protocol)
     }
 
     fn draw(&mut self, number: u32) {
@@ -1007,6 +1002,7 @@ impl Engine for World {
     fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>) {
         *self.frame.get_mut() = frame.to_vec();
         self.ingress = 0;
+        self.mark.set(0);
         self.tag = None;
         // The kernel takes tags out of frames before any program sees them.
         if let Some(&[0x81, 0x00, high, low]) = frame.get(12..16) {
@@ -1036,6 +1032,12 @@ impl Engine for World {
                 self.ingress = ingress;
                 path::from_host(self, ethertype)
             }
+            Hook::FromLoopback { ingress, mark } => {
+                self.ingress = ingress;
+                self.mark.set(mark);
+                let link = loopback::from_loopback(self, site::LOOPBACK, ethertype);
+                link.map(|link| link.map_or(path::Way::Pass, |link| path::Way::Link { link }))
+            }
         };
         let outcome = match verdict {
             Ok(path::Way::Pass) => Outcome::Passed,
@@ -1047,14 +1049,15 @@ impl Engine for World {
                 };
                 event::refused(self, &drop, header, ethertype);
                 let path::Drop { endpoint, reason } = drop;
-                let (origin, link) = match hook {
-                    Hook::FromEndpoint { link } => (Origin::Endpoint, link),
+                let answer = match hook {
+                    Hook::FromEndpoint { link } => Some((Origin::Endpoint, link)),
                     Hook::FromUplink { link } | Hook::FromUplinkL3 { link } => {
-                        (Origin::Uplink, link)
+                        Some((Origin::Uplink, link))
                     }
-                    Hook::FromHost { link, .. } => (Origin::Host, link),
+                    Hook::FromHost { link, .. } => Some((Origin::Host, link)),
+                    Hook::FromLoopback { .. } => None,
                 };
-                match icmp::answer(self, origin, link, &drop) {
+                match answer.and_then(|(origin, link)| icmp::answer(self, origin, link, &drop)) {
                     Some(link) => Outcome::Refused {
                         endpoint,
                         reason,

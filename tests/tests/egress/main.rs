@@ -74,6 +74,7 @@ fn judged(world: &World, endpoint: &Endpoint, asked: Asked) -> (Action, u32) {
         next_hop: [0; 16],
         source: [0; 16],
         macs: [0; 12],
+        mtu: 0,
         link: 0,
         kind: RouteKind::None,
     };

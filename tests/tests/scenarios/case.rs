@@ -131,10 +131,12 @@ impl Case {
 
     /// A web server of this family on every address of a machine.
     pub(crate) fn web(&self, node: &Node, port: u16) -> Result<web::Server> {
-        web::Server::start(
-            node.listen(self.any(port))
-                .with_context(|| format!("port {port}"))?,
-        )
+        self.web_at(node, self.any(port))
+    }
+
+    /// A web server on one address of a machine.
+    pub(crate) fn web_at(&self, node: &Node, at: SocketAddr) -> Result<web::Server> {
+        web::Server::start(node.listen(at).with_context(|| at.to_string())?)
     }
 
     /// A UDP server of this family on every address of a machine.

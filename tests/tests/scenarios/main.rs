@@ -16,6 +16,7 @@ mod conversation;
 mod egress;
 mod errors;
 mod flows;
+mod hold;
 mod input;
 mod lifecycle;
 mod load;
@@ -25,6 +26,7 @@ mod network;
 mod outbound;
 mod publish;
 mod robustness;
+mod vantage;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -69,6 +71,8 @@ fn main() -> ExitCode {
         lifecycle::SCENARIOS,
         input::SCENARIOS,
         robustness::SCENARIOS,
+        vantage::SCENARIOS,
+        hold::SCENARIOS,
     ] {
         for scenario in module {
             let families = match scenario.families {

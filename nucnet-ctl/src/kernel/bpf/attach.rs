@@ -43,6 +43,9 @@ pub enum AttachKind {
     Clsact,
 }
 
+/// The index that the loopback interface has in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
 /// What is noted under `links/` for an interface.
 pub(super) enum Record {
     /// A link that somebody can exchange, with the index of its interface (0: gone).
@@ -85,6 +88,7 @@ impl Hook {
             program::FROM_UPLINK,
             program::FROM_UPLINK_L3,
             program::FROM_HOST,
+            program::FROM_LOOPBACK,
         ]
         .into_iter()
         .find(|program| *program == found)?;
@@ -96,7 +100,7 @@ impl Hook {
 
     fn direction(&self) -> TcAttachType {
         match self.program {
-            program::FROM_HOST => TcAttachType::Egress,
+            program::FROM_HOST | program::FROM_LOOPBACK => TcAttachType::Egress,
             _ => TcAttachType::Ingress,
         }
     }
@@ -140,16 +144,28 @@ impl Datapath {
         detach(&self.pins, &Hook::new(program::FROM_HOST, bridge))
     }
 
-    /// Puts the connect hooks on a cgroup, the root of the cgroup2 hierarchy as a rule
-    /// ([`cgroup_root`]), in place of any cgroup that they were on.
-    pub fn attach_connect(&self, cgroup: &Path) -> Result<(), BpfError> {
+    /// Puts `from_loopback` on the egress of the loopback interface.
+    pub fn attach_loopback(&self) -> Result<AttachKind, BpfError> {
+        let name = interface_name(LOOPBACK).map_err(|source| BpfError::Attach {
+            program: program::FROM_LOOPBACK,
+            target: "the loopback interface".into(),
+            action: "attach",
+            source: Box::new(source.into()),
+        })?;
+        self.attach(&Hook::new(program::FROM_LOOPBACK, &name), LOOPBACK)
+    }
+
+    /// Puts the bind hooks, which keep published ports from sockets of the host, on a cgroup: the
+    /// root of the cgroup2 hierarchy as a rule ([`cgroup_root`]), in place of any cgroup that they
+    /// were on.
+    pub fn attach_bind(&self, cgroup: &Path) -> Result<(), BpfError> {
         let directory = File::open(cgroup).map_err(file_error(cgroup, "open"))?;
         // The id of a cgroup is the inode number of its directory.
         let id = directory
             .metadata()
             .map_err(file_error(cgroup, "read"))?
             .ino();
-        for (name, kind) in CONNECT_HOOKS {
+        for (name, kind) in BIND_HOOKS {
             let pin = self.pins.links().join(name);
             let error = |source: AttachCause| BpfError::Attach {
                 program: name,
@@ -157,7 +173,7 @@ impl Datapath {
                 action: "attach",
                 source: Box::new(source),
             };
-            let mut program = open_connect(&self.pins, name, kind)?;
+            let mut program = open_bind(&self.pins, name, kind)?;
             if let Some(link) = open_link(&pin)? {
                 let info = sys::link_info(link.as_fd()).map_err(|e| error(e.into()))?;
                 if info.target == LinkTarget::Cgroup(id) {
@@ -186,9 +202,9 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes the connect hooks off.
-    pub fn detach_connect(&self) -> Result<(), BpfError> {
-        CONNECT_HOOKS
+    /// Takes the bind hooks off.
+    pub fn detach_bind(&self) -> Result<(), BpfError> {
+        BIND_HOOKS
             .iter()
             .try_for_each(|(name, _)| unlink(&self.pins.links().join(name)))
     }
@@ -254,7 +270,7 @@ impl Datapath {
                     self.attach(&hook, index)?;
                 }
             } else if let Some((name, kind)) =
-                CONNECT_HOOKS.into_iter().find(|(found, _)| *found == name)
+                BIND_HOOKS.into_iter().find(|(found, _)| *found == name)
             {
                 let error = |source: AttachCause| BpfError::Attach {
                     program: name,
@@ -262,7 +278,7 @@ impl Datapath {
                     action: "replace",
                     source: Box::new(source),
                 };
-                let program = open_connect(&self.pins, name, kind)?;
+                let program = open_bind(&self.pins, name, kind)?;
                 let fd = program.fd().map_err(|e| error(e.into()))?.as_fd();
                 if let Some(link) = open_link(&pin)? {
                     sys::link_update(link.as_fd(), fd).map_err(|e| error(e.into()))?;
@@ -342,9 +358,9 @@ impl Datapath {
     }
 }
 
-pub(super) const CONNECT_HOOKS: [(&str, CgroupSockAddrAttachType); 2] = [
-    (program::CONNECT4, CgroupSockAddrAttachType::Connect4),
-    (program::CONNECT6, CgroupSockAddrAttachType::Connect6),
+pub(super) const BIND_HOOKS: [(&str, CgroupSockAddrAttachType); 2] = [
+    (program::BIND4, CgroupSockAddrAttachType::Bind4),
+    (program::BIND6, CgroupSockAddrAttachType::Bind6),
 ];
 
 /// Detaches everything, and removes the three directories of pins.
@@ -499,7 +515,7 @@ fn open_classifier(pins: &Pins, name: &'static str) -> Result<SchedClassifier, B
         .map_err(|source| program_error(name, "opened", source))
 }
 
-fn open_connect(
+fn open_bind(
     pins: &Pins,
     name: &'static str,
     kind: CgroupSockAddrAttachType,
@@ -548,7 +564,7 @@ mod tests {
             );
             assert_eq!(Hook::parse(&hook.file_name()), Some(hook));
         }
-        assert_eq!(Hook::parse("host_connect4"), None);
+        assert_eq!(Hook::parse("host_bind4"), None);
         assert_eq!(Hook::parse("somebody@eth0"), None);
     }
 

@@ -12,6 +12,7 @@ mod events;
 mod flows;
 mod object;
 mod pins;
+mod publishes;
 mod settings;
 mod status;
 mod sys;
@@ -31,7 +32,7 @@ use self::pins::{
     Pins, Version, aside, before_change, file_error, names, remove, remove_directory, rename,
 };
 pub use self::{
-    attach::{AttachKind, cgroup_root},
+    attach::{AttachKind, LOOPBACK, cgroup_root},
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
     events::{EventReader, decode, monotonic},

@@ -5,7 +5,8 @@ use std::{path::Path, thread};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
     util::KernelVersion,
 };
 use nix::{
@@ -39,6 +40,11 @@ pub fn load_unpinned() -> Result<Ebpf, BpfError> {
 pub(super) fn load(maps: Option<&Path>) -> Result<Ebpf, BpfError> {
     raise_memory_limit();
     let mut loader = EbpfLoader::new();
+    // A kernel that cannot tell has no such helper either.
+    let helper = BpfHelper::BPF_FUNC_set_retval;
+    let chooses_error = is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false);
+    let chooses_error = u8::from(chooses_error);
+    loader.override_global("CHOOSES_ERROR", &chooses_error, true);
     if let Some(directory) = maps {
         for name in map::ALL {
             loader.map_pin_path(name, directory.join(name));

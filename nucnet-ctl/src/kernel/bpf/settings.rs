@@ -131,8 +131,6 @@ impl Datapath {
         let in_force = (before.dynamic_port_mask != 0)
             .then_some((before.dynamic_port_first, before.dynamic_port_mask));
         let (dynamic_port_first, dynamic_port_mask) = ports.dynamic(in_force)?;
-        let nonlocal_bind =
-            flag("net/ipv4/ip_nonlocal_bind")? || flag("net/ipv6/ip_nonlocal_bind")?;
         let settings = Settings {
             netns_cookie: host.netns_cookie,
             dynamic_port_first,
@@ -140,9 +138,7 @@ impl Datapath {
             host_port_first: *ports.ephemeral.start(),
             host_port_last: *ports.ephemeral.end(),
             flows_per_endpoint: FLOWS_PER_ENDPOINT,
-            nonlocal_bind: nonlocal_bind.into(),
             mapping_link: before.mapping_link,
-            pad: 0,
         };
         if settings != before {
             self.settings.set(0, &settings)?;
@@ -155,15 +151,6 @@ fn sysctl(name: &str) -> Result<(PathBuf, String), BpfError> {
     let path = Path::new("/proc/sys").join(name);
     let text = fs::read_to_string(&path).map_err(file_error(&path, "read"))?;
     Ok((path, text.trim().into()))
-}
-
-/// A sysctl that is on or off; one that is not there (no IPv6) is off.
-fn flag(name: &str) -> Result<bool, BpfError> {
-    match sysctl(name) {
-        Ok((_, text)) => Ok(text != "0"),
-        Err(BpfError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// `1-4,7,9-10`, as the kernel prints sets of ports.

@@ -14,7 +14,7 @@ use nucnet_common::abi::{map, size};
 
 use super::{
     AttachKind, BpfError, Datapath,
-    attach::{CONNECT_HOOKS, Record, open_link, read_record},
+    attach::{BIND_HOOKS, Record, open_link, read_record},
     object::program_error,
     pins::{Pins, file_error, names},
     sys::{self, LinkTarget},
@@ -143,10 +143,10 @@ impl Datapath {
         Ok(attachments)
     }
 
-    /// The connect hooks that are on no cgroup.
-    pub fn missing_connect_hooks(&self) -> Result<Vec<&'static str>, BpfError> {
+    /// The bind hooks that are on no cgroup.
+    pub fn missing_bind_hooks(&self) -> Result<Vec<&'static str>, BpfError> {
         let mut missing = Vec::new();
-        for (name, _) in CONNECT_HOOKS {
+        for (name, _) in BIND_HOOKS {
             let pin = self.pins.links().join(name);
             let target = match open_link(&pin)? {
                 Some(link) => {

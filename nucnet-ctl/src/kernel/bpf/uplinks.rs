@@ -101,7 +101,8 @@ impl Datapath {
         interfaces: &[HostInterface],
     ) -> Result<UplinkChanges, BpfError> {
         let mut changes = UplinkChanges::default();
-        let is_uplink = |hook: &Hook| hook.program != program::FROM_HOST;
+        let is_uplink =
+            |hook: &Hook| [program::FROM_UPLINK, program::FROM_UPLINK_L3].contains(&hook.program);
         let wanted =
             |interface: &HostInterface| Hook::new(interface.link_layer.program(), &interface.name);
         let mut there = Vec::new();

@@ -5,13 +5,14 @@ use std::{cell::RefCell, net::IpAddr, panic::AssertUnwindSafe};
 
 use super::{bench::Bench, engine::Engine, site};
 
-mod connect;
 mod errors;
 mod events;
 mod guard;
 mod headers;
+mod hold;
 mod host;
 mod life;
+mod loopback;
 mod masquerade;
 mod mtu;
 mod neighbours;
@@ -151,7 +152,8 @@ pub fn cases() -> Vec<Case> {
         events::ROWS,
         runtime::ROWS,
         life::ROWS,
-        connect::ROWS,
+        hold::ROWS,
+        loopback::ROWS,
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,177 @@
+//! Published ports are taken, and ports that are taken cannot be published (trap 21).
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, ensure};
+use nix::libc::EADDRINUSE;
+use nucnet_tests::lab::{HOST, Node, udp, wait::SOON};
+use socket2::{Domain, Type};
+
+use crate::case::{Case, Families, Scenario, refused};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "host_socket_cannot_bind_a_published_port",
+        what: "a service that starts after the container would take its clients",
+        families: Families::Each,
+        run: published,
+    },
+    Scenario {
+        name: "host_socket_cannot_bind_a_port_published_on_one_of_its_addresses",
+        what: "as with a real socket: there and for any address, elsewhere it can",
+        families: Families::Each,
+        run: published_on_one,
+    },
+    Scenario {
+        name: "port_held_for_two_containers_is_free_after_both",
+        what: "one port on two addresses for two containers",
+        families: Families::Together,
+        run: held_for_two,
+    },
+    Scenario {
+        name: "container_binds_what_the_host_has_published",
+        what: "only the host's own sockets are in the way",
+        families: Families::Each,
+        run: container,
+    },
+    Scenario {
+        name: "port_of_a_host_socket_cannot_be_published",
+        what: "the service was there first: the error names it",
+        families: Families::Each,
+        run: taken,
+    },
+];
+
+/// Whether a socket of the machine's gets an address and port.
+fn binds(node: &Node, kind: Type, at: SocketAddr, share: bool) -> Result<bool> {
+    let socket = node.socket(Domain::for_address(at), kind, None)?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(share)?;
+    socket.set_reuse_port(share)?;
+    match socket.bind(&at.into()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(EADDRINUSE) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// That sockets of both protocols get an address and port, or do not.
+fn expect(node: &Node, address: IpAddr, port: u16, expected: bool) -> Result<()> {
+    for kind in [Type::STREAM, Type::DGRAM] {
+        for share in [false, true] {
+            let at = SocketAddr::new(address, port);
+            ensure!(
+                binds(node, kind, at, share)? == expected,
+                "{at} {kind:?}, sharing {share}: expected {expected}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn published(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let publishes = ["-p", "8080-8081:80-81", "-p", "8080-8081:80-81/udp"];
+    let (_web, endpoint) = case.attached("web", &publishes)?;
+    let (family, host) = (case.family, &case.lab.host);
+    let own = [
+        family.any(),
+        family.loopback(),
+        HOST.of(family),
+        endpoint.gateway(family)?,
+    ];
+    for address in own {
+        expect(host, address, 8080, false)?;
+        expect(host, address, 8081, false)?;
+        expect(host, address, 8082, true)?;
+        expect(host, address, 0, true)?;
+    }
+    let words = ["unpublish", "web", "8080-8081:80-81", "8080-8081:80-81/udp"];
+    case.lab.nucnet(&words)?.expect(0)?;
+    for address in own {
+        expect(host, address, 8080, true)?;
+    }
+    Ok(())
+}
+
+fn published_on_one(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (family, host) = (case.family, &case.lab.host);
+    let at = SocketAddr::new(family.loopback(), 8080);
+    let (tcp, udp) = (format!("{at}:80"), format!("{at}:80/udp"));
+    case.attached("web", &["-p", &tcp, "-p", &udp])?;
+    expect(host, family.loopback(), 8080, false)?;
+    expect(host, family.any(), 8080, false)?;
+    expect(host, HOST.of(family), 8080, true)?;
+    // A service of the host's own beside it serves its own address.
+    let _server = case.web_at(host, HOST.port(family, 8080))?;
+    case.who(&case.lab.outside, HOST.port(family, 8080))?;
+    case.lab.nucnet(&["detach", "web"])?.expect(0)?;
+    expect(host, family.loopback(), 8080, true)
+}
+
+fn held_for_two(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let host = &case.lab.host;
+    let any = case.family.any();
+    case.attached(
+        "one",
+        &["-p", "127.0.0.1:8080:80", "-p", "127.0.0.1:8080:80/udp"],
+    )?;
+    case.attached(
+        "two",
+        &["-p", "192.0.2.2:8080:80", "-p", "192.0.2.2:8080:80/udp"],
+    )?;
+    for id in ["two", "one"] {
+        expect(host, any, 8080, false)?;
+        case.lab.nucnet(&["detach", id])?.expect(0)?;
+    }
+    expect(host, any, 8080, true)?;
+    // And the other way round.
+    case.attached(
+        "three",
+        &["-p", "127.0.0.1:8080:80", "-p", "127.0.0.1:8080:80/udp"],
+    )?;
+    case.attached(
+        "four",
+        &["-p", "192.0.2.2:8080:80", "-p", "192.0.2.2:8080:80/udp"],
+    )?;
+    for id in ["three", "four"] {
+        expect(host, any, 8080, false)?;
+        case.lab.nucnet(&["detach", id])?.expect(0)?;
+    }
+    expect(host, any, 8080, true)
+}
+
+fn container(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (web, _) = case.attached("web", &["-p", "8080:8080", "-p", "8080:8080/udp"])?;
+    expect(&web, case.family.any(), 8080, true)?;
+    expect(&case.lab.outside, case.family.any(), 8080, true)
+}
+
+fn taken(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let family = case.family;
+    let server = case.web(&case.lab.host, 8080)?;
+    let udp_server = case.udp(&case.lab.host, 5300)?;
+    let container = case.lab.container("web")?;
+    let pid = container.pid().to_string();
+    for spec in ["8080:80", "5300:53/udp", "8000-8999:8000-8999"] {
+        let outcome = case.lab.nucnet(&["attach", "--pid", &pid, "-p", spec])?;
+        let outcome = outcome.expect(4)?;
+        ensure!(
+            outcome.stderr.contains("process"),
+            "it names no owner\n{outcome}"
+        );
+    }
+    case.who(&case.lab.host, SocketAddr::new(family.loopback(), 8080))?;
+    let socket = case.lab.host.udp(case.any(0))?;
+    let to = SocketAddr::new(family.loopback(), 5300);
+    udp::exchange(&socket, to, "who", SOON)?;
+    drop((server, udp_server));
+    case.attach(&container, &["-p", "8080:80", "-p", "5300:53/udp"])?;
+    refused(&case.lab.host, SocketAddr::new(family.loopback(), 8080))
+}
