@@ -4,6 +4,7 @@ use crate::columns::Columns;
 use clap::{
     ArgAction, ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nucnet_ctl::{
     AttachRequest, Container, Error, Host, Kind, OBJECT_HASH, Options,
     kernel::capability,
@@ -24,15 +25,20 @@ use nucnet_ctl::{
     },
 };
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::{
     collections::BTreeMap,
     fmt::{self, Display},
     io::{self, IsTerminal, Write},
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
-    sync::LazyLock,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -211,6 +217,21 @@ enum Verb {
         /// For how long the programs' runs are timed; 0s: not at all
         #[arg(long, value_name = "TIME", default_value = "200ms")]
         sample: String,
+    },
+    /// Show refused packets, and flows as they come and go, until interrupted
+    ///
+    /// A packet that is refused is shown once, however often its sender repeats it, with the rule
+    /// of the egress policy that denies it, or "default". Of an endpoint, at most 20 refusals and
+    /// 200 flows a second are shown; how many were left out is shown with the next one, and
+    /// `inspect` counts each packet. A flow that falls silent is shown as closed when its place is
+    /// taken. With -o json, each event is an object on a line of its own. Up to four monitors can
+    /// run at once.
+    #[command(after_help = "Examples:\n  nucnet-ctl monitor --endpoint web\n  \
+        nucnet-ctl monitor -o json | jq -c 'select(.event == \"denied\")'")]
+    Monitor {
+        /// Of this endpoint only
+        #[arg(long, value_name = "ID")]
+        endpoint: Option<String>,
     },
     /// Show what this kernel and this host offer and lack, and what mends it
     ///
@@ -735,6 +756,10 @@ fn call(cli: Cli) -> Result<(), Error> {
             let status = host.status(parse_sample("--sample", &sample)?)?;
             show(&global, &status, |out| status_text(out, &status))
         }
+        Verb::Monitor { endpoint } => {
+            let only = endpoint.map(|id| one(&id, "--endpoint")).transpose()?;
+            monitor(&host, &global, only)
+        }
         Verb::Doctor => {
             let findings = host.doctor();
             show(&global, &findings, |out| {
@@ -795,6 +820,47 @@ fn policy(egress: &EgressArgs) -> Result<Policy, Error> {
         all::<Rule>(&egress.deny, "--deny")?,
         all(&egress.dns, "--dns")?,
     ))
+}
+
+/// Prints events until a signal comes, or nobody reads them any more.
+fn monitor(host: &Host, global: &Global, only: Option<EndpointId>) -> Result<(), Error> {
+    /// How long it takes at most to see that nobody reads.
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(Error::Signals)?;
+    }
+    let mut monitor = host.monitor(only)?;
+    if !monitor.is_reading() {
+        tracing::warn!("nothing is attached yet: waiting");
+    }
+    let mut out = io::stdout().lock();
+    while !stop.load(Ordering::Relaxed) {
+        let events = monitor.wait(PATIENCE)?;
+        let mut text = Vec::new();
+        for event in &events {
+            let written = match global.output {
+                Output::Text => writeln!(text, "{event}"),
+                Output::Json => serde_json::to_writer(&mut text, event)
+                    .map_err(io::Error::from)
+                    .and_then(|()| writeln!(text)),
+            };
+            written.map_err(Error::Output)?;
+        }
+        let mut reader = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        let is_gone = poll(&mut reader, PollTimeout::ZERO).is_ok()
+            && reader[0]
+                .revents()
+                .is_some_and(|events| events.contains(PollFlags::POLLERR));
+        if is_gone {
+            break;
+        }
+        match out.write_all(&text).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            written => written.map_err(Error::Output)?,
+        }
+    }
+    Ok(())
 }
 
 fn egress(host: &Host, global: &Global, verb: EgressVerb) -> Result<(), Error> {

@@ -244,6 +244,12 @@ pub enum Error {
     /// The state cannot be used.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Signals cannot be taken over.
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+    /// Standard output cannot be written to.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -306,6 +312,8 @@ impl Error {
             | Self::NoFreeSubnet(_)
             | Self::UsedUp(_)
             | Self::DatapathGone(_)
+            | Self::Signals(_)
+            | Self::Output(_)
             | Self::Teardown { .. } => Kind::Operation,
             Self::NoIptables | Self::NoResolver(_) | Self::NotPermitted(_) | Self::Unfit(_) => {
                 Kind::Unsupported

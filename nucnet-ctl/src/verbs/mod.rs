@@ -12,6 +12,8 @@ mod flows;
 mod gc;
 mod host;
 mod list;
+mod monitor;
+mod naming;
 mod network;
 mod permission;
 mod publish;
@@ -26,6 +28,7 @@ pub use error::{Error, Left, chain};
 pub use flows::Flows;
 pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};
+pub use monitor::{EventName, EventView, Monitor};
 pub use status::{
     HostStatus, MapReport, NetworkStatus, ObjectStatus, ProgramReport, Status, UplinkStatus,
 };

@@ -18,6 +18,7 @@ mod addresses;
 pub mod agent;
 pub mod cni;
 mod drops;
+pub mod monitor;
 mod node;
 mod nucnet;
 mod programs;

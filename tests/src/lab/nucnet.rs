@@ -214,7 +214,11 @@ impl Lab {
         Ok(code.is_none())
     }
 
-    fn program(&self, arguments: &[&str]) -> Result<Command> {
+    /// `nucnet-ctl` with these arguments, to be run on the host.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub fn program(&self, arguments: &[&str]) -> Result<Command> {
         let program = nucnet_program().context("nucnet-ctl is not built")?;
         let mut command = self.host.command(program);
         command

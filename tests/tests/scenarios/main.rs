@@ -15,6 +15,7 @@ mod case;
 mod conversation;
 mod egress;
 mod errors;
+mod events;
 mod flows;
 mod hold;
 mod input;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         egress::SCENARIOS,
         flows::SCENARIOS,
         errors::SCENARIOS,
+        events::SCENARIOS,
         mtu::SCENARIOS,
         load::SCENARIOS,
         lifecycle::SCENARIOS,

@@ -167,6 +167,13 @@ pub enum BpfError {
         /// What it says.
         text: String,
     },
+    /// The clock cannot be read.
+    #[error("cannot tell the time")]
+    Clock {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// As many monitors run as may run at once.
     #[error("{} monitors are running already: processes {}", holders.len(), Listed(holders))]
     MonitorsBusy {

@@ -4,7 +4,6 @@
 //! again that he is still there; the programs write nothing for one who has stopped saying so.
 
 use std::{
-    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     time::Duration,
 };
@@ -58,8 +57,10 @@ fn address(bytes: &mut &[u8]) -> Result<Address, TryGetError> {
 ///
 /// # Errors
 /// None that a kernel is known for.
-pub fn monotonic() -> io::Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+pub fn monotonic() -> Result<u64, BpfError> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| BpfError::Clock {
+        source: errno.into(),
+    })?;
     Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
@@ -114,7 +115,7 @@ impl Datapath {
 /// Takes a ring: which, how it is claimed, and whether nobody else reads any.
 fn claim(pins: &Pins, monitors: &mut Cells<Monitor>) -> Result<(u32, Monitor, bool), BpfError> {
     let _lock = pins.lock()?;
-    let now = monotonic().map_err(clock_error)?;
+    let now = monotonic()?;
     let mut free = None;
     let mut holders = Vec::new();
     for index in 0..size::MONITORS as u32 {
@@ -141,14 +142,6 @@ fn until(now: u64) -> u64 {
     now + PATIENCE.as_nanos() as u64
 }
 
-fn clock_error(source: io::Error) -> BpfError {
-    BpfError::Map {
-        name: map::MONITORS,
-        action: "tell the time",
-        source,
-    }
-}
-
 impl EventReader {
     /// The next event, if there is one already.
     pub fn read(&mut self) -> Option<Event> {
@@ -166,7 +159,7 @@ impl EventReader {
     /// # Errors
     /// Those of the maps.
     pub fn stay(&mut self) -> Result<bool, BpfError> {
-        let now = monotonic().map_err(clock_error)?;
+        let now = monotonic()?;
         // Somebody takes it over only once the claim has run out.
         if self.claim.until <= now {
             let _lock = self.pins.lock()?;

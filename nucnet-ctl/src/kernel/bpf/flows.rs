@@ -1,7 +1,7 @@
 //! Flows of the running datapath: looked at, and ended.
 
 use nucnet_common::{
-    abi::{Binding, Flow, FlowKey, map},
+    abi::{Binding, Flow, FlowKey},
     flow::is_dead,
 };
 
@@ -13,11 +13,7 @@ impl Datapath {
         &self,
         mut visit: impl FnMut(&FlowKey, &Flow, u64),
     ) -> Result<(), BpfError> {
-        let now = monotonic().map_err(|source| BpfError::Map {
-            name: map::FLOWS,
-            action: "list",
-            source,
-        })?;
+        let now = monotonic()?;
         self.flows.for_each(|key, flow: &Flow| {
             if !is_dead(flow, now) {
                 visit(key, flow, now);

@@ -25,8 +25,14 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(published_flow_is_told_as_the_client_sees_it),
     each_family!(idle_flow_is_told_when_its_entry_goes),
     each_family!(connection_that_is_opened_anew_in_place_is_told),
-    each_family!(too_many_refusals_are_counted),
-    each_family!(flows_and_refusals_have_limits_of_their_own),
+    each_family!(
+        too_many_refusals_are_counted,
+        logic_only: "the kernel's clock runs on meanwhile"
+    ),
+    each_family!(
+        flows_and_refusals_have_limits_of_their_own,
+        logic_only: "the kernel's clock runs on meanwhile"
+    ),
     each_family!(nothing_is_told_while_nobody_monitors),
 ];
 

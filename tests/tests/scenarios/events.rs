@@ -1,0 +1,174 @@
+//! What people and programs get to see of refusals.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use nucnet_ctl::kernel::bpf::monotonic;
+use nucnet_tests::lab::{OUTSIDE, wait};
+use serde_json::{Value, json};
+
+use crate::case::{Case, Families, Scenario, silent};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "monitor_names_the_rule_that_denies_a_connection",
+        what: "whoever runs sandboxes reads why a connection hangs",
+        families: Families::Each,
+        run: denied,
+    },
+    Scenario {
+        name: "monitor_shows_flows_of_endpoints_that_come_later",
+        what: "a monitor that was started at boot sees every container",
+        families: Families::Each,
+        run: flows,
+    },
+    Scenario {
+        name: "several_monitors_see_the_same_and_end_cleanly",
+        what: "a log collector must not keep an operator from looking",
+        families: Families::Together,
+        run: several,
+    },
+    Scenario {
+        name: "monitor_ends_when_nobody_reads_it",
+        what: "nucnet-ctl monitor | head",
+        families: Families::Together,
+        run: closed_pipe,
+    },
+    Scenario {
+        name: "monitor_that_was_killed_gives_way",
+        what: "nothing is left on that somebody would have to switch off",
+        families: Families::Together,
+        run: killed,
+    },
+];
+
+fn denied(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let to = OUTSIDE.port(case.family, 443);
+    let rule = match to.ip() {
+        std::net::IpAddr::V4(v4) => format!("{v4}/32:443/tcp"),
+        std::net::IpAddr::V6(v6) => format!("[{v6}/128]:443/tcp"),
+    };
+    let (client, endpoint) = case.attached("client", &["--deny", &rule])?;
+    let monitor = case.lab.monitor(&["--endpoint", "client"])?;
+    silent(&client, to)?;
+    let event = monitor.wait_for("a denial", |event| event["event"] == "denied")?;
+    let source = endpoint.address(case.family)?.to_string();
+    for (key, value) in [
+        ("endpoint", json!("client")),
+        ("protocol", json!("tcp")),
+        ("src", json!(source)),
+        ("dst", json!(to.ip().to_string())),
+        ("dport", json!(443)),
+        ("reason", json!("policy")),
+        ("suppressed", json!(0)),
+    ] {
+        ensure!(event[key] == value, "{key} is not {value}: {event}");
+    }
+    let shown = event["rule"].as_str().context("no rule")?;
+    let canonical: Value = case
+        .lab
+        .nucnet(&["-o", "json", "inspect", "client"])?
+        .expect(0)?
+        .json()?;
+    ensure!(
+        canonical["egress"]["deny"][0] == shown,
+        "{shown} is not the rule as inspect shows it: {canonical}"
+    );
+    // The kernel repeats a SYN after a second; that is no event of its own.
+    let denials = |events: Vec<Value>| events.iter().filter(|e| e["event"] == "denied").count();
+    ensure!(denials(monitor.events()?) == 1, "{:?}", monitor.events());
+
+    case.lab
+        .nucnet(&["egress", "set", "client", "--egress-default", "deny"])?
+        .expect(0)?;
+    silent(&client, to)?;
+    let event = monitor.wait_for("a denial by default", |event| event["rule"] == "default")?;
+    ensure!(event["event"] == "denied", "{event}");
+    Ok(())
+}
+
+fn flows(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (_first, _) = case.attached("first", &[])?;
+    let monitor = case.lab.monitor(&[])?;
+    let (client, endpoint) = case.attached("client", &[])?;
+    let _web = case.web(&case.lab.outside, 80)?;
+    let (seen, local) = case.who(&client, OUTSIDE.port(case.family, 80))?;
+    let is_it = |name: &'static str| {
+        move |event: &Value| event["event"] == name && event["endpoint"] == "client"
+    };
+    let event = monitor.wait_for("a new flow", is_it("flow-new"))?;
+    let source = endpoint.address(case.family)?.to_string();
+    for (key, value) in [
+        ("src", json!(source)),
+        ("sport", json!(local.port())),
+        ("dport", json!(80)),
+        ("nat_src", json!(seen.ip().to_string())),
+        ("nat_sport", json!(seen.port())),
+    ] {
+        ensure!(event[key] == value, "{key} is not {value}: {event}");
+    }
+    let event = monitor.wait_for("its end", is_it("flow-closed"))?;
+    ensure!(event["packets"].as_u64() > Some(5), "{event}");
+    Ok(())
+}
+
+fn several(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (client, _) = case.attached("client", &["--egress-default", "deny"])?;
+    let mut monitors = Vec::new();
+    for _ in 0..4 {
+        monitors.push(case.lab.monitor(&[])?);
+    }
+    let refused = case.lab.nucnet(&["monitor"])?.expect(4)?;
+    ensure!(
+        refused.stderr.contains("4 monitors are running"),
+        "{refused}"
+    );
+    silent(&client, OUTSIDE.port(case.family, 443))?;
+    for (monitor, signal) in monitors.into_iter().zip([
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGTERM,
+    ]) {
+        monitor.wait_for("a denial", |event| event["event"] == "denied")?;
+        ensure!(monitor.end(signal)? == Some(0), "{signal} is no clean end");
+    }
+    let _again = case.lab.monitor(&[])?;
+    Ok(())
+}
+
+fn closed_pipe(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (_client, _) = case.attached("client", &[])?;
+    let mut child = case
+        .lab
+        .program(&["monitor"])?
+        .stdout(Stdio::piped())
+        .spawn()?;
+    drop(child.stdout.take());
+    let mut code = None;
+    wait::until("the monitor ends", wait::SOON, || {
+        code = child.try_wait()?;
+        Ok(code.is_some())
+    })?;
+    ensure!(code.is_some_and(|code| code.success()), "{code:?}");
+    Ok(())
+}
+
+fn killed(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (_client, _) = case.attached("client", &[])?;
+    for _ in 0..4 {
+        let monitor = case.lab.monitor(&[])?;
+        ensure!(monitor.end(Signal::SIGKILL)?.is_none(), "not killed");
+    }
+    wait::until("a ring is free again", Duration::from_secs(20), || {
+        let now = monotonic()?;
+        Ok(case.lab.monitors()?.iter().any(|it| it.until <= now))
+    })?;
+    case.lab.monitor(&[]).map(drop)
+}
