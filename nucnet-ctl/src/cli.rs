@@ -12,16 +12,17 @@ use nucnet_ctl::{
         Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Problem,
         behaviour::{BehaviourWish, Filtering, Mapping, Timeout},
         flow::FlowView,
+        mapping::MappingSpec,
         parse_ip, parse_sample,
         plan::Plan,
         policy::{Action, Policy},
-        publish::PublishSpec,
+        publish::{Protocol, PublishSpec},
         record::NetworkWish,
         rule::Rule,
     },
     verbs::{
-        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, Flows, NetworkView,
-        OpenFlows, Removal, Status, Step, chain, read_policy,
+        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, Flows, MappingChoice,
+        MappingView, NetworkView, OpenFlows, Removal, Status, Step, chain, read_policy,
     },
 };
 use serde::Serialize;
@@ -255,6 +256,20 @@ enum Verb {
     /// first use and goes with its last endpoint.
     #[command(subcommand)]
     Network(NetworkVerb),
+    /// Map addresses and ports that belong to no endpoint
+    ///
+    /// A dnat leads ports of an external address to an internal one, be that an endpoint's or
+    /// that of any host which this one can reach; clients keep their addresses. A snat has
+    /// internal addresses leave as an external one. A hairpin has clients in the network of the
+    /// internal address reach it by the external one: they are seen as this host there, so that
+    /// the replies come back this way. A dnat and a hairpin of the same ports go together: the
+    /// one for everybody else, the other for the neighbours.
+    ///
+    /// An external address that the host does not have now is accepted; the mapping begins to
+    /// work when the address comes. Adding twice is adding once, and removing what is gone
+    /// succeeds.
+    #[command(subcommand)]
+    Nat(NatVerb),
     /// Remove what dead endpoints and crashes left
     ///
     /// Nothing foreign is touched, and nothing of an endpoint that lives.
@@ -551,6 +566,100 @@ impl BehaviourArgs {
     }
 }
 
+#[derive(Debug, Subcommand)]
+enum NatVerb {
+    /// Add a mapping
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  nucnet-ctl nat add dnat --ext-ip 192.0.2.1 --ports 80,443 --int-ip 10.0.0.5\n  \
+        nucnet-ctl nat add hairpin --ext-ip 192.0.2.1 --ports 80,443 --int-ip 10.0.0.5\n  \
+        nucnet-ctl nat add snat --int 10.0.0.0/24 --ext-ip 192.0.2.1"
+    )]
+    Add(MappingArgs),
+    /// Show all mappings with their counters
+    #[command(after_help = "Example:\n  nucnet-ctl nat list -o json | jq '.[].packets'")]
+    List,
+    /// Remove a mapping, by its id or by the words of the add, and end what came by it
+    #[command(
+        args_conflicts_with_subcommands = true,
+        subcommand_negates_reqs = true,
+        after_help = "Examples:\n  nucnet-ctl nat remove dnat-3\n  \
+        nucnet-ctl nat remove snat --int 10.0.0.0/24 --ext-ip 192.0.2.1"
+    )]
+    Remove {
+        /// Its id
+        #[arg(value_name = "ID", required = true)]
+        id: Option<String>,
+        /// The words of the add
+        #[command(subcommand)]
+        words: Option<MappingArgs>,
+    },
+    /// Remove all mappings
+    #[command(after_help = "Example:\n  nucnet-ctl nat clear")]
+    Clear,
+}
+
+#[derive(Debug, Subcommand)]
+enum MappingArgs {
+    /// Ports of an external address lead to an internal one
+    Dnat {
+        /// The external address
+        #[arg(long, value_name = "ADDR")]
+        ext_ip: String,
+        /// Its ports: PORT[-END][,PORT[-END]]...
+        #[arg(long, value_name = "LIST")]
+        ports: String,
+        /// The protocol
+        #[arg(long, value_name = "PROTO", default_value = "tcp")]
+        proto: MappedProtocol,
+        /// The internal address
+        #[arg(long, value_name = "ADDR")]
+        int_ip: String,
+        /// The internal port for the first of the ports [default: the same ports]
+        #[arg(long, value_name = "PORT")]
+        int_port: Option<u16>,
+        /// Only what comes in by this interface
+        #[arg(long, value_name = "IF")]
+        ext_if: Option<String>,
+    },
+    /// Internal addresses leave as an external one
+    Snat {
+        /// The internal addresses
+        #[arg(long, value_name = "CIDR")]
+        int: String,
+        /// The external address
+        #[arg(long, value_name = "ADDR")]
+        ext_ip: String,
+        /// Only what leaves by this interface
+        #[arg(long, value_name = "IF")]
+        ext_if: Option<String>,
+    },
+    /// Clients near the internal address reach it by the external one
+    Hairpin {
+        /// The external address
+        #[arg(long, value_name = "ADDR")]
+        ext_ip: String,
+        /// The internal address
+        #[arg(long, value_name = "ADDR")]
+        int_ip: String,
+        /// The ports: PORT[-END][,PORT[-END]]...
+        #[arg(long, value_name = "LIST")]
+        ports: String,
+        /// The protocol
+        #[arg(long, value_name = "PROTO", default_value = "tcp")]
+        proto: MappedProtocol,
+        /// Where the clients are [default: the subnet of this host with the internal address]
+        #[arg(long, value_name = "CIDR")]
+        lan: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MappedProtocol {
+    Tcp,
+    Udp,
+}
+
 /// Parses, calls, prints.
 pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -776,6 +885,7 @@ fn call(cli: Cli) -> Result<(), Error> {
         }
         Verb::Flows { verb, which } => flows(&host, &global, verb, &which),
         Verb::Network(verb) => network(&host, &global, verb),
+        Verb::Nat(verb) => nat(&host, &global, verb),
         Verb::Down if global.dry_run => show_plan(&global, &host.plan_down()?),
         Verb::Down => {
             host.down()?;
@@ -1174,6 +1284,139 @@ impl Display for Both {
     }
 }
 
+fn mapping(arguments: MappingArgs) -> Result<MappingSpec, Error> {
+    let protocol = |proto| match proto {
+        MappedProtocol::Tcp => Protocol::Tcp,
+        MappedProtocol::Udp => Protocol::Udp,
+    };
+    let interface = |name: Option<String>| {
+        name.map(|name| one::<IfName>(&name, "--ext-if"))
+            .transpose()
+    };
+    Ok(match arguments {
+        MappingArgs::Dnat {
+            ext_ip,
+            ports,
+            proto,
+            int_ip,
+            int_port,
+            ext_if,
+        } => MappingSpec::dnat(
+            parse_ip("--ext-ip", &ext_ip)?,
+            one(&ports, "--ports")?,
+            protocol(proto),
+            parse_ip("--int-ip", &int_ip)?,
+            int_port,
+            interface(ext_if)?,
+        )?,
+        MappingArgs::Snat {
+            int,
+            ext_ip,
+            ext_if,
+        } => MappingSpec::snat(
+            one(&int, "--int")?,
+            parse_ip("--ext-ip", &ext_ip)?,
+            interface(ext_if)?,
+        )?,
+        MappingArgs::Hairpin {
+            ext_ip,
+            int_ip,
+            ports,
+            proto,
+            lan,
+        } => MappingSpec::hairpin(
+            parse_ip("--ext-ip", &ext_ip)?,
+            parse_ip("--int-ip", &int_ip)?,
+            one(&ports, "--ports")?,
+            protocol(proto),
+            lan.map(|lan| one::<Cidr>(&lan, "--lan")).transpose()?,
+        )?,
+    })
+}
+
+fn nat(host: &Host, global: &Global, verb: NatVerb) -> Result<(), Error> {
+    match verb {
+        NatVerb::Add(arguments) => {
+            let spec = mapping(arguments)?;
+            if global.dry_run {
+                return show_plan(global, &done(&host.plan_add_mapping(&spec)?));
+            }
+            let view = host.add_mapping(&spec)?;
+            show(global, &view, |out| {
+                writeln!(out, "{}: {}", view.id, view.spec)?;
+                match view.local {
+                    true => Ok(()),
+                    false => {
+                        let address = view.spec.ext_ip();
+                        writeln!(out, "  inert until this host has address {address}")
+                    }
+                }
+            })
+        }
+        NatVerb::List => {
+            let views = host.mappings()?;
+            show(global, &views, |out| mappings(out, &views))
+        }
+        NatVerb::Remove { id, words } => {
+            let choice = match words {
+                Some(words) => MappingChoice::Spec(mapping(words)?),
+                // clap sees to it that there is one of the two.
+                None => MappingChoice::Id(one(&id.unwrap_or_default(), "ID")?),
+            };
+            if global.dry_run {
+                return show_plan(global, &undone(&host.plan_remove_mappings(Some(&choice))?));
+            }
+            let removed = host.remove_mapping(&choice)?;
+            show(
+                global,
+                &serde_json::json!({ "removed": removed }),
+                |out| match &removed {
+                    Some(id) => writeln!(out, "{id}: removed"),
+                    None => writeln!(out, "was not there"),
+                },
+            )
+        }
+        NatVerb::Clear => {
+            if global.dry_run {
+                return show_plan(global, &undone(&host.plan_remove_mappings(None)?));
+            }
+            let removed = host.clear_mappings()?;
+            show(global, &serde_json::json!({ "removed": removed }), |out| {
+                removed
+                    .iter()
+                    .try_for_each(|id| writeln!(out, "{id}: removed"))
+            })
+        }
+    }
+}
+
+fn mappings(out: &mut dyn Write, views: &[MappingView]) -> io::Result<()> {
+    let row = |view: &MappingView| {
+        let mut words = view.spec.to_string();
+        if let (MappingSpec::Hairpin { lan: None, .. }, Some(clients)) = (&view.spec, view.clients)
+        {
+            words = format!("{words} (clients in {clients})");
+        }
+        let state = match view.local {
+            true => view.state.to_string(),
+            false => format!("{}, inert", view.state),
+        };
+        [
+            view.id.to_string(),
+            state,
+            view.flows.to_string(),
+            view.packets.to_string(),
+            view.bytes.to_string(),
+            words,
+        ]
+    };
+    table(
+        out,
+        ["ID", "STATE", "FLOWS", "PACKETS", "BYTES", "MAPPING"],
+        views.iter().map(row),
+    )
+}
+
 fn done(plan: &Plan<Step>) -> Vec<String> {
     plan.steps().iter().map(ToString::to_string).collect()
 }
@@ -1338,6 +1581,7 @@ fn status_text(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         object.sha256, object.abi
     )?;
     writeln!(out, "endpoints  {}", status.endpoints)?;
+    writeln!(out, "mappings   {}", status.mappings)?;
 
     let program = |hook: Option<&str>, name: &str, present: bool| match (hook, present) {
         (Some(hook), true) => format!("{name} ({hook})"),

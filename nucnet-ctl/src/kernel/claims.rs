@@ -32,7 +32,7 @@ use std::{fmt, net::IpAddr};
 /// Whose a claim is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Number of the endpoint.
+    /// Number of the endpoint, or of the static mapping.
     pub number: u32,
     /// Its id.
     pub id: EndpointId,
@@ -117,11 +117,20 @@ impl Locked {
 
     /// Whether the claim counts: its owner has a record.
     fn is_live(&self, holder: &Holder) -> Result<bool, Error> {
-        match self.sound_endpoint(&holder.id)? {
-            Some(record) => Ok(record.number == holder.number),
-            // Nobody knows what it has: it keeps what it claimed.
-            None => self.is_set_aside(&holder.id),
+        let endpoint = self.sound_endpoint(&holder.id)?;
+        if endpoint
+            .as_ref()
+            .is_some_and(|record| record.number == holder.number)
+        {
+            return Ok(true);
         }
+        // An id may be that of both; a number is not.
+        let mapping = self.sound_mapping(&holder.id)?;
+        if mapping.is_some_and(|record| record.number == holder.number) {
+            return Ok(true);
+        }
+        // Nobody knows what it has: it keeps what it claimed.
+        Ok(endpoint.is_none() && self.is_set_aside(&holder.id)?)
     }
 
     /// Takes what is claimed. None: it is the holder's now; else it is somebody else's.
@@ -272,6 +281,15 @@ impl Locked {
         spec: &PublishSpec,
         number: u32,
     ) -> Result<Option<(Holder, String)>, Error> {
+        self.publish_conflict_but(spec, &[number])
+    }
+
+    /// The same, with several who may have it.
+    pub fn publish_conflict_but(
+        &self,
+        spec: &PublishSpec,
+        numbers: &[u32],
+    ) -> Result<Option<(Holder, String)>, Error> {
         let Some(ports) = spec.host_ports() else {
             return Ok(None);
         };
@@ -285,7 +303,7 @@ impl Locked {
             let shown = format!("{host}:{ports}/{protocol}");
             Ok::<_, Error>(
                 holder
-                    .filter(|h| h.number != number)
+                    .filter(|h| !numbers.contains(&h.number))
                     .map(|holder| (holder, shown)),
             )
         };

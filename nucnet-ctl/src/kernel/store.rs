@@ -6,6 +6,7 @@
 //!   host.json         HostRecord
 //!   networks/NAME.json
 //!   endpoints/ID.json
+//!   mappings/ID.json
 //!   claims/           see `claims`
 //!   resolv/ID         see `resolv`
 //! ```
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::model::{
     EndpointId, NetworkName,
-    record::{self, EndpointRecord, HostRecord, NetworkRecord, Record},
+    record::{self, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, Record},
 };
 use nix::{
     errno::Errno,
@@ -142,6 +143,10 @@ impl Filed for EndpointRecord {
     const DIRECTORY: Option<&'static str> = Some("endpoints");
 }
 
+impl Filed for MappingRecord {
+    const DIRECTORY: Option<&'static str> = Some("mappings");
+}
+
 fn file_name(name: Option<&str>) -> String {
     format!("{}.json", name.unwrap_or("host"))
 }
@@ -214,6 +219,11 @@ impl Store {
 
     /// All endpoints in the order of their ids, and what cannot be read.
     pub fn endpoints(&self) -> Result<(Vec<EndpointRecord>, Vec<Error>), Error> {
+        self.read_all()
+    }
+
+    /// All static mappings in the order of their ids, and what cannot be read.
+    pub fn mappings(&self) -> Result<(Vec<MappingRecord>, Vec<Error>), Error> {
         self.read_all()
     }
 
@@ -383,6 +393,11 @@ impl Locked {
         self.put(record)
     }
 
+    /// Writes the record of a static mapping.
+    pub fn put_mapping(&self, record: &MappingRecord) -> Result<(), Error> {
+        self.put(record)
+    }
+
     fn put<T: Filed>(&self, record: &T) -> Result<(), Error> {
         let file = file_name(record.name());
         let bytes = record::encode(record).map_err(|source| Error::Record {
@@ -404,6 +419,29 @@ impl Locked {
     /// Removes the record of an endpoint; one that is gone is fine.
     pub fn remove_endpoint(&self, id: &EndpointId) -> Result<(), Error> {
         self.remove::<EndpointRecord>(id.as_str())
+    }
+
+    /// Removes the record of a static mapping; one that is gone is fine.
+    pub fn remove_mapping(&self, id: &EndpointId) -> Result<(), Error> {
+        self.remove::<MappingRecord>(id.as_str())
+    }
+
+    /// Removes what was set aside of static mappings: nothing else of them has their ids. Returns
+    /// the names of the files.
+    pub fn forget_damaged_mappings(&self) -> Result<Vec<String>, Error> {
+        let directory = MappingRecord::DIRECTORY
+            .map(|inner| self.root.enter(inner))
+            .transpose()?;
+        let Some(directory) = directory.flatten() else {
+            return Ok(Vec::new());
+        };
+        let mut forgotten = Vec::new();
+        for name in directory.names()? {
+            if name.contains(".json.damaged-") && directory.remove(&name)? {
+                forgotten.push(name);
+            }
+        }
+        Ok(forgotten)
     }
 
     fn remove<T: Filed>(&self, name: &str) -> Result<(), Error> {
@@ -430,6 +468,20 @@ impl Locked {
     /// The record of an endpoint. A damaged one is set aside: none.
     pub fn sound_endpoint(&self, id: &EndpointId) -> Result<Option<EndpointRecord>, Error> {
         self.sound(self.endpoint(id))
+    }
+
+    /// The record of a static mapping. A damaged one is set aside: none.
+    pub fn sound_mapping(&self, id: &EndpointId) -> Result<Option<MappingRecord>, Error> {
+        self.sound(self.read(Some(id.as_str())))
+    }
+
+    /// All static mappings; damaged records are set aside.
+    pub fn sound_mappings(&self) -> Result<Vec<MappingRecord>, Error> {
+        let (records, unreadable) = self.mappings()?;
+        unreadable
+            .into_iter()
+            .try_for_each(|error| self.sound::<()>(Err(error)).map(drop))?;
+        Ok(records)
     }
 
     /// All networks; damaged records are set aside.
@@ -566,9 +618,13 @@ impl Locked {
             Ok(())
         };
         forget(&self.root)?;
-        for inner in [NetworkRecord::DIRECTORY, EndpointRecord::DIRECTORY]
-            .into_iter()
-            .flatten()
+        for inner in [
+            NetworkRecord::DIRECTORY,
+            EndpointRecord::DIRECTORY,
+            MappingRecord::DIRECTORY,
+        ]
+        .into_iter()
+        .flatten()
         {
             self.root
                 .enter(inner)?
@@ -580,9 +636,13 @@ impl Locked {
 
     /// Whether there is no record but that of the host, damaged ones included.
     pub fn is_empty(&self) -> Result<bool, Error> {
-        for inner in [NetworkRecord::DIRECTORY, EndpointRecord::DIRECTORY]
-            .into_iter()
-            .flatten()
+        for inner in [
+            NetworkRecord::DIRECTORY,
+            EndpointRecord::DIRECTORY,
+            MappingRecord::DIRECTORY,
+        ]
+        .into_iter()
+        .flatten()
         {
             if let Some(directory) = self.root.enter(inner)?
                 && !directory.names()?.is_empty()

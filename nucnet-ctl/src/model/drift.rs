@@ -1,6 +1,6 @@
 //! Drift: where records and kernel say different things, and what mends it.
 
-use super::record::{EndpointRecord, NetworkRecord, State};
+use super::record::{EndpointRecord, MappingRecord, NetworkRecord, State};
 use serde::Serialize;
 use std::{fmt, net::IpAddr};
 
@@ -145,6 +145,41 @@ pub fn of_endpoint(record: &EndpointRecord, sight: &EndpointSight) -> Vec<Drift>
             format!("its resolv.conf is not mounted in {root}, as seen from here"),
             anew(),
         );
+    }
+    found
+}
+
+/// What the kernel has of a static mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingSight {
+    /// How many of its entries are missing.
+    pub entries: usize,
+    /// Whether routes can be looked up for it.
+    pub routes: bool,
+    /// Whether the interface that it is bound to is the one that it was bound to.
+    pub interface: bool,
+}
+
+/// What the kernel lacks of a static mapping.
+pub fn of_mapping(record: &MappingRecord, sight: &MappingSight) -> Vec<Drift> {
+    let name = Named("mapping", &record.id);
+    if record.state != State::Active {
+        let problem = format!("{}: in progress, or left by a crash", record.state);
+        return vec![Drift::new(&name, problem, GC)];
+    }
+    let again = || format!("nucnet-ctl nat add {}", record.spec);
+    let mut found = Vec::new();
+    if sight.entries > 0 {
+        let problem = format!("{} of its entries are missing", sight.entries);
+        found.push(Drift::new(&name, problem, again()));
+    }
+    if !sight.routes {
+        let problem = "the interface for its route lookups is gone";
+        found.push(Drift::new(&name, problem, again()));
+    }
+    if let Some(interface) = record.spec.ext_if().filter(|_| !sight.interface) {
+        let problem = format!("interface {interface} is gone, or another one now");
+        found.push(Drift::new(&name, problem, again()));
     }
     found
 }

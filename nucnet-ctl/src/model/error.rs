@@ -136,6 +136,26 @@ pub enum Problem {
     HostAddress,
     #[error("overlaps {0}")]
     Overlaps(String),
+    #[error("{0:?} is not a port that can be mapped")]
+    MappedPort(String),
+    #[error("{0} is listed twice")]
+    PortsOverlap(String),
+    #[error("has more than {0} ports and ranges")]
+    TooManyRanges(usize),
+    #[error("would have to stand for several ports or ranges")]
+    SeveralRanges,
+    #[error("the range of {0} ports would end beyond port 65535")]
+    RangeTooHigh(u32),
+    #[error("nobody can be reached by this address from elsewhere")]
+    MappedAddress,
+    #[error("is not of the same family as {0}")]
+    OtherFamily(std::net::IpAddr),
+    #[error("is the external address itself")]
+    MappedToItself,
+    #[error("is the host's own address")]
+    MappedToHost,
+    #[error("is in no subnet of this host")]
+    NoLan,
     #[error("the endpoint has no address of that family")]
     NoAddressOfFamily,
     #[error("{0:?} is not a port that a rule can name")]
@@ -224,6 +244,21 @@ impl Problem {
                 "give an address of the host, or leave it out to publish on all of them"
             }
             Self::Overlaps(_) => "publish each port once",
+            Self::MappedPort(_) => "write ports from 1 to 65535 and ranges, as in 80,443,8000-8010",
+            Self::PortsOverlap(_) => "list each port once",
+            Self::TooManyRanges(_) => {
+                "write neighbouring ports as a range, or use several mappings"
+            }
+            Self::SeveralRanges => "give one port or one range, or leave the internal port out",
+            Self::RangeTooHigh(_) => "choose a smaller internal port",
+            Self::MappedAddress => {
+                "give a unicast address that is not loopback, link-local or unspecified"
+            }
+            Self::OtherFamily(_) => "IPv4 is mapped to IPv4, and IPv6 to IPv6",
+            Self::MappedToItself | Self::MappedToHost => {
+                "give the address of an endpoint, or of another host"
+            }
+            Self::NoLan => "say where the clients are with --lan",
             Self::NoAddressOfFamily => "attach to a network of that family, or leave it out",
             Self::Rule => {
                 "write CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp], for instance \

@@ -14,6 +14,7 @@ pub mod diagnosis;
 pub mod drift;
 pub mod flow;
 pub mod ipam;
+pub mod mapping;
 pub mod plan;
 pub mod policy;
 pub mod policy_file;

@@ -118,6 +118,16 @@ pub struct PublishSpec {
 }
 
 impl PublishSpec {
+    /// Ports of the host that lead to the same ports.
+    pub(super) fn of(host: HostAddress, ports: PortRange, protocol: Protocol) -> Self {
+        Self {
+            host,
+            host_port: ports.first(),
+            ports,
+            protocol,
+        }
+    }
+
     /// Which addresses of the host.
     pub fn host(&self) -> HostAddress {
         self.host

@@ -8,6 +8,7 @@ use super::{
     Cidr, EndpointId, IfName, Invalid, Mac, Mtu, NetworkName, Subnet,
     behaviour::{Behaviour, BehaviourWish},
     flow::Party,
+    mapping::MappingSpec,
     policy::{Compiled, Policy},
     publish::{Protocol, PublishSpec},
 };
@@ -127,7 +128,7 @@ impl Record for HostRecord {
 /// The next number of each kind. They begin at 1: 0 means none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Numbers {
-    /// Of endpoints.
+    /// Of endpoints and static mappings.
     pub endpoint: u32,
     /// Of networks.
     pub network: u32,
@@ -154,7 +155,7 @@ impl Default for Numbers {
 pub struct UsedUp(pub &'static str);
 
 impl Numbers {
-    /// A number for an endpoint.
+    /// A number for an endpoint or a static mapping.
     pub fn endpoint(&mut self) -> Result<u32, UsedUp> {
         take(&mut self.endpoint, 1, "endpoints")
     }
@@ -449,6 +450,29 @@ impl EndpointRecord {
 }
 
 impl Record for EndpointRecord {
+    fn name(&self) -> Option<&str> {
+        Some(self.id.as_str())
+    }
+}
+
+/// A static mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingRecord {
+    /// Its id.
+    pub id: EndpointId,
+    /// Its number: of the same sequence as those of endpoints, never given twice.
+    pub number: u32,
+    /// How far it is.
+    pub state: State,
+    /// What was asked for.
+    pub spec: MappingSpec,
+    /// Where the clients of a hairpin are.
+    pub lan: Option<Cidr>,
+    /// Index of the interface that it is bound to; 0: it is bound to none.
+    pub link: u32,
+}
+
+impl Record for MappingRecord {
     fn name(&self) -> Option<&str> {
         Some(self.id.as_str())
     }

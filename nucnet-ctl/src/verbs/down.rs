@@ -1,6 +1,6 @@
 //! `down`: removes every trace of nucnet from this host.
 
-use super::{Error, Host, detach, error::Left, host::Session, network, step::World};
+use super::{Error, Host, detach, error::Left, host::Session, nat, network, step::World};
 use crate::kernel::{
     bpf::{self, Datapath},
     netlink::{Link, Netlink},
@@ -17,6 +17,13 @@ impl Host {
             let endpoints = session.state.sound_endpoints()?;
             for (id, result) in detach::remove_all(session, endpoints) {
                 collect(&mut left, format!("endpoint {id}"), result);
+            }
+        }
+        if let Some(session) = &session {
+            for mapping in session.state.sound_mappings()? {
+                let what = format!("mapping {}", mapping.id);
+                // Its entries go with the datapath, whatever is wrong with that.
+                collect(&mut left, what, nat::remove(session, mapping));
             }
         }
         for mount in resolv::mounts(&self.options.state_dir)? {
@@ -61,6 +68,12 @@ impl Host {
                 endpoints
                     .iter()
                     .map(|endpoint| format!("detach endpoint {}", endpoint.id)),
+            );
+            let (mappings, _) = store.mappings()?;
+            plan.extend(
+                mappings
+                    .iter()
+                    .map(|mapping| format!("remove mapping {}", mapping.id)),
             );
             let (networks, _) = store.networks()?;
             plan.extend(

@@ -8,7 +8,7 @@ use crate::{
         netlink, netns, process, resolv, store, sysctl,
     },
     model::{
-        EndpointId, Invalid, Kind, Mac, NetworkName, policy_file::PolicyFileError, record,
+        EndpointId, IfName, Invalid, Kind, Mac, NetworkName, policy_file::PolicyFileError, record,
         resolv::NoResolver,
     },
 };
@@ -125,6 +125,29 @@ pub enum Error {
         /// Process id and command, as far as they can be told.
         owner: String,
     },
+    /// A static mapping has the port.
+    #[error("-p {spec}: {taken} belongs to mapping {owner}")]
+    PortMapped {
+        /// What was wanted.
+        spec: String,
+        /// What is in the way.
+        taken: String,
+        /// Whose it is.
+        owner: EndpointId,
+    },
+    /// Somebody has what a static mapping wants.
+    #[error("{spec}: {taken} belongs to {owner}")]
+    MappingTaken {
+        /// What was wanted.
+        spec: String,
+        /// What is in the way.
+        taken: String,
+        /// Whose it is.
+        owner: String,
+    },
+    /// There is no such interface.
+    #[error("--ext-if {0}: there is no such interface")]
+    NoInterface(IfName),
     /// No host port is left to choose.
     #[error("-p {spec}: no host port is free")]
     NoFreePort {
@@ -292,7 +315,10 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Invalid(_) | Self::PolicyFile { .. } | Self::ReadPolicy { .. } => Kind::Usage,
-            Self::NoEndpoint(_) | Self::NoPublish { .. } | Self::NoNetwork(_) => Kind::NotFound,
+            Self::NoEndpoint(_)
+            | Self::NoPublish { .. }
+            | Self::NoNetwork(_)
+            | Self::NoInterface(_) => Kind::NotFound,
             Self::EndpointExists { .. }
             | Self::NamespaceTaken { .. }
             | Self::AddressTaken { .. }
@@ -300,6 +326,8 @@ impl Error {
             | Self::MacTaken { .. }
             | Self::PortPublished { .. }
             | Self::PortInUse { .. }
+            | Self::PortMapped { .. }
+            | Self::MappingTaken { .. }
             | Self::NetworkExists { .. }
             | Self::SubnetTaken { .. }
             | Self::BridgeTaken { .. }
@@ -388,6 +416,13 @@ impl Error {
             Self::PortPublished { .. } | Self::PortInUse { .. } => Some(
                 "choose another host port or address; 0 has nucnet choose a free port".to_owned(),
             ),
+            Self::PortMapped { owner, .. } => Some(format!(
+                "choose another host port or address, or: nucnet-ctl nat remove {owner}"
+            )),
+            Self::MappingTaken { .. } => {
+                Some("see `nucnet-ctl nat list` and `nucnet-ctl list`".to_owned())
+            }
+            Self::NoInterface(_) => Some("see `ip link`".to_owned()),
             Self::NoFreePort { .. } => Some("name a host port".to_owned()),
             Self::NetworkExists { name, .. } => Some(format!(
                 "nucnet-ctl network remove {name}, or choose another name"

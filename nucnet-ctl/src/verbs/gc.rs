@@ -11,7 +11,7 @@ use super::{
     egress::settle_recorded,
     error::Left,
     host::Session,
-    network, publish,
+    nat, network, publish,
     step::{World, endpoint_alias, network_alias},
 };
 use crate::{
@@ -64,6 +64,7 @@ impl Host {
         };
         collection.endpoints()?;
         collection.policies()?;
+        collection.mappings()?;
         collection.networks()?;
         collection.links()?;
         collection.neighbours()?;
@@ -206,6 +207,17 @@ impl Collection<'_> {
         Ok(())
     }
 
+    /// Static mappings that a call which died was making or removing.
+    fn mappings(&mut self) -> Result<(), Error> {
+        for mapping in self.session.state.sound_mappings()? {
+            if mapping.state != State::Active {
+                let what = format!("mapping {} ({})", mapping.id, mapping.state);
+                self.remove(what, |session| nat::remove(session, mapping));
+            }
+        }
+        Ok(())
+    }
+
     fn records(&self) -> Result<(Vec<EndpointRecord>, Vec<NetworkRecord>), Error> {
         let state = &self.session.state;
         Ok((state.sound_endpoints()?, state.sound_networks()?))
@@ -214,12 +226,14 @@ impl Collection<'_> {
     /// Links that carry nucnet's mark, and have no record.
     fn links(&mut self) -> Result<(), Error> {
         let (endpoints, networks) = self.records()?;
+        let has_mappings = !self.session.state.sound_mappings()?.is_empty();
         let set_aside = self.session.state.set_aside_endpoints()?;
         let is_recorded = |link: &Link| {
             let alias = link.alias.as_deref().unwrap_or_default();
-            endpoints
-                .iter()
-                .any(|e| e.host_ifname.as_str() == link.name && endpoint_alias(e) == alias)
+            has_mappings && link.name == nat::ROUTES && alias == nat::routes_alias()
+                || endpoints
+                    .iter()
+                    .any(|e| e.host_ifname.as_str() == link.name && endpoint_alias(e) == alias)
                 || networks
                     .iter()
                     .any(|n| n.bridge.as_str() == link.name && network_alias(n) == alias)
@@ -287,7 +301,11 @@ impl Collection<'_> {
             return Ok(());
         };
         let (endpoints, networks) = self.records()?;
+        let mappings = session.state.sound_mappings()?;
         let mut numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
+        if !mappings.is_empty() {
+            numbers.insert(abi::MAPPED);
+        }
         let mut policies: HashSet<u32> = endpoints
             .iter()
             .flat_map(|e| {
@@ -334,11 +352,52 @@ impl Collection<'_> {
             datapath.addresses.remove(address)?;
         }
         let mut stale = datapath.publishes.entries()?;
-        stale.retain(|(_, publish)| !numbers.contains(&publish.endpoint));
+        let mapped: HashSet<u32> = mappings.iter().map(|mapping| mapping.number).collect();
+        stale.retain(|(_, publish)| match publish.mapping {
+            0 => !numbers.contains(&publish.endpoint),
+            mapping => !mapped.contains(&mapping),
+        });
         count(abi::map::PUBLISHES, stale.len());
         if is_removed {
             let keys: Vec<_> = stale.into_iter().map(|(key, _)| key).collect();
             datapath.remove_publishes(&keys, |endpoint| !numbers.contains(&endpoint))?;
+        }
+        let mut stale = datapath.hairpins.entries()?;
+        stale.retain(|(_, port)| !mapped.contains(&port.mapping));
+        count(abi::map::HAIRPINS, stale.len());
+        for (key, _) in stale.iter().filter(|_| is_removed) {
+            datapath.hairpins.remove(key)?;
+        }
+        let sources: HashSet<_> = mappings
+            .iter()
+            .filter_map(|mapping| mapping.spec.source_keys(mapping.link))
+            .flatten()
+            .map(|(bits, key)| (bits, key.link, key.source))
+            .collect();
+        let mut stale = datapath.snats.entries()?;
+        stale.retain(|(key, _)| {
+            let data = key.data();
+            !sources.contains(&(key.prefix_len(), data.link, data.source))
+        });
+        count(abi::map::SNATS, stale.len());
+        for (key, _) in stale.iter().filter(|_| is_removed) {
+            datapath.snats.remove(key)?;
+        }
+        let mut stale = datapath.mappings.entries()?;
+        stale.retain(|(number, _)| !mapped.contains(number));
+        count(abi::map::MAPPINGS, stale.len());
+        for (number, _) in stale.iter().filter(|_| is_removed) {
+            datapath.mappings.remove(number)?;
+            datapath.end_flows(|_, flow| flow.mapping == *number)?;
+        }
+        let mut stale = datapath.mapping_counts.mappings()?;
+        stale.retain(|number| !mapped.contains(number));
+        count(abi::map::MAPPING_COUNTS, stale.len());
+        for number in stale.iter().filter(|_| is_removed) {
+            datapath.mapping_counts.forget(*number)?;
+        }
+        if mappings.is_empty() && is_removed && datapath.settings()?.mapping_link != 0 {
+            datapath.end_mapping()?;
         }
         let mut stale = datapath.usage.entries()?;
         stale.retain(|(number, _)| !numbers.contains(number));
@@ -371,7 +430,7 @@ impl Collection<'_> {
             datapath.policy_ports.remove(key)?;
         }
 
-        if is_removed && !(endpoints.is_empty() && networks.is_empty()) {
+        if is_removed && !(endpoints.is_empty() && networks.is_empty() && mappings.is_empty()) {
             let mut world = World::new(session);
             world.datapath = Some(datapath);
             world.apply(&Step::Uplinks)?;
@@ -411,6 +470,10 @@ impl Collection<'_> {
             self.found
                 .removed
                 .extend(claims.into_iter().map(|claim| format!("claim {claim}")));
+            let damaged = self.session.state.forget_damaged_mappings()?;
+            self.found
+                .removed
+                .extend(damaged.into_iter().map(|name| format!("record {name}")));
             let unfinished = self.session.state.forget_unfinished()?;
             self.found
                 .removed

@@ -183,8 +183,9 @@ fn numbers_after(state: &store::Locked) -> Result<Numbers, Error> {
     /// What may have come and gone since the records that are left were written.
     const GAP: u32 = 1 << 20;
     let (endpoints, networks) = (state.sound_endpoints()?, state.sound_networks()?);
+    let mappings = state.sound_mappings()?;
     let lost = state.set_aside_hosts()?;
-    if endpoints.is_empty() && networks.is_empty() && lost == 0 {
+    if endpoints.is_empty() && networks.is_empty() && mappings.is_empty() && lost == 0 {
         return Ok(Numbers::default());
     }
     let gaps = GAP.saturating_mul(u32::try_from(lost.max(1)).unwrap_or(u32::MAX));
@@ -199,7 +200,11 @@ fn numbers_after(state: &store::Locked) -> Result<Numbers, Error> {
             .chain(others)
     };
     Ok(Numbers {
-        endpoint: after(endpoints.iter().map(|endpoint| endpoint.number).max()),
+        endpoint: after(
+            (endpoints.iter().map(|endpoint| endpoint.number))
+                .chain(mappings.iter().map(|mapping| mapping.number))
+                .max(),
+        ),
         network: after(networks.iter().map(|network| network.number).max()),
         policy: after(policies().map(|numbers| numbers.policy).max()),
         class: after(policies().map(|numbers| numbers.first_class).max()),

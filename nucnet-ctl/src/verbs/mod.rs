@@ -14,6 +14,7 @@ mod host;
 mod list;
 mod monitor;
 mod naming;
+mod nat;
 mod network;
 mod permission;
 mod publish;
@@ -29,6 +30,7 @@ pub use flows::Flows;
 pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};
 pub use monitor::{EventName, EventView, Monitor};
+pub use nat::{MappingChoice, MappingView};
 pub use status::{
     HostStatus, MapReport, NetworkStatus, ObjectStatus, ProgramReport, Status, UplinkStatus,
 };

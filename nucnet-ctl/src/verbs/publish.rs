@@ -5,6 +5,7 @@ use super::{
     attach::failed,
     error::Left,
     host::Session,
+    nat,
     step::{World, endpoint_alias, publish_steps},
 };
 use crate::{
@@ -198,6 +199,9 @@ pub(super) fn choose(
     let sockets = Sockets::default();
     let taken = |spec: &PublishSpec| -> Result<Option<Error>, Error> {
         let narrow = spec.narrowed(v4, v6);
+        if let Some(error) = nat::in_the_way(session, &narrow)? {
+            return Ok(Some(error));
+        }
         // No endpoint has the number 0.
         if let Some((owner, taken)) = session.state.publish_conflict(&narrow, 0)? {
             let (spec, owner) = (spec.to_string(), owner.id);

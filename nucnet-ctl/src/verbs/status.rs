@@ -2,7 +2,7 @@
 //! may show as drift.
 
 use super::{
-    DatapathChoice, Error, Host, NetworkView,
+    DatapathChoice, Error, Host, NetworkView, nat,
     step::{endpoint_alias, network_alias},
 };
 use crate::{
@@ -16,9 +16,10 @@ use crate::{
     },
     model::{
         drift::{
-            self, Drift, EndpointSight, Hooked, LinkSight, NetnsSight, NetworkSight, Unexplained,
+            self, Drift, EndpointSight, Hooked, LinkSight, MappingSight, NetnsSight, NetworkSight,
+            Unexplained,
         },
-        record::{EndpointRecord, NetworkRecord},
+        record::{EndpointRecord, MappingRecord, NetworkRecord},
         to_abi,
     },
 };
@@ -50,6 +51,8 @@ pub struct Status {
     pub networks: Vec<NetworkStatus>,
     /// How many endpoints are recorded.
     pub endpoints: usize,
+    /// How many static mappings are recorded.
+    pub mappings: usize,
     /// The loaded programs.
     pub programs: Vec<ProgramReport>,
     /// For how many seconds their runs were timed; none: they were not.
@@ -160,12 +163,16 @@ impl Host {
         let store = self.read()?;
         let has_state = store.is_some();
         let (mut networks, mut endpoints, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+        let mut mappings = Vec::new();
         if let Some(store) = store {
             let (found, unreadable) = store.networks()?;
             networks = found;
             damaged.extend(unreadable.iter().map(|error| super::chain(error)));
             let (found, unreadable) = store.endpoints()?;
             endpoints = found;
+            damaged.extend(unreadable.iter().map(|error| super::chain(error)));
+            let (found, unreadable) = store.mappings()?;
+            mappings = found;
             damaged.extend(unreadable.iter().map(|error| super::chain(error)));
         }
         let pinned = Datapath::pinned(&self.options.bpffs)?;
@@ -199,8 +206,11 @@ impl Host {
                 &view.endpoint(endpoint, network)?,
             ));
         }
+        for mapping in &mappings {
+            found.extend(drift::of_mapping(mapping, &view.mapping(mapping)?));
+        }
         found.extend(
-            view.unexplained(&networks, &endpoints, &uplinks, damaged)?
+            view.unexplained(&networks, &endpoints, &mappings, &uplinks, damaged)?
                 .drift(),
         );
         let (programs, sampled) = view.timed(sample)?;
@@ -216,6 +226,7 @@ impl Host {
             uplinks,
             networks: network_views,
             endpoints: endpoints.len(),
+            mappings: mappings.len(),
             programs,
             sampled_s: sampled.map(|time| time.as_secs_f64()),
             maps: maps
@@ -468,15 +479,41 @@ impl View<'_> {
         Ok(sight)
     }
 
+    fn mapping(&self, record: &MappingRecord) -> Result<MappingSight, Error> {
+        let missing = match self.datapath {
+            Some(datapath) => datapath.missing_entries(&nat::entries(record))?,
+            None => 0,
+        };
+        let routes = self
+            .links
+            .get(nat::ROUTES)
+            .filter(|link| link.alias.as_deref() == Some(&nat::routes_alias()));
+        let told = match self.datapath {
+            Some(datapath) => datapath.settings()?.mapping_link,
+            None => 0,
+        };
+        let bound = record.spec.ext_if().map(|name| {
+            let link = self.links.get(name.as_str());
+            link.is_some_and(|link| link.index == record.link)
+        });
+        Ok(MappingSight {
+            entries: missing,
+            routes: self.datapath.is_none() || routes.is_some_and(|link| link.index == told),
+            interface: bound.unwrap_or(true),
+        })
+    }
+
     fn unexplained(
         &self,
         networks: &[NetworkRecord],
         endpoints: &[EndpointRecord],
+        mappings: &[MappingRecord],
         uplinks: &[UplinkStatus],
         damaged: Vec<String>,
     ) -> Result<Unexplained, Error> {
         let mut aliases: HashSet<String> = endpoints.iter().map(endpoint_alias).collect();
         aliases.extend(networks.iter().map(network_alias));
+        aliases.extend((!mappings.is_empty()).then(nat::routes_alias));
         let mut links: Vec<String> = self
             .links
             .values()
@@ -498,7 +535,8 @@ impl View<'_> {
             links,
             programs,
             damaged,
-            datapath_gone: self.datapath.is_none() && !endpoints.is_empty(),
+            datapath_gone: self.datapath.is_none()
+                && !(endpoints.is_empty() && mappings.is_empty()),
             ..Unexplained::default()
         };
         let Some(datapath) = self.datapath else {
@@ -510,7 +548,9 @@ impl View<'_> {
             unexplained.loopback_gone =
                 self.hooked(bpf::LOOPBACK, name, direction)?.1 != Hooked::Yes;
         }
-        let numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
+        let mut numbers: HashSet<u32> = endpoints.iter().map(|e| e.number).collect();
+        numbers.extend(mappings.iter().map(|mapping| mapping.number));
+        numbers.extend((!mappings.is_empty()).then_some(abi::MAPPED));
         let mut note = |name, entries: Vec<u32>| {
             let strange = entries.iter().filter(|n| !numbers.contains(n)).count();
             if strange > 0 {
@@ -526,10 +566,19 @@ impl View<'_> {
             .addresses
             .for_each(|_, owner| of.push(owner.endpoint))?;
         note(abi::map::ADDRESSES, std::mem::take(&mut of));
-        datapath
-            .publishes
-            .for_each(|_, publish| of.push(publish.endpoint))?;
+        datapath.publishes.for_each(|_, publish| {
+            of.push(match publish.mapping {
+                0 => publish.endpoint,
+                mapping => mapping,
+            });
+        })?;
         note(abi::map::PUBLISHES, std::mem::take(&mut of));
+        datapath
+            .hairpins
+            .for_each(|_, port| of.push(port.mapping))?;
+        note(abi::map::HAIRPINS, std::mem::take(&mut of));
+        datapath.mappings.for_each(|number, _| of.push(*number))?;
+        note(abi::map::MAPPINGS, std::mem::take(&mut of));
         datapath.usage.for_each(|number, _| of.push(*number))?;
         note(abi::map::USAGE, of);
         Ok(unexplained)

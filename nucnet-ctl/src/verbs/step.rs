@@ -21,7 +21,7 @@ use crate::{
         plan::Executor,
         policy::Compiled,
         publish::PublishSpec,
-        record::{EndpointRecord, NetworkRecord, OtherPolicy, State},
+        record::{EndpointRecord, MappingRecord, NetworkRecord, OtherPolicy, State},
         to_abi,
     },
 };
@@ -91,6 +91,16 @@ pub enum Step {
     PublishRecord(String),
     /// Record that the endpoint is there.
     EndpointRecord(String),
+    /// Record that a static mapping is being made.
+    MappingIntent(String),
+    /// Have an interface from which routes are looked up for mappings.
+    MappingRoutes(String),
+    /// Take the ports of a mapping.
+    MappingClaims(String),
+    /// Put a mapping in force.
+    Mapping(String),
+    /// Record that the mapping is there.
+    MappingRecord(String),
 }
 
 impl fmt::Display for Step {
@@ -126,6 +136,13 @@ impl fmt::Display for Step {
             Self::PublishClaims(what) => write!(f, "take {what}"),
             Self::PublishRecord(what) => write!(f, "record {what} as published"),
             Self::EndpointRecord(id) => write!(f, "record endpoint {id} as active"),
+            Self::MappingIntent(id) => write!(f, "record mapping {id}"),
+            Self::MappingRoutes(link) => {
+                write!(f, "make interface {link}, for route lookups only")
+            }
+            Self::MappingClaims(what) => write!(f, "take {what}"),
+            Self::Mapping(words) => write!(f, "map {words}"),
+            Self::MappingRecord(id) => write!(f, "record mapping {id} as active"),
         }
     }
 }
@@ -274,6 +291,7 @@ pub(super) struct World<'a> {
     pub(super) loaded: bool,
     pub(super) network: Option<NetworkRecord>,
     pub(super) endpoint: Option<EndpointRecord>,
+    pub(super) mapping: Option<MappingRecord>,
     pub(super) policy: Option<Compiled>,
     /// The policy that is to be in force.
     pub(super) coming: Option<OtherPolicy>,
@@ -300,6 +318,7 @@ impl<'a> World<'a> {
             loaded: false,
             network: None,
             endpoint: None,
+            mapping: None,
             policy: None,
             coming: None,
             open_flows: OpenFlows::default(),
@@ -328,7 +347,7 @@ impl<'a> World<'a> {
             .expect("steps of an endpoint have its record")
     }
 
-    fn datapath(&mut self) -> Result<&mut Datapath, Error> {
+    pub(super) fn datapath(&mut self) -> Result<&mut Datapath, Error> {
         let bpffs = self.session.bpffs();
         self.datapath
             .as_mut()
@@ -1020,6 +1039,11 @@ impl Executor<Step> for World<'_> {
             Step::PublishClaims(_) => self.claim_publishes(),
             Step::PublishRecord(_) => self.record_publishes(Standing::Published),
             Step::EndpointRecord(_) => self.put_endpoint(|endpoint| endpoint.state = State::Active),
+            Step::MappingIntent(_) => self.put_mapping(State::Configuring),
+            Step::MappingRoutes(_) => self.make_mapping_routes(),
+            Step::MappingClaims(_) => self.claim_mapping(),
+            Step::Mapping(_) => self.write_mapping(),
+            Step::MappingRecord(_) => self.put_mapping(State::Active),
         }
         .inspect_err(|_| self.clean_up_after(step))
     }
@@ -1072,6 +1096,13 @@ impl Executor<Step> for World<'_> {
                 let deleted = self.netlink().delete_link(name, Owner::Alias(&alias));
                 deleted.map(drop).map_err(Error::from)
             }
+            Step::MappingRecord(_) => self.put_mapping(State::Removing),
+            Step::Mapping(_) => self.unwrite_mapping(),
+            Step::MappingClaims(_) if self.troubled => Ok(()),
+            Step::MappingClaims(_) => self.release_mapping(),
+            Step::MappingRoutes(_) => self.remove_mapping_routes(),
+            Step::MappingIntent(_) if self.troubled => Ok(()),
+            Step::MappingIntent(_) => self.forget_mapping(),
             // Nobody gets what may still be in use.
             Step::Claims(_) | Step::EndpointIntent(_) if self.troubled => Ok(()),
             Step::Claims(_) => self.release(),
@@ -1106,6 +1137,11 @@ impl World<'_> {
                 | Step::Entries(_)
                 | Step::Neighbours(_)
                 | Step::ResolvConf(_)
+                | Step::MappingIntent(_)
+                | Step::MappingRoutes(_)
+                | Step::MappingClaims(_)
+                | Step::Mapping(_)
+                | Step::MappingRecord(_)
         );
         if partial && let Err(error) = self.undo(step) {
             tracing::warn!(%step, error = &error as &dyn std::error::Error, "not undone");

@@ -82,3 +82,9 @@ pub const FAR: Pair = Pair::new([198, 51, 100, 1], [0x2001, 0xdb8, 0xf, 0, 0, 0,
 pub const OUTSIDE2: Pair = Pair::new([203, 0, 113, 1], [0x2001, 0xdb8, 2, 0, 0, 0, 0, 1]);
 /// The host, on its second uplink.
 pub const HOST2: Pair = Pair::new([203, 0, 113, 2], [0x2001, 0xdb8, 2, 0, 0, 0, 0, 2]);
+/// The host, on the network behind it.
+pub const LAN_HOST: Pair = Pair::new([10, 77, 0, 1], [0xfd77, 0, 0, 0, 0, 0, 0, 1]);
+/// A server there.
+pub const LAN_SERVER: Pair = Pair::new([10, 77, 0, 5], [0xfd77, 0, 0, 0, 0, 0, 0, 5]);
+/// A client there.
+pub const LAN_CLIENT: Pair = Pair::new([10, 77, 0, 7], [0xfd77, 0, 0, 0, 0, 0, 0, 7]);

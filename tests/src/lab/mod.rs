@@ -18,6 +18,7 @@ mod addresses;
 pub mod agent;
 pub mod cni;
 mod drops;
+mod lan;
 pub mod monitor;
 mod node;
 mod nucnet;
@@ -34,7 +35,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 
-pub use addresses::{FAR, Family, HOST, HOST2, OUTSIDE, OUTSIDE2, Pair};
+pub use addresses::{
+    FAR, Family, HOST, HOST2, LAN_CLIENT, LAN_HOST, LAN_SERVER, OUTSIDE, OUTSIDE2, Pair,
+};
+pub use lan::Lan;
 pub use node::Node;
 pub use nucnet::{Endpoint, Outcome};
 pub use programs::{Programs, nucnet_program, peer_program, use_programs};

@@ -22,6 +22,7 @@ mod input;
 mod lifecycle;
 mod load;
 mod mtu;
+mod nat;
 mod neighbours;
 mod network;
 mod outbound;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for module in [
         publish::SCENARIOS,
+        nat::SCENARIOS,
         outbound::SCENARIOS,
         neighbours::SCENARIOS,
         network::SCENARIOS,

@@ -1,8 +1,9 @@
 //! An endpoint in the maps, and all that the datapath keeps about it.
 
 use nucnet_common::{
-    abi::{Address, Binding, Endpoint, Flow, FlowKey, OutsideKey, Owner, Usage},
+    abi::{Address, Binding, Endpoint, Flow, FlowKey, MAPPED, OutsideKey, Owner, Usage},
     flow::{bound_key, outside_key},
+    mapping::inside_view,
 };
 
 use super::{BpfError, Datapath};
@@ -78,10 +79,12 @@ impl Datapath {
 
     fn purge_flows(&mut self, number: u32) -> Result<u64, BpfError> {
         let (mut keys, mut outside): (Vec<FlowKey>, Vec<OutsideKey>) = Default::default();
+        let mut inside = Vec::new();
         self.flows.for_each(|key, flow: &Flow| {
             if key.endpoint == number {
                 keys.push(*key);
                 outside.push(outside_key(key.protocol, flow));
+                inside.push(inside_view(key));
             }
         })?;
         // Programs that close a flow go by the same rule: whoever removed the flow removes its
@@ -90,6 +93,9 @@ impl Datapath {
         self.flows
             .remove_all(&keys, |index| removed.push(outside[index]))?;
         self.outside.remove_all(&removed, |_| {})?;
+        if number == MAPPED {
+            self.outside.remove_all(&inside, |_| {})?;
+        }
         Ok(removed.len() as u64)
     }
 

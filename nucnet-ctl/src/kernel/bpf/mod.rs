@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod events;
 mod flows;
+mod mapping;
 mod object;
 mod pins;
 mod publishes;
@@ -36,6 +37,7 @@ pub use self::{
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
     events::{EventReader, decode, monotonic},
+    mapping::MappingEntries,
     object::{OBJECT, OBJECT_HASH, load_unpinned},
     pins::is_place_for_pins,
     settings::{Host, HostPorts},

@@ -28,7 +28,10 @@ impl Datapath {
             if !self.publishes.get(key)?.is_some_and(|p| gone(p.endpoint)) {
                 continue;
             }
-            match left.iter().find(|(other, _)| holds(other, key)) {
+            match left
+                .iter()
+                .find(|(other, p)| p.mapping == 0 && holds(other, key))
+            {
                 Some((_, publish)) => self.publishes.insert(key, publish)?,
                 None => drop(self.publishes.remove(key)?),
             }

@@ -124,6 +124,19 @@ impl Datapath {
         self.settings.get(0)
     }
 
+    /// Tells the programs from where to look routes up for mappings; 0: there are none.
+    pub(super) fn set_mapping_link(&mut self, link: u32) -> Result<(), BpfError> {
+        let before = self.settings()?;
+        if before.mapping_link != link {
+            let settings = Settings {
+                mapping_link: link,
+                ..before
+            };
+            self.settings.set(0, &settings)?;
+        }
+        Ok(())
+    }
+
     /// Tells the programs what the host is like now.
     pub fn refresh_settings(&mut self, host: &Host) -> Result<Settings, BpfError> {
         let before = self.settings()?;

@@ -1,0 +1,577 @@
+//! `nat add|list|remove|clear`: static mappings.
+
+use super::{Error, Host, Step, attach::failed, error::Left, host::Session, step::World};
+use crate::{
+    kernel::{
+        bpf::{Datapath, MappingEntries, Prefix},
+        claims::Holder,
+        netlink::{self, BridgeSpec, Netlink, Owner},
+        sockets::{self, Sockets},
+        sysctl::{self, Family, LinkKey, Sysctl},
+    },
+    model::{
+        Cidr, EndpointId, Invalid, Mac, Mtu, Problem,
+        behaviour::BehaviourWish,
+        mapping::MappingSpec,
+        plan::{self, Plan},
+        publish::PublishSpec,
+        record::{MappingRecord, State},
+    },
+};
+use serde::Serialize;
+use std::net::IpAddr;
+
+/// The interface from whose point of view routes are looked up for mappings. It carries nothing.
+pub(super) const ROUTES: &str = "nucnet-nat";
+
+/// Its alias. No id has a colon in it.
+pub(super) fn routes_alias() -> String {
+    format!("{}nat:routes", netlink::ALIAS_PREFIX)
+}
+
+/// A static mapping as the JSON shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MappingView {
+    /// Its id.
+    pub id: EndpointId,
+    /// How far it is.
+    pub state: State,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub spec: MappingSpec,
+    /// Where the clients of a hairpin are.
+    pub clients: Option<Cidr>,
+    /// Whether the external address is the host's now; if not, the mapping is inert.
+    pub local: bool,
+    /// Flows that came by it.
+    pub flows: u64,
+    /// Packets of them, both directions.
+    pub packets: u64,
+    /// Bytes of those, from the IP header on.
+    pub bytes: u64,
+}
+
+/// Which mapping is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MappingChoice {
+    /// The one with that id.
+    Id(EndpointId),
+    /// The one that was asked for in those words.
+    Spec(MappingSpec),
+}
+
+impl MappingChoice {
+    fn is(&self, record: &MappingRecord) -> bool {
+        match self {
+            Self::Id(id) => record.id == *id,
+            Self::Spec(spec) => record.spec == *spec,
+        }
+    }
+}
+
+/// The steps that make a mapping.
+fn steps(record: &MappingRecord) -> Vec<Step> {
+    let words = record.spec.to_string();
+    let mut steps = vec![
+        Step::MappingIntent(record.id.to_string()),
+        Step::MappingRoutes(ROUTES.to_owned()),
+        Step::Uplinks,
+    ];
+    if let MappingSpec::Dnat { ext_ip, .. } = &record.spec
+        && let Some((protocol, ports)) = record.spec.ports()
+    {
+        steps.push(Step::MappingClaims(format!("{ext_ip}, {ports}/{protocol}")));
+    }
+    steps.extend([
+        Step::Mapping(words),
+        Step::MappingRecord(record.id.to_string()),
+    ]);
+    steps
+}
+
+impl Host {
+    /// Adds a static mapping. The same again changes nothing; on failure nothing stays.
+    pub fn add_mapping(&self, spec: &MappingSpec) -> Result<MappingView, Error> {
+        self.check_capabilities()?;
+        let mut session = self.open()?;
+        let added = add(&mut session, spec);
+        if added.is_err() {
+            session.abandon_if_fresh();
+        }
+        let record = added?;
+        let datapath = Datapath::open_existing(
+            self.options.bpffs.as_path(),
+            &crate::kernel::bpf::Host::current()?,
+        )?;
+        view(&Netlink::open()?, datapath.as_ref(), record)
+    }
+
+    /// What adding a mapping would do. Nothing is changed.
+    pub fn plan_add_mapping(&self, spec: &MappingSpec) -> Result<Plan<Step>, Error> {
+        let mut session = self.open()?;
+        let planned = intend(&mut session, spec);
+        let bpffs = session.bpffs().display().to_string();
+        session.abandon_if_fresh();
+        Ok(match planned? {
+            Intent::Whole(_) => Plan::default(),
+            Intent::New(record) | Intent::Damaged(record) => std::iter::once(Step::Datapath(bpffs))
+                .chain(steps(&record))
+                .collect(),
+        })
+    }
+
+    /// All static mappings with their counters, in the order of their ids.
+    pub fn mappings(&self) -> Result<Vec<MappingView>, Error> {
+        let Some(store) = self.read()? else {
+            return Ok(Vec::new());
+        };
+        let (records, unreadable) = store.mappings()?;
+        super::list::report(&unreadable);
+        let host = crate::kernel::bpf::Host::current()?;
+        let datapath = Datapath::open_existing(&self.options.bpffs, &host)?;
+        let netlink = Netlink::open()?;
+        let mut records = records;
+        records.sort_by_key(|record| record.number);
+        records
+            .into_iter()
+            .map(|record| view(&netlink, datapath.as_ref(), record))
+            .collect()
+    }
+
+    /// Removes a mapping, and ends what came by it. One that is gone is fine: none.
+    pub fn remove_mapping(&self, which: &MappingChoice) -> Result<Option<EndpointId>, Error> {
+        Ok(self
+            .remove_mappings(|record| which.is(record), "nat remove")?
+            .pop())
+    }
+
+    /// Removes all mappings. Returns their ids.
+    pub fn clear_mappings(&self) -> Result<Vec<EndpointId>, Error> {
+        self.remove_mappings(|_| true, "nat clear")
+    }
+
+    fn remove_mappings(
+        &self,
+        which: impl Fn(&MappingRecord) -> bool,
+        what: &str,
+    ) -> Result<Vec<EndpointId>, Error> {
+        self.check_capabilities()?;
+        let Some(session) = self.open_existing()? else {
+            return Ok(Vec::new());
+        };
+        let (mut removed, mut left) = (Vec::new(), Left::default());
+        for record in session.state.sound_mappings()?.into_iter().filter(which) {
+            let id = record.id.clone();
+            match remove(&session, record) {
+                Ok(()) => removed.push(id),
+                Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
+                Err(error) => left.0.push((format!("mapping {id}"), error)),
+            }
+        }
+        session.abandon_if_fresh();
+        match left.0.is_empty() {
+            true => Ok(removed),
+            false => Err(Error::Teardown {
+                what: what.to_owned(),
+                left,
+            }),
+        }
+    }
+
+    /// What removing mappings would undo, in the order of the set-up; all of them if none is
+    /// chosen.
+    pub fn plan_remove_mappings(&self, which: Option<&MappingChoice>) -> Result<Plan<Step>, Error> {
+        let Some(store) = self.read()? else {
+            return Ok(Plan::default());
+        };
+        let (records, _) = store.mappings()?;
+        Ok(records
+            .iter()
+            .filter(|record| which.is_none_or(|which| which.is(record)))
+            .flat_map(steps)
+            .collect())
+    }
+}
+
+fn view(
+    netlink: &Netlink,
+    datapath: Option<&Datapath>,
+    record: MappingRecord,
+) -> Result<MappingView, Error> {
+    let counts = match datapath {
+        Some(datapath) => datapath.mapping_counts.get(record.number)?,
+        None => Default::default(),
+    };
+    Ok(MappingView {
+        local: is_local(netlink, record.spec.ext_ip())?,
+        id: record.id,
+        state: record.state,
+        clients: record.lan,
+        spec: record.spec,
+        flows: counts.flows,
+        packets: counts.packets,
+        bytes: counts.bytes,
+    })
+}
+
+fn is_local(netlink: &Netlink, address: IpAddr) -> Result<bool, Error> {
+    let addresses = netlink.addresses()?;
+    Ok(addresses.iter().any(|held| held.address.addr() == address))
+}
+
+/// What an add is going to do.
+enum Intent {
+    /// Nothing: it is there.
+    Whole(MappingRecord),
+    /// It is recorded, but something is missing.
+    Damaged(MappingRecord),
+    /// It will be made.
+    New(MappingRecord),
+}
+
+fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingRecord, Error> {
+    // What a call that died had begun, or begun to remove, is neither there nor in the way.
+    for record in session.state.sound_mappings()? {
+        if record.state != State::Active {
+            tracing::info!(mapping = %record.id, "removing what was left of an earlier call");
+            remove(session, record)?;
+        }
+    }
+    let (record, is_new) = match intend(session, spec)? {
+        Intent::Whole(record) => return Ok(record),
+        Intent::Damaged(record) => (record, false),
+        Intent::New(record) => (record, true),
+    };
+    session.state.put_host(&session.record)?;
+    let plan: Plan<Step> = std::iter::once(Step::Datapath(session.bpffs().display().to_string()))
+        .chain(steps(&record))
+        .collect();
+    let mut world = World::new(session);
+    world.mapping = Some(record);
+    if is_new {
+        plan::run(&plan, &mut world).map_err(|failure| failed(&plan, failure))?;
+    } else {
+        // It is not undone: what was there before stays.
+        for step in plan.steps() {
+            plan::Executor::apply(&mut world, step)?;
+        }
+    }
+    Ok(world.mapping.expect("a mapping is added"))
+}
+
+/// Decides everything about a mapping, and checks it against all that is there. Nothing is
+/// changed.
+fn intend(session: &mut Session, spec: &MappingSpec) -> Result<Intent, Error> {
+    let records = session.state.sound_mappings()?;
+    let link = match spec.ext_if() {
+        Some(name) => {
+            let link = session.netlink.find_link(name.as_str())?;
+            link.ok_or_else(|| Error::NoInterface(name.clone()))?.index
+        }
+        None => 0,
+    };
+    if let Some(mut record) = records
+        .iter()
+        .find(|record| record.spec == *spec && record.state == State::Active)
+        .cloned()
+    {
+        let is_whole = record.link == link && is_whole(session, &record)?;
+        return Ok(match is_whole {
+            true => Intent::Whole(record),
+            false => {
+                record.link = link;
+                Intent::Damaged(record)
+            }
+        });
+    }
+    let lan = check(session, spec)?;
+    refuse_conflicts(session, spec, &records)?;
+    let number = session.record.next.endpoint()?;
+    let id = format!("{}-{number}", spec.kind());
+    Ok(Intent::New(MappingRecord {
+        id: id.parse()?,
+        number,
+        state: State::Configuring,
+        spec: spec.clone(),
+        lan,
+        link,
+    }))
+}
+
+/// What can be said only by looking at the host; for a hairpin, where its clients are.
+fn check(session: &Session, spec: &MappingSpec) -> Result<Option<Cidr>, Error> {
+    let Some(int_ip) = spec.int_ip() else {
+        return Ok(None);
+    };
+    let addresses = session.netlink.addresses()?;
+    if addresses.iter().any(|held| held.address.addr() == int_ip) {
+        return Err(Invalid::new("--int-ip", int_ip, Problem::MappedToHost).into());
+    }
+    let MappingSpec::Hairpin { lan, .. } = spec else {
+        return Ok(None);
+    };
+    if lan.is_some() {
+        return Ok(*lan);
+    }
+    let nearest = addresses
+        .iter()
+        .filter(|held| held.address.contains(&int_ip))
+        .max_by_key(|held| held.address.prefix_len());
+    let subnet = nearest.map(|held| held.address.trunc().to_string().parse::<Cidr>());
+    match subnet {
+        Some(subnet) => Ok(Some(subnet?)),
+        None => Err(Invalid::new("--int-ip", int_ip, Problem::NoLan).into()),
+    }
+}
+
+/// Whether everything that a mapping needs is there.
+fn is_whole(session: &Session, record: &MappingRecord) -> Result<bool, Error> {
+    let Some(datapath) = Datapath::open_existing(session.bpffs(), &session.bpf_host)? else {
+        return Ok(false);
+    };
+    let routes = session.netlink.find_link(ROUTES)?;
+    let is_ours = routes.is_some_and(|link| {
+        link.alias.as_deref() == Some(&routes_alias())
+            && datapath
+                .settings()
+                .is_ok_and(|settings| settings.mapping_link == link.index)
+    });
+    Ok(is_ours && datapath.missing_entries(&entries(record))? == 0)
+}
+
+/// Fails, naming the owner, if somebody has what the mapping wants.
+fn refuse_conflicts(
+    session: &Session,
+    spec: &MappingSpec,
+    records: &[MappingRecord],
+) -> Result<(), Error> {
+    let conflict = |taken: String, owner: String| {
+        Err(Error::MappingTaken {
+            spec: spec.to_string(),
+            taken,
+            owner,
+        })
+    };
+    if let MappingSpec::Snat { int, ext_if, .. } = spec {
+        for record in records {
+            if let MappingSpec::Snat {
+                int: theirs,
+                ext_if: bound,
+                ..
+            } = &record.spec
+                && theirs == int
+                && bound == ext_if
+            {
+                return conflict(int.to_string(), format!("mapping {}", record.id));
+            }
+        }
+        return Ok(());
+    }
+    let Some((protocol, ports)) = spec.ports() else {
+        return Ok(());
+    };
+    // A dnat and a hairpin may share ports that lead to the same host.
+    let is_pair = |record: &MappingRecord| {
+        record.spec.kind() != spec.kind() && record.spec.int_ip() == spec.int_ip()
+    };
+    for record in records.iter().filter(|record| !is_pair(record)) {
+        let Some((theirs, list)) = record.spec.ports() else {
+            continue;
+        };
+        if record.spec.ext_ip() == spec.ext_ip() && theirs == protocol {
+            let shared = ports.ranges().iter().find(|range| list.overlaps(**range));
+            if let Some(range) = shared {
+                let taken = format!("{}:{range}/{protocol}", record.spec.ext_ip());
+                return conflict(taken, format!("mapping {}", record.id));
+            }
+        }
+    }
+    let pairs: Vec<u32> = records
+        .iter()
+        .filter(|record| is_pair(record))
+        .map(|record| record.number)
+        .collect();
+    let sockets = Sockets::default();
+    for publish in spec.publishes() {
+        if let Some((owner, taken)) = session.state.publish_conflict_but(&publish, &pairs)? {
+            return conflict(taken, owner_name(session, &owner)?);
+        }
+        if let Some(listener) = sockets.in_the_way(&publish)? {
+            let owner = sockets::process_of(listener).map_or_else(
+                || "a socket of the host".to_owned(),
+                |(pid, command)| format!("process {pid} ({})", command.escape_debug()),
+            );
+            return conflict(listener.to_string(), owner);
+        }
+    }
+    Ok(())
+}
+
+/// Whose a claim is, in words.
+fn owner_name(session: &Session, owner: &Holder) -> Result<String, Error> {
+    let mapping = session.state.sound_mapping(&owner.id)?;
+    let kind = match mapping.is_some_and(|record| record.number == owner.number) {
+        true => "mapping",
+        false => "endpoint",
+    };
+    Ok(format!("{kind} {}", owner.id))
+}
+
+/// Why a publish cannot have its ports, if a mapping has one of them.
+pub(super) fn in_the_way(session: &Session, spec: &PublishSpec) -> Result<Option<Error>, Error> {
+    let Some(wanted) = spec.host_ports() else {
+        return Ok(None);
+    };
+    for record in session.state.sound_mappings()? {
+        for own in record.spec.publishes() {
+            if own.overlaps(spec) {
+                let ports = own.host_ports().unwrap_or(wanted);
+                return Ok(Some(Error::PortMapped {
+                    spec: spec.to_string(),
+                    taken: format!("{}:{ports}/{}", own.host(), own.protocol()),
+                    owner: record.id,
+                }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Removes a mapping with all that it has.
+pub(super) fn remove(session: &Session, record: MappingRecord) -> Result<(), Error> {
+    let what = format!("remove mapping {}", record.id);
+    let plan: Plan<Step> = steps(&record).into_iter().collect();
+    let mut world = World::new(session);
+    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    world.mapping = Some(record);
+    match plan::tear_down(&plan, &mut world)? {
+        left if left.is_empty() => Ok(()),
+        left => Err(Error::Teardown {
+            what,
+            left: Left(left),
+        }),
+    }
+}
+
+/// The entries of a mapping.
+pub(super) fn entries(record: &MappingRecord) -> MappingEntries {
+    let ports = record.spec.port_entries(record.number).into_iter();
+    let sources = record.spec.source_keys(record.link);
+    let prefix = |at: usize| sources.map(|keys| Prefix::new(keys[at].0, keys[at].1));
+    MappingEntries {
+        number: record.number,
+        mapping: record.spec.entry(record.lan, record.link),
+        ports: ports
+            .map(|(bits, key, value)| (Prefix::new(bits, key), value))
+            .collect(),
+        is_hairpin: matches!(record.spec, MappingSpec::Hairpin { .. }),
+        source: prefix(0),
+        shared_source: prefix(1),
+    }
+}
+
+impl World<'_> {
+    pub(super) fn mapping(&self) -> &MappingRecord {
+        self.mapping
+            .as_ref()
+            .expect("steps of a mapping have its record")
+    }
+
+    pub(super) fn put_mapping(&mut self, state: State) -> Result<(), Error> {
+        if let Some(record) = &mut self.mapping {
+            record.state = state;
+            self.session.state.put_mapping(record)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget_mapping(&self) -> Result<(), Error> {
+        Ok(self.session.state.remove_mapping(&self.mapping().id)?)
+    }
+
+    /// The kernel answers route lookups only where it forwards. On an interface of nucnet's own,
+    /// which nothing ever comes in by, that changes nothing else.
+    pub(super) fn make_mapping_routes(&mut self) -> Result<(), Error> {
+        let alias = routes_alias();
+        let (index, _) = self.session.netlink.ensure_bridge(&BridgeSpec {
+            name: ROUTES,
+            mac: Mac::local(rand::random()).octets(),
+            mtu: Mtu::ETHERNET.bytes(),
+            alias: &alias,
+        })?;
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let forwarding = Sysctl::link(family, ROUTES, LinkKey::Forwarding);
+            match forwarding.write("1") {
+                // No IPv6.
+                Err(sysctl::Error::NotFound { .. }) => {}
+                result => drop(result?),
+            }
+        }
+        let network = BehaviourWish::default().resolved().abi();
+        Ok(self.datapath()?.begin_mapping(index, &network)?)
+    }
+
+    /// They go with the last mapping.
+    pub(super) fn remove_mapping_routes(&mut self) -> Result<(), Error> {
+        let number = self.mapping().number;
+        let records = self.session.state.sound_mappings()?;
+        if records.iter().any(|record| record.number != number) {
+            return Ok(());
+        }
+        if let Some(datapath) = &mut self.datapath {
+            datapath.end_mapping()?;
+        }
+        let alias = routes_alias();
+        let deleted = self
+            .session
+            .netlink
+            .delete_bridge(ROUTES, Owner::Alias(&alias));
+        Ok(deleted.map(drop)?)
+    }
+
+    fn mapping_holder(&self) -> Holder {
+        let record = self.mapping();
+        Holder {
+            number: record.number,
+            id: record.id.clone(),
+        }
+    }
+
+    pub(super) fn claim_mapping(&self) -> Result<(), Error> {
+        let holder = self.mapping_holder();
+        for publish in self.mapping().spec.publishes() {
+            self.session.state.claim_publish(&publish, &holder)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_mapping(&self) -> Result<(), Error> {
+        let number = self.mapping().number;
+        for publish in self.mapping().spec.publishes() {
+            self.session.state.release_publish(&publish, number)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_mapping(&mut self) -> Result<(), Error> {
+        let entries = entries(self.mapping());
+        Ok(self.datapath()?.put_mapping(&entries)?)
+    }
+
+    pub(super) fn unwrite_mapping(&mut self) -> Result<(), Error> {
+        let record = self.mapping().clone();
+        let records = self.session.state.sound_mappings()?;
+        let is_last = !records.iter().any(|other| {
+            other.number != record.number
+                && matches!(
+                    (&other.spec, &record.spec),
+                    (MappingSpec::Snat { int: theirs, .. }, MappingSpec::Snat { int, .. })
+                        if theirs == int
+                )
+        });
+        match &mut self.datapath {
+            Some(datapath) => Ok(datapath.remove_mapping(&entries(&record), is_last)?),
+            None => Ok(()),
+        }
+    }
+}
