@@ -961,6 +961,8 @@ reasons! {
     Discovery = 28, "discovery";
     /// Longer than the link takes that it is to leave by, or the endpoint that it is for.
     TooBig = 29, "too-big";
+    /// IPv4 options, from an endpoint with a policy: they may lead a packet elsewhere.
+    IpOptions = 30, "ip-options";
 }
 
 #[cfg(feature = "user")]

@@ -2,6 +2,8 @@
 //!
 //! Judged before any state is made.
 
+use network_types::ip::Ipv4Hdr;
+
 use crate::{
     abi::{Address, Endpoint, Reason},
     env::{Host, Route, RouteKind, Tables},
@@ -104,6 +106,12 @@ pub fn sent_by_endpoint(packet: &Packet, endpoint: &Endpoint) -> Result<(), Reas
                 Reason::SpoofedAddress
             },
         );
+    }
+    // Source routes are among them (RFC 7126 section 4.3): where such a packet goes in the end,
+    // no rule can say.
+    let has_options = packet.family == Family::V4 && packet.l4 - packet.l3 > Ipv4Hdr::LEN as u32;
+    if has_options && endpoint.policy != 0 {
+        return Err(Reason::IpOptions);
     }
     if is_multicast(&packet.destination, packet.family) {
         return Err(Reason::Multicast);

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
+    errno::Errno,
     ifaddrs::getifaddrs,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
@@ -54,6 +55,24 @@ impl Wire {
         let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty())?;
         ensure!(sent == frame.len(), "{sent} bytes were sent");
         Ok(())
+    }
+
+    /// All frames that have come, or have been sent, since the last call. Each is cut to its
+    /// first 2,048 bytes.
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub fn frames(&self) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        loop {
+            let mut buffer = vec![0; 2048];
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => buffer.truncate(length),
+                Err(Errno::EAGAIN) => return Ok(frames),
+                Err(error) => return Err(error.into()),
+            }
+            frames.push(buffer);
+        }
     }
 
     /// Waits until a frame comes, among any others.

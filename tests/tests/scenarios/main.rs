@@ -17,6 +17,7 @@ mod egress;
 mod errors;
 mod events;
 mod flows;
+mod frames;
 mod hold;
 mod input;
 mod lifecycle;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         network::SCENARIOS,
         egress::SCENARIOS,
         flows::SCENARIOS,
+        frames::SCENARIOS,
         errors::SCENARIOS,
         events::SCENARIOS,
         mtu::SCENARIOS,

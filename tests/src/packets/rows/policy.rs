@@ -40,6 +40,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(rules_about_the_host_cover_each_of_its_addresses_and_no_other),
     each_family!(deny_of_the_host_beats_an_allow_of_its_prefix),
     each_family!(deny_of_the_host_covers_published_ports_of_its_addresses),
+    row!(options_of_ipv4_are_dropped_under_a_policy),
     row!(metadata_services_are_denied_by_name),
     row!(private_and_internet_part_the_world),
     each_family!(deny_all_is_no_opinion_about_what_came_in_by_a_published_port),
@@ -730,4 +731,34 @@ fn deny_all_is_no_opinion_about_what_came_in_by_a_published_port(
             .from_endpoint(&WEB, &udp(web, other))
             .is_dropped(Reason::Policy);
     }
+}
+
+/// What they are without a policy: `ipv4_options_are_carried_along`.
+fn options_of_ipv4_are_dropped_under_a_policy(bench: &mut Bench<'_>) {
+    let ip = &super::V4;
+    bench.publish(&WEB, "8080:80");
+    bench.egress(
+        &WEB,
+        Egress {
+            allow: &["any"],
+            deny: &["private"],
+            ..Egress::default()
+        },
+    );
+    // A loose source route by way of the server to a private address, and options that do nothing.
+    let route = [131, 7, 4, 10, 9, 9, 9, 0];
+    for options in [&route[..], &[1; 4], &[1; 40]] {
+        let packet = tcp("S", (ip.web, 5000), (ip.server, 443)).options(options);
+        bench
+            .from_endpoint(&WEB, &packet)
+            .is_dropped(Reason::IpOptions);
+    }
+    // Replies are no exception.
+    let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
+    bench
+        .from_uplink(UPLINK, &tcp("S", client, host))
+        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench
+        .from_endpoint(&WEB, &tcp("SA", web, client).options(&route))
+        .is_dropped(Reason::IpOptions);
 }
