@@ -10,6 +10,7 @@ pub mod boot;
 pub mod bpf;
 pub mod capability;
 pub mod claims;
+pub mod diag;
 pub mod netlink;
 pub mod netns;
 pub mod probe;

@@ -7,6 +7,7 @@ use crate::{
     kernel::{
         bpf::{self, Datapath},
         capability::{self, Lacks},
+        diag,
         netlink::{Direction, Netlink, Uplink},
         probe,
         sysctl::{Family, LinkKey, Sysctl},
@@ -242,6 +243,22 @@ fn features(may_try: bool) -> Vec<Finding> {
         let has = tried.unwrap_or_else(|| has(index, feature));
         findings.push(diagnosis::feature(feature, has));
     }
+    findings.push(match (may_try, diag::can_end()) {
+        (_, true) => Finding::ok(
+            "socket-destroy",
+            "connections of the host's sockets end with the publish that they asked for",
+        ),
+        (false, _) => Finding::unknown(
+            "socket-destroy",
+            "not tried whether connections of the host's sockets can be ended",
+            capability::remedy(),
+        ),
+        (true, false) => Finding::warn(
+            "socket-destroy",
+            "connections of the host's sockets to what is unpublished end with their next packet",
+            "use a kernel with CONFIG_INET_DIAG_DESTROY (modprobe tcp_diag)",
+        ),
+    });
     let has_cookie = bpf::Host::current().is_ok_and(|host| host.netns_cookie != 0);
     findings.push(match has_cookie {
         true => Finding::ok("namespace-identity", "namespaces have cookies"),

@@ -1,15 +1,15 @@
 //! The vantage points of a publish (checklist row X-09): from where and by which address it is
 //! reached, as whom the client is seen, and from where it must not be reached.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, bail, ensure};
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
 use nucnet_tests::lab::{Endpoint, Family, HOST, HOST2, Node, OUTSIDE, udp, web};
 use socket2::{Domain, Protocol, Type};
 
-use crate::case::{Case, Families, Scenario, refused};
+use crate::case::{Case, Families, Scenario, connect, refused};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -65,6 +65,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "a statsd client that goes on sending after the container is gone (trap 20)",
         families: Families::Each,
         run: next_owner,
+    },
+    Scenario {
+        name: "connections_of_the_host_end_with_their_publish",
+        what: "a client that waits for an answer hears at once that there will be none",
+        families: Families::Each,
+        run: connections_end,
     },
     Scenario {
         name: "host_client_of_a_silent_port_is_refused",
@@ -530,6 +536,46 @@ fn next_owner(case: &Case) -> Result<()> {
     for (unconnected, _, to) in &sockets {
         udp::exchange(unconnected, *to, "who", SOON)?;
     }
+    Ok(())
+}
+
+fn connections_end(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let family = case.family;
+    let served = Served::new(case, "web", &["-p", "8080:80", "-p", "8081:80"])?;
+    let gateway = served.endpoint.gateway(family)?;
+    let connect_all = |port| -> Result<Vec<TcpStream>> {
+        [family.loopback(), HOST.of(family), gateway]
+            .into_iter()
+            .map(|own| connect(&case.lab.host, SocketAddr::new(own, port)))
+            .collect()
+    };
+    let ended = |streams: &mut [TcpStream]| -> Result<()> {
+        for stream in streams {
+            let asked = stream.peer_addr();
+            match stream.read(&mut [0]) {
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                other => bail!("{asked:?}: expected that it was aborted, not {other:?}"),
+            }
+        }
+        Ok(())
+    };
+    let (mut first, mut second) = (connect_all(8080)?, connect_all(8081)?);
+    let direct = SocketAddr::new(served.endpoint.address(family)?, 80);
+    let direct = connect(&case.lab.host, direct)?;
+    // A service of the host's own on a port that a client of the publish has.
+    let client = first[0].local_addr()?;
+    let beside = case.lab.host.listen(HOST.port(family, client.port()));
+    case.lab
+        .nucnet(&["unpublish", "web", "8080:80"])?
+        .expect(0)?;
+    ended(&mut first)?;
+    web::who(direct).context("the host's connection to the container itself")?;
+    let third = second.pop().context("three connections")?;
+    web::who(third).context("a connection by the other publish")?;
+    case.lab.nucnet(&["detach", "web"])?.expect(0)?;
+    ended(&mut second)?;
+    drop(beside);
     Ok(())
 }
 

@@ -6,7 +6,10 @@ use nucnet_common::{
     mapping::inside_view,
 };
 
-use super::{BpfError, Datapath};
+use super::{
+    BpfError, Datapath,
+    flows::{connection, end_connections},
+};
 
 /// What [`Datapath::purge_endpoint`] found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,11 +83,13 @@ impl Datapath {
     fn purge_flows(&mut self, number: u32) -> Result<u64, BpfError> {
         let (mut keys, mut outside): (Vec<FlowKey>, Vec<OutsideKey>) = Default::default();
         let mut inside = Vec::new();
+        let mut connections = Vec::new();
         self.flows.for_each(|key, flow: &Flow| {
             if key.endpoint == number {
                 keys.push(*key);
                 outside.push(outside_key(key.protocol, flow));
                 inside.push(inside_view(key));
+                connections.extend(connection(key, flow));
             }
         })?;
         // Programs that close a flow go by the same rule: whoever removed the flow removes its
@@ -96,6 +101,7 @@ impl Datapath {
         if number == MAPPED {
             self.outside.remove_all(&inside, |_| {})?;
         }
+        end_connections(&connections);
         Ok(removed.len() as u64)
     }
 

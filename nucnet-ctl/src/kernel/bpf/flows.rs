@@ -1,11 +1,16 @@
 //! Flows of the running datapath: looked at, and ended.
 
 use nucnet_common::{
-    abi::{Binding, Flow, FlowKey},
+    abi::{Binding, Flow, FlowKey, PeerKind},
     flow::is_dead,
+    packet::TCP,
 };
 
 use super::{BpfError, Datapath, monotonic};
+use crate::{
+    kernel::diag::{self, Connection},
+    model::from_abi,
+};
 
 impl Datapath {
     /// Calls `visit` with every flow that is alive, and the time at which it was.
@@ -29,9 +34,11 @@ impl Datapath {
     /// programs can take them away, and count, without a race. Packets may pass meanwhile.
     pub fn end_flows(&mut self, which: impl Fn(&FlowKey, &Flow) -> bool) -> Result<u64, BpfError> {
         let mut found = Vec::new();
+        let mut connections = Vec::new();
         self.for_each_live_flow(|key, flow, _| {
             if which(key, flow) {
                 found.push((*key, flow.slot, flow.slot_version));
+                connections.extend(connection(key, flow));
             }
         })?;
         let mut ended = 0;
@@ -44,6 +51,7 @@ impl Datapath {
                 ended += u64::from(self.flows.replace(&key, &flow)?);
             }
         }
+        end_connections(&connections);
         Ok(ended)
     }
 
@@ -66,5 +74,29 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+}
+
+/// The connection of a flow, if its peer is a socket of the host's that asked for a publish.
+pub(super) fn connection(key: &FlowKey, flow: &Flow) -> Option<Connection> {
+    let is_hosts = flow.peer_kind == PeerKind::Loopback as u32 && key.protocol == u32::from(TCP);
+    is_hosts.then(|| Connection {
+        local: (from_abi(&flow.peer), flow.peer_port).into(),
+        peer: (from_abi(&flow.external), flow.external_port).into(),
+    })
+}
+
+/// Ends the host's side of flows that are gone. Where that fails, the host's stack resets the
+/// connection with its next packet.
+pub(super) fn end_connections(connections: &[Connection]) {
+    for connection in connections {
+        if let Err(error) = diag::end(connection) {
+            tracing::debug!(
+                local = %connection.local,
+                peer = %connection.peer,
+                error = &error as &dyn std::error::Error,
+                "cannot end a connection of the host's"
+            );
+        }
     }
 }
