@@ -596,8 +596,8 @@ pub struct Binding {
     pub external: Address,
     /// External port or query identifier.
     pub external_port: u16,
-    /// Zero.
-    pub pad: u16,
+    /// 1: nothing but questions to the domain name system use it.
+    pub is_for_questions: u16,
     /// Idle time after which it is dead, in seconds.
     pub timeout_s: u32,
     /// Its place in [`map::SLOTS`].

@@ -62,13 +62,17 @@ pub struct Held {
     pub key: FlowKey,
 }
 
-/// Notes on an entry that may be dead.
+/// Notes on entries that may be dead.
 #[derive(Clone, Copy, Debug)]
 pub struct Dead {
     /// The place that it holds.
     pub held: Held,
     /// Its external view.
     pub outside: OutsideKey,
+    /// Whose external view that is.
+    pub named: FlowKey,
+    /// The greatest merit so far ([`crate::flow::merit`]).
+    pub best: u64,
 }
 
 /// The maps. Methods that change a table say whether *this* call did it, which is what keeps

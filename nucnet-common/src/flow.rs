@@ -7,8 +7,9 @@ use crate::{
     },
     env::{Dead, Env, Held, Tables},
     event,
-    mapping::inside_view,
-    packet::{Kind, Packet, TCP, UDP, tcp_flag},
+    filter::{allow_every_port, is_permitting},
+    mapping::forget_inside_view,
+    packet::{Kind, Packet, TCP, UDP, same, tcp_flag},
 };
 
 /// Nanoseconds of a second.
@@ -16,6 +17,16 @@ pub const SECOND: u64 = 1_000_000_000;
 
 /// How many places a newcomer looks at before it is refused.
 const DRAWS: u32 = 16;
+
+/// How many of these are among the places near the beginning of its endpoint's window, which
+/// are about as many as its quota: what it may take when it has no more to spend is then dense.
+const NEAR_DRAWS: u32 = 12;
+
+/// Fewest places near the beginning of a window.
+const LEAST_NEAR: u32 = 1_024;
+
+/// For how long what nobody has answered is left alone even under pressure, in nanoseconds.
+const PATIENCE: u64 = SECOND;
 
 /// The port of the domain name system, whose bindings are short-lived (RFC 4787 REQ-5a).
 const DNS: u16 = 53;
@@ -48,6 +59,77 @@ pub fn is_unbound(binding: &Binding, now: u64) -> bool {
     is_idle(binding.last_seen, binding.timeout_s.saturating_add(1), now)
 }
 
+/// What a flow or binding has to say to a newcomer that wants its place or port. The greater
+/// goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Standing {
+    /// It stays.
+    Live,
+    /// It waits for an answer, and has done so for longer than most answers take: a question to
+    /// the domain name system, or what came in from outside and nobody completed. A flood of
+    /// these must not keep anybody out.
+    Unanswered,
+    /// It has served its purpose: a closed connection, an answered question to the domain name
+    /// system, what came in by a binding and the endpoint never took up.
+    Done,
+    /// It was idle for too long.
+    Dead,
+}
+
+impl Standing {
+    /// That of a flow.
+    #[inline(always)]
+    pub fn of(protocol: u32, flow: &Flow, now: u64) -> Self {
+        if is_dead(flow, now) {
+            return Self::Dead;
+        }
+        let is_opening = flow.state == FlowState::Opening as u32;
+        let is_inbound = flow.flags & flow_flag::INBOUND != 0;
+        let is_question = is_question(protocol, flow);
+        if flow.state == FlowState::Closed as u32
+            || is_question && !is_opening && flow.packets_in >= flow.packets_out
+            || protocol == u32::from(UDP) && !is_inbound && flow.packets_out == 0
+        {
+            return Self::Done;
+        }
+        if (is_question || is_inbound && is_opening)
+            && now.saturating_sub(flow.last_seen) >= PATIENCE
+        {
+            return Self::Unanswered;
+        }
+        Self::Live
+    }
+
+    /// That of a binding.
+    #[inline(always)]
+    pub fn of_binding(binding: &Binding, now: u64) -> Self {
+        if is_unbound(binding, now) {
+            Self::Dead
+        } else if binding.is_for_questions != 0 && now.saturating_sub(binding.last_seen) >= PATIENCE
+        {
+            Self::Unanswered
+        } else {
+            Self::Live
+        }
+    }
+}
+
+/// Whether two flows of endpoints are one.
+#[inline(always)]
+pub fn same_flow(one: &FlowKey, other: &FlowKey) -> bool {
+    same_binding(one, other) && one.peer_port == other.peer_port && same(&one.peer, &other.peer)
+}
+
+/// Whether two flows of endpoints have the same inside address and port.
+#[inline(always)]
+pub fn same_binding(one: &FlowKey, other: &FlowKey) -> bool {
+    one.endpoint == other.endpoint
+        && one.protocol == other.protocol
+        && one.inside_port == other.inside_port
+        && same(&one.inside, &other.inside)
+}
+
 /// Idle time of a flow in its state, in seconds.
 #[inline(always)]
 pub fn timeout(network: &Network, protocol: u32, flow: &Flow) -> u32 {
@@ -70,7 +152,7 @@ pub fn timeout(network: &Network, protocol: u32, flow: &Flow) -> u32 {
 
 /// Whether a flow asks a server of the domain name system.
 #[inline(always)]
-fn is_question(protocol: u32, flow: &Flow) -> bool {
+pub fn is_question(protocol: u32, flow: &Flow) -> bool {
     protocol == u32::from(UDP) && flow.peer_port == DNS && flow.flags & flow_flag::INBOUND == 0
 }
 
@@ -250,12 +332,12 @@ pub struct Place {
     pub version: u32,
 }
 
-/// Looks for a place for a newcomer: one that is free or whose holder is dead, else one whose
-/// holder is a closed TCP connection. Live flows keep theirs.
+/// Looks for a place for a newcomer: one that is free or whose holder is dead, else the one whose
+/// holder can be spared best. Live flows keep theirs.
 ///
 /// # Errors
 /// [`Reason::FlowQuota`] if the endpoint has as many flows as it may have and none that was
-/// drawn is dead; [`Reason::FlowTableFull`] if all places drawn are taken by live flows.
+/// drawn can be spared; [`Reason::FlowTableFull`] if all places drawn are taken by live flows.
 #[inline(never)]
 pub fn find_place<E: Env>(
     env: &E,
@@ -274,43 +356,45 @@ pub fn find_place<E: Env>(
     let own_only = usage.flows + usage.bindings >= u64::from(quota);
     // Spreads the windows of neighbouring endpoint numbers (Knuth's multiplicative hash).
     let window = endpoint.wrapping_mul(0x9e37_79b1) >> 13;
-    let mut has_closed = false;
+    let near = near(quota);
+    dead.best = 0;
     let mut draw = 0;
     while draw < DRAWS {
+        let mask = if endpoint == MAPPED {
+            size::SLOTS as u32 - 1
+        } else if draw < NEAR_DRAWS {
+            near - 1
+        } else {
+            2 * near - 1
+        };
         draw += 1;
-        let offset = env.random()
-            & match endpoint {
-                MAPPED => size::SLOTS as u32 - 1,
-                _ => size::SLOT_WINDOW as u32 - 1,
-            };
-        let index = window.wrapping_add(offset) & (size::SLOTS as u32 - 1);
+        let index = window.wrapping_add(env.random() & mask) & (size::SLOTS as u32 - 1);
         let held = &mut dead.held;
         if !env.slot(index, held) {
             continue;
         }
-        let may_take = match holder(env, held, index, now) {
-            Holder::None => !own_only,
-            _ if own_only && held.key.endpoint != endpoint => false,
-            Holder::Dead => true,
-            Holder::Closed if !has_closed => {
-                has_closed = true;
-                *place = Place {
-                    index,
-                    version: held.version,
-                };
-                false
+        let merit = if held.holds == SlotUse::Free as u32 {
+            if own_only {
+                continue;
             }
-            Holder::Closed | Holder::Live => false,
+            GONE
+        } else if own_only && held.key.endpoint != endpoint {
+            continue;
+        } else {
+            holder(env, held, index, now)
         };
-        if may_take {
+        if merit > dead.best {
+            dead.best = merit;
             *place = Place {
                 index,
                 version: held.version,
             };
-            return Ok(());
+        }
+        if merit == GONE {
+            break;
         }
     }
-    if has_closed {
+    if dead.best != 0 {
         return Ok(());
     }
     Err(if own_only {
@@ -320,36 +404,59 @@ pub fn find_place<E: Env>(
     })
 }
 
-/// The holder of a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holder {
-    None,
-    Live,
-    Closed,
-    Dead,
+/// How many places are near the beginning of a window; a power of two.
+#[inline(always)]
+fn near(quota: u32) -> u32 {
+    let most = size::SLOT_WINDOW as u32 / 2;
+    let mut near = LEAST_NEAR;
+    while near < quota && near < most {
+        near *= 2;
+    }
+    near
 }
 
+/// Whom nobody misses.
+pub const GONE: u64 = u64::MAX;
+
+/// How gladly something is spared, by its standing and then by its age. 0: not at all.
+///
+/// The best so far is kept among the notes of a journey, not in a variable: the verifier then
+/// does not walk through every order in which better ones may come.
 #[inline(always)]
-fn holder<E: Env>(env: &E, held: &Held, index: u32, now: u64) -> Holder {
-    if held.holds == SlotUse::Free as u32 {
-        return Holder::None;
+pub fn merit(standing: Standing, last_seen: u64, now: u64) -> u64 {
+    match standing {
+        Standing::Live => 0,
+        Standing::Dead => GONE,
+        // 2^61 nanoseconds are 73 years.
+        _ => (standing as u64) << 61 | now.saturating_sub(last_seen),
     }
+}
+
+/// The merit of the holder of a place.
+#[inline(always)]
+fn holder<E: Env>(env: &E, held: &Held, index: u32, now: u64) -> u64 {
     if held.holds == SlotUse::Binding as u32 {
         return match env.binding(&held.key) {
-            Some(binding) if binding.slot == index && !is_unbound(&binding, now) => Holder::Live,
-            _ => Holder::Dead,
+            Some(binding) if binding.slot == index => binding_merit(&binding, now),
+            _ => GONE,
         };
     }
     match env.flow(&held.key) {
-        Some(flow) if flow.slot == index && !is_dead(&flow, now) => {
-            if flow.state == FlowState::Closed as u32 {
-                Holder::Closed
-            } else {
-                Holder::Live
-            }
-        }
-        _ => Holder::Dead,
+        Some(flow) if flow.slot == index => flow_merit(held.key.protocol, &flow, now),
+        _ => GONE,
     }
+}
+
+/// That of a flow.
+#[inline(always)]
+pub fn flow_merit(protocol: u32, flow: &Flow, now: u64) -> u64 {
+    merit(Standing::of(protocol, flow, now), flow.last_seen, now)
+}
+
+/// That of a binding.
+#[inline(always)]
+pub fn binding_merit(binding: &Binding, now: u64) -> u64 {
+    merit(Standing::of_binding(binding, now), binding.last_seen, now)
 }
 
 /// Takes a place for an entry that is in its table already, and removes the former holder.
@@ -362,7 +469,12 @@ pub fn take_place<E: Env>(
     key: &FlowKey,
     dead: &mut Dead,
 ) -> bool {
-    let Dead { held, outside } = dead;
+    let Dead {
+        held,
+        outside,
+        named,
+        ..
+    } = dead;
     if !env.slot(place.index, held)
         || held.version != place.version
         || !env.take_slot(place.index, place.version, holds, key)
@@ -370,7 +482,7 @@ pub fn take_place<E: Env>(
         return false;
     }
     if held.holds == SlotUse::Flow as u32 {
-        remove_flow_at(env, &held.key, place, outside);
+        remove_flow_at(env, &held.key, place, outside, named);
     } else if held.holds == SlotUse::Binding as u32 {
         remove_binding_at(env, &held.key, place, outside);
     }
@@ -379,7 +491,13 @@ pub fn take_place<E: Env>(
 
 /// Removes a flow that has, or had, a place; nothing if the flow lives elsewhere by now.
 #[inline(always)]
-fn remove_flow_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut OutsideKey) {
+fn remove_flow_at<E: Env>(
+    env: &E,
+    key: &FlowKey,
+    place: &Place,
+    outside: &mut OutsideKey,
+    named: &mut FlowKey,
+) {
     let Some(flow) = env.flow(key) else { return };
     if flow.slot != place.index || flow.slot_version != place.version {
         return;
@@ -389,10 +507,15 @@ fn remove_flow_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut O
         event::removed(env, key, &flow);
         env.remove_outside(outside);
         if key.endpoint == MAPPED {
-            *outside = inside_view(key);
-            env.remove_outside(outside);
+            forget_inside_view(env, key, outside);
         }
         env.count(key.endpoint, SlotUse::Flow, false);
+        if is_permitting(key, &flow) {
+            allow_every_port(outside);
+            if env.outside(outside, named) && same_flow(named, key) {
+                env.remove_outside(outside);
+            }
+        }
     }
 }
 
@@ -419,7 +542,7 @@ pub fn retire_flow<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
         index: flow.slot,
         version: flow.slot_version,
     };
-    remove_flow_at(env, key, &place, &mut dead.outside);
+    remove_flow_at(env, key, &place, &mut dead.outside, &mut dead.named);
     release(env, &place, dead);
 }
 

@@ -14,7 +14,7 @@ use crate::{
     env::{Env, RouteKind, Scratch, Tables},
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
     guard,
-    nat::{begin, evict_dead, is_bound, is_free, open, open_bound, open_unbound, published_port},
+    nat::{begin, evict, is_bound, is_free, open, open_bound, open_unbound, published_port},
     packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, same},
     path::{PEER_PORT_DRAWS, Way, learn_macs, opens},
 };
@@ -66,6 +66,13 @@ pub fn inside_view(key: &FlowKey) -> OutsideKey {
         },
         peer_port: if is_echo { 0 } else { key.inside_port },
     }
+}
+
+/// Removes the inside view of a flow that is gone.
+#[inline(never)]
+pub fn forget_inside_view<T: Tables>(tables: &T, key: &FlowKey, view: &mut OutsideKey) {
+    *view = inside_view(key);
+    tables.remove_outside(view);
 }
 
 /// Whether a packet of a mapped host's flow comes from that host. Its peer never sends what
@@ -426,7 +433,7 @@ fn reserve<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reaso
     } = scratch;
     *outside = inside_view(key);
     if env.insert_outside(outside, key)
-        || evict_dead(env, outside, found, dead, now) && env.insert_outside(outside, key)
+        || evict(env, outside, found, dead, now) && env.insert_outside(outside, key)
     {
         Ok(())
     } else {

@@ -10,15 +10,19 @@ use crate::{
         Publish, PublishKey, PublishUse, Reason, Settings, SlotUse, flow_flag,
     },
     env::{Dead, Env, Scratch, Tables},
+    filter::permit,
     flow::{
-        Place, binding_key, bound_key, find_place, is_dead, is_unbound, outside_key,
-        retire_binding, retire_flow, take_place, timeout,
+        GONE, Place, Standing, binding_key, binding_merit, bound_key, find_place, flow_merit,
+        is_question, is_unbound, outside_key, retire_binding, retire_flow, take_place, timeout,
     },
     packet::{Family, TCP, UDP},
 };
 
 /// How many external ports are tried before a packet is dropped.
 const PORT_DRAWS: u32 = 16;
+
+/// How many other ports are tried where two flows to a sibling would look alike to it.
+const VIEW_DRAWS: u32 = 4;
 
 /// The publish that takes packets for a local address and port of the host.
 #[inline(never)]
@@ -60,9 +64,9 @@ pub fn is_free<E: Env>(env: &E, key: &OutsideKey) -> bool {
         && !env.has_socket(key)
 }
 
-/// Removes a dead flow that holds an external view. False: it is alive.
+/// Removes a flow that holds an external view and can be spared. False: it is alive.
 #[inline(never)]
-pub fn evict_dead<E: Env>(
+pub fn evict<E: Env>(
     env: &E,
     outside: &OutsideKey,
     found: &mut FlowKey,
@@ -73,7 +77,7 @@ pub fn evict_dead<E: Env>(
         return true;
     }
     match env.flow(found) {
-        Some(flow) if !is_dead(&flow, now) => return false,
+        Some(flow) if Standing::of(found.protocol, &flow, now) == Standing::Live => return false,
         Some(_) => retire_flow(env, found, dead),
         None => env.remove_outside(outside),
     }
@@ -95,16 +99,19 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
         dead,
         ..
     } = scratch;
-    let mut place = Place::default();
-    find_place(env, key.endpoint, now, dead, &mut place)?;
-    flow.slot = place.index;
-    flow.slot_version = place.version.wrapping_add(1);
     *outside = outside_key(key.protocol, flow);
     let reserved = env.insert_outside(outside, key)
-        || evict_dead(env, outside, found, dead, now) && env.insert_outside(outside, key);
+        || evict(env, outside, found, dead, now) && env.insert_outside(outside, key);
     if !reserved {
         return Err(Reason::PortsExhausted);
     }
+    let mut place = Place::default();
+    if let Err(reason) = find_place(env, key.endpoint, now, dead, &mut place) {
+        env.remove_outside(outside);
+        return Err(reason);
+    }
+    flow.slot = place.index;
+    flow.slot_version = place.version.wrapping_add(1);
     if !env.insert_flow(key, flow) {
         env.remove_outside(outside);
         return Err(Reason::FlowTableFull);
@@ -117,7 +124,47 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
         env.remove_outside(outside);
         return Err(Reason::FlowTableFull);
     }
+    permit(env, key, flow, dead, now);
     Ok(())
+}
+
+/// Chooses by which port another endpoint of this host sees the flow that is being made: its own,
+/// unless another flow is already: the same source port may go to one server directly and by way
+/// of a publish.
+#[inline(never)]
+pub fn choose_view<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let Scratch {
+        key,
+        flow,
+        outside,
+        found,
+        ..
+    } = scratch;
+    *outside = outside_key(key.protocol, flow);
+    let mut draw = 0;
+    while draw < VIEW_DRAWS {
+        draw += 1;
+        if !env.outside(outside, found) {
+            break;
+        }
+        match env.flow(found) {
+            Some(other) if Standing::of(found.protocol, &other, now) == Standing::Live => {}
+            _ => break,
+        }
+        let port = dynamic_port(settings, env.random());
+        flow.external_port = port;
+        outside.external_port = port;
+    }
+    Ok(())
+}
+
+/// A port of the dynamic range.
+#[inline(always)]
+fn dynamic_port(settings: &Settings, random: u32) -> u16 {
+    settings
+        .dynamic_port_first
+        .wrapping_add(random as u16 & settings.dynamic_port_mask)
 }
 
 /// Makes a flow that masquerades: chooses its external port and opens it.
@@ -129,13 +176,10 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
 /// # Errors
 /// [`Reason::PortsExhausted`] and those of [`open`].
 #[inline(always)]
-pub fn open_masquerade<E: Env>(
-    env: &E,
-    settings: &Settings,
-    network: &Network,
-    scratch: &mut Scratch,
-    now: u64,
-) -> Result<(), Reason> {
+pub fn open_masquerade<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let endpoint = env.endpoint(scratch.flow.link).ok_or(Reason::NoEndpoint)?;
+    let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
     if is_bound(network, scratch.key.protocol) {
         return open_bound(env, network, scratch, now);
     }
@@ -176,7 +220,7 @@ pub fn open_bound<E: Env>(
 ///
 /// # Errors
 /// As there.
-#[inline(always)]
+#[inline(never)]
 pub fn open_unbound<E: Env>(
     env: &E,
     settings: &Settings,
@@ -184,37 +228,60 @@ pub fn open_unbound<E: Env>(
     scratch: &mut Scratch,
     now: u64,
 ) -> Result<(), Reason> {
-    let mut ports = PortDraw::new(settings, network, scratch.key.inside_port);
+    let Scratch {
+        key,
+        outside,
+        found,
+        flow,
+        dead,
+        ..
+    } = scratch;
+    let mut ports = PortDraw::new(settings, network, key.inside_port);
+    dead.best = 0;
+    *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
-        scratch.flow.external_port = port;
-        scratch.outside = outside_key(scratch.key.protocol, &scratch.flow);
-        if !env.outside(&scratch.outside, &mut scratch.found) && is_free(env, &scratch.outside) {
-            // Another processor may take it first, once in a great while: the packet is then
-            // dropped, and its sender tries again.
-            return open(env, scratch, now);
+        outside.external_port = port;
+        if !is_free(env, outside) {
+            continue;
+        }
+        let merit = if !env.outside(outside, found) {
+            GONE
+        } else if let Some(other) = env.flow(found) {
+            flow_merit(found.protocol, &other, now)
+        } else {
+            continue;
+        };
+        if merit > dead.best {
+            dead.best = merit;
+            flow.external_port = port;
+        }
+        if merit == GONE {
+            break;
         }
     }
-    Err(Reason::PortsExhausted)
+    if dead.best == 0 {
+        return Err(Reason::PortsExhausted);
+    }
+    // Another processor may take it first, once in a great while: the packet is then dropped, and
+    // its sender tries again.
+    open(env, scratch, now)
 }
 
 /// External ports to try: the inside port where the network keeps it and it cannot clash with the
-/// host's own, then
-/// unpredictable ones (RFC 6056) of the dynamic range.
-struct PortDraw {
-    first: u16,
-    mask: u16,
+/// host's own, then unpredictable ones (RFC 6056) of the dynamic range.
+struct PortDraw<'s> {
+    settings: &'s Settings,
     kept: Option<u16>,
     left: u32,
 }
 
-impl PortDraw {
+impl<'s> PortDraw<'s> {
     #[inline(always)]
-    fn new(settings: &Settings, network: &Network, inside_port: u16) -> Self {
+    fn new(settings: &'s Settings, network: &Network, inside_port: u16) -> Self {
         let clashes =
             inside_port >= settings.host_port_first && inside_port <= settings.host_port_last;
         Self {
-            first: settings.dynamic_port_first,
-            mask: settings.dynamic_port_mask,
+            settings,
             // Privileged ports are the host's own, whatever it serves now.
             kept: (network.keeps_ports != 0 && inside_port >= 1024 && !clashes)
                 .then_some(inside_port),
@@ -231,7 +298,7 @@ impl PortDraw {
             return None;
         }
         self.left -= 1;
-        Some(self.first.wrapping_add(random as u16 & self.mask))
+        Some(dynamic_port(self.settings, random))
     }
 }
 
@@ -245,7 +312,6 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
         flow,
         binding,
         inside,
-        bound,
         dead,
         ..
     } = scratch;
@@ -253,6 +319,9 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
     if let Some(mut found) = env.binding(inside) {
         if !is_unbound(&found, now) {
             found.last_seen = now;
+            if !is_question(key.protocol, flow) {
+                found.is_for_questions = 0;
+            }
             if flow.timeout_s > found.timeout_s {
                 found.timeout_s = flow.timeout_s;
             }
@@ -261,40 +330,99 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
         }
         retire_binding(env, inside, dead);
     }
-    let mut place = Place::default();
-    find_place(env, key.endpoint, now, dead, &mut place)?;
     *binding = Binding {
         last_seen: now,
         external: flow.external,
         external_port: 0,
-        pad: 0,
+        is_for_questions: is_question(key.protocol, flow).into(),
         timeout_s: flow.timeout_s,
-        slot: place.index,
-        slot_version: place.version.wrapping_add(1),
+        slot: 0,
+        slot_version: 0,
         reserved: [0; 8],
     };
+    if !choose_port(env, settings, network, scratch, now) {
+        return Err(Reason::PortsExhausted);
+    }
+    let Scratch {
+        key,
+        binding,
+        inside,
+        bound,
+        dead,
+        ..
+    } = scratch;
+    let mut place = Place::default();
+    if let Err(reason) = find_place(env, key.endpoint, now, dead, &mut place) {
+        env.remove_outside(bound);
+        return Err(reason);
+    }
+    binding.slot = place.index;
+    binding.slot_version = place.version.wrapping_add(1);
+    if !env.insert_binding(inside, binding) {
+        env.remove_outside(bound);
+        return Err(Reason::FlowTableFull);
+    }
+    env.count(key.endpoint, SlotUse::Binding, true);
+    if !take_place(env, &place, SlotUse::Binding, inside, dead) {
+        if env.remove_binding(inside) {
+            env.count(key.endpoint, SlotUse::Binding, false);
+        }
+        env.remove_outside(bound);
+        return Err(Reason::FlowTableFull);
+    }
+    Ok(())
+}
+
+/// Reserves an external port for the binding that is being made: `scratch.bound`. Where none of
+/// those drawn is free, it is taken from the binding that can be spared best.
+#[inline(never)]
+fn choose_port<E: Env>(
+    env: &E,
+    settings: &Settings,
+    network: &Network,
+    scratch: &mut Scratch,
+    now: u64,
+) -> bool {
+    let Scratch {
+        key,
+        found,
+        flow,
+        binding,
+        inside,
+        bound,
+        dead,
+        ..
+    } = scratch;
     let mut ports = PortDraw::new(settings, network, key.inside_port);
+    dead.best = 0;
+    *bound = bound_key(key.protocol, &flow.external, 0);
     while let Some(port) = ports.next(env.random()) {
-        *bound = bound_key(key.protocol, &flow.external, port);
-        if !is_free(env, bound) || !env.insert_outside(bound, inside) {
+        bound.external_port = port;
+        if !is_free(env, bound) {
             continue;
         }
-        binding.external_port = port;
-        if !env.insert_binding(inside, binding) {
-            env.remove_outside(bound);
-            return Err(Reason::FlowTableFull);
+        if env.insert_outside(bound, inside) {
+            binding.external_port = port;
+            return true;
         }
-        env.count(key.endpoint, SlotUse::Binding, true);
-        if !take_place(env, &place, SlotUse::Binding, inside, dead) {
-            if env.remove_binding(inside) {
-                env.count(key.endpoint, SlotUse::Binding, false);
+        if env.outside(bound, found)
+            && let Some(other) = env.binding(found)
+        {
+            let merit = binding_merit(&other, now);
+            if merit > dead.best {
+                dead.best = merit;
+                binding.external_port = port;
             }
-            env.remove_outside(bound);
-            return Err(Reason::FlowTableFull);
         }
-        return Ok(());
     }
-    Err(Reason::PortsExhausted)
+    if dead.best == 0 {
+        return false;
+    }
+    bound.external_port = binding.external_port;
+    if env.outside(bound, found) {
+        retire_binding(env, found, dead);
+    }
+    env.insert_outside(bound, inside)
 }
 
 /// Begins the flow of `scratch.key` in `scratch.flow`: untranslated; its way is still to be

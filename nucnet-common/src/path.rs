@@ -6,20 +6,21 @@
 use crate::{
     abi::{
         Address, Delivery, Endpoint, EventKind, Flow, FlowKey, FlowState, MAPPED, Network,
-        PeerKind, Reason, flow_flag, policy_flag,
+        PeerKind, Reason, UNJUDGED, flow_flag, policy_flag,
     },
     embedded,
-    env::{Env, Route, RouteKind, Scratch},
+    env::{Env, RouteKind, Scratch},
     event,
-    flow::{SECOND, Side, advance, binding_key, bound_key, is_dead, retire_flow},
+    filter::{admit, is_for_binding, permit},
+    flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow, set_timeout},
     guard, loopback, mapping,
     mtu::{self, fits},
-    nat::{begin, find_publish, open, open_masquerade, published_port},
+    nat::{begin, choose_view, find_publish, open, open_masquerade, published_port},
     neighbour,
     packet::{
         Balance, ETHERNET, ETHERTYPE_ARP, Family, Frame, Kind, Packet, Rewrite, same, tcp_flag,
     },
-    policy,
+    policy, renewal,
 };
 
 /// How many other client ports are tried where two ways to a published port collide.
@@ -117,7 +118,10 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     let now = env.now();
     scratch.key = scratch.packet.sent_key(endpoint.number);
     if let Some(mut flow) = env.flow(&scratch.key) {
-        if !is_dead(&flow, now) {
+        let is_over = is_dead(&flow, now)
+            || renewal::is_due(&flow, &scratch.packet, now)
+                && renewal::is_lost(env, scratch, &flow);
+        if !is_over {
             allowed_still(env, endpoint, scratch, &mut flow)?;
             return send(env, scratch, &mut flow, now);
         }
@@ -136,6 +140,9 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
         }
     }
     open_sent(env, link, scratch, now)?;
+    if scratch.flow.peer_kind == PeerKind::Uplink as u32 {
+        open_masquerade(env, scratch, now)?;
+    }
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
     event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
     send(env, scratch, &mut flow, now)
@@ -179,7 +186,10 @@ pub(crate) fn allowed_still<E: Env>(
     // A flow may be older than the policy and stay; a connection that begins anew on its ports
     // is another one.
     let packet = &scratch.packet;
-    if flow.policy >= endpoint.policy_since && !(packet.kind == Kind::Tcp && opens(packet)) {
+    if flow.policy != UNJUDGED
+        && flow.policy >= endpoint.policy_since
+        && !(packet.kind == Kind::Tcp && opens(packet))
+    {
         return Ok(());
     }
     judge_again(env, endpoint, scratch, flow)
@@ -231,7 +241,8 @@ pub(crate) fn opens(packet: &Packet) -> bool {
     }
 }
 
-/// Opens the flow of a packet that an endpoint sends: to the host, a sibling, or beyond.
+/// Begins the flow of a packet that an endpoint sends, and opens it where it leads to the host or
+/// to a sibling. To masquerade is not for this function to do: it takes more stack.
 #[inline(never)]
 fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
@@ -293,7 +304,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
             if same(&scratch.flow.external, &none) {
                 return Err(Reason::NoRoute);
             }
-            open_masquerade(env, settings, network, scratch, now)
+            Ok(())
         }
     }
 }
@@ -365,6 +376,7 @@ fn open_to_sibling<E: Env>(
     }
     flow.peer_kind = PeerKind::Endpoint as u32;
     flow.peer_link = link;
+    choose_view(env, scratch, now)?;
     open(env, scratch, now)
 }
 
@@ -385,24 +397,17 @@ pub(crate) fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
 /// Sends a packet of a flow's endpoint on to the peer.
 #[inline(never)]
 fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
-    let Scratch {
-        packet,
-        key,
-        route,
-        mtu,
-        ..
-    } = scratch;
-    let hop = is_routed(key, flow);
-    if hop && packet.ttl <= 1 {
+    let hop = is_routed(&scratch.key, flow);
+    if hop && scratch.packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
     let link = flow.peer_link;
     let way = if flow.peer_kind == PeerKind::Uplink as u32 {
         let stale = now.saturating_sub(flow.checked) >= SECOND;
         if stale {
-            revalidate(env, key, flow, route, now);
+            revalidate(env, scratch, flow, now);
         }
-        fits(env, packet, flow.mtu, mtu)?;
+        fits(env, &scratch.packet, flow.mtu, &mut scratch.mtu)?;
         let link = flow.peer_link;
         // The first packet of a flow, and one a second, go by way of the kernel's neighbour, so
         // that it probes it while we use it.
@@ -419,17 +424,21 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
     } else if flow.peer_kind == PeerKind::Endpoint as u32 {
         let sibling = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
         // The interface index may have come to another endpoint since.
-        if !same(guard::own_address(sibling, packet.family), &flow.peer) {
+        if !same(
+            guard::own_address(sibling, scratch.packet.family),
+            &flow.peer,
+        ) {
             return Err(Reason::NoEndpoint);
         }
-        fits(env, packet, sibling.mtu, mtu)?;
+        fits(env, &scratch.packet, sibling.mtu, &mut scratch.mtu)?;
         address_frame(env, sibling)?;
         delivery(sibling, link)
     } else if flow.peer_kind == PeerKind::Loopback as u32 {
-        loopback::way_back(env, flow, packet.family)?
+        loopback::way_back(env, flow, scratch.packet.family)?
     } else {
         Way::Host { link }
     };
+    let Scratch { packet, key, .. } = scratch;
     let rewrite = Rewrite {
         source: flow.external,
         destination: flow.peer,
@@ -451,17 +460,23 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Re
 }
 
 /// Looks once a second whether the way of a flow is still what the kernel would choose, and
-/// keeps its binding alive.
+/// keeps its binding and its peer's permission alive.
 ///
 /// Replies leave by the uplink that the flow came in on, and a masqueraded flow cannot change
 /// its address, so another uplink is taken only when the old one is gone.
 #[inline(never)]
-fn revalidate<E: Env>(env: &E, key: &FlowKey, flow: &mut Flow, route: &mut Route, now: u64) {
+fn revalidate<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) {
+    let Scratch {
+        key, route, dead, ..
+    } = scratch;
     flow.checked = now;
-    if flow.flags & flow_flag::BOUND != 0
-        && let Some(mut binding) = env.binding(&binding_key(key, &flow.external))
-    {
-        binding.last_seen = now;
+    if flow.flags & flow_flag::BOUND != 0 {
+        flow.last_seen = now;
+        set_timeout(env, key, flow);
+        permit(env, key, flow, dead, now);
+        if let Some(mut binding) = env.binding(&binding_key(key, &flow.external)) {
+            binding.last_seen = now;
+        }
     }
     let Some(endpoint) = env.endpoint(flow.link) else {
         return;
@@ -539,11 +554,30 @@ fn arrived<E: Env>(
             }
         }
     }
-    if opens(&scratch.packet)
-        && scratch.packet.kind != Kind::EchoRequest
+    let may_open = opens(&scratch.packet) && scratch.packet.kind != Kind::EchoRequest;
+    let mut is_opened = may_open
         && (mapping::any(env) && mapping::open_inbound(env, link, scratch)?
-            || open_published(env, link, scratch)?)
-    {
+            || open_published(env, link, scratch).inspect_err(|reason| {
+                // Its resources are used up, nobody else's.
+                if matches!(
+                    reason,
+                    Reason::FlowQuota | Reason::FlowTableFull | Reason::PortsExhausted
+                ) {
+                    *account = scratch.key.endpoint;
+                }
+            })?);
+    if !is_opened {
+        if mapping::any(env) && mapping::open_outbound(env, link, scratch)? {
+            *account = MAPPED;
+            return mapping::carry(env, link, scratch, env.now());
+        }
+        if (may_open || scratch.packet.kind == Kind::EchoReply) && is_for_binding(env, scratch) {
+            *account = scratch.inside.endpoint;
+            admit(env, link, scratch)?;
+            is_opened = true;
+        }
+    }
+    if is_opened {
         *account = scratch.key.endpoint;
         let now = env.now();
         if scratch.key.endpoint == MAPPED {
@@ -552,22 +586,6 @@ fn arrived<E: Env>(
         let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
         event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
         return receive(env, scratch, &mut flow, now);
-    }
-    if mapping::any(env) && mapping::open_outbound(env, link, scratch)? {
-        *account = MAPPED;
-        return mapping::carry(env, link, scratch, env.now());
-    }
-    let packet = &scratch.packet;
-    if packet.kind == Kind::Udp || packet.kind == Kind::EchoReply {
-        scratch.bound = bound_key(
-            u32::from(packet.protocol),
-            &packet.destination,
-            packet.destination_port,
-        );
-        if env.outside(&scratch.bound, &mut scratch.key) {
-            *account = scratch.key.endpoint;
-            return Err(Reason::Filtered);
-        }
     }
     Ok(Way::Pass)
 }

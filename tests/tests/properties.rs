@@ -4,9 +4,9 @@
 use std::{collections::HashSet, fmt, net::IpAddr, time::Duration};
 
 use nucnet_common::{
-    abi::{FlowState, Reason, flow_flag},
+    abi::{Reason, flow_flag},
     env::Host as _,
-    flow::{is_dead, is_unbound, outside_key},
+    flow::{Standing, is_unbound, outside_key},
     path::Way,
 };
 use nucnet_ctl::model::policy::Action;
@@ -25,6 +25,9 @@ use proptest::{
     sample::{Index, select},
     test_runner::TestCaseError,
 };
+
+/// TCP, as keys have it.
+const TCP: u32 = nucnet_common::packet::TCP as u32;
 
 /// A frame and where it is seen.
 #[derive(Clone)]
@@ -351,7 +354,8 @@ fn check_state(world: &World, state: &State) -> Result<(), TestCaseError> {
             views.insert(outside_key(key.protocol, flow)),
             "two flows share an external view"
         );
-        if flow.flags & flow_flag::BOUND != 0 && !is_dead(flow, now) {
+        let is_live = Standing::of(key.protocol, flow, now) == Standing::Live;
+        if flow.flags & flow_flag::BOUND != 0 && key.protocol != TCP && is_live {
             let binding = state.binding_of(key, flow);
             let holds = binding.is_some_and(|binding| {
                 !is_unbound(binding, now)
@@ -391,7 +395,7 @@ fn check_survival(
     let live = before
         .flows
         .iter()
-        .filter(|(_, flow)| !is_dead(flow, world.now()) && flow.state != FlowState::Closed as u32);
+        .filter(|(key, flow)| Standing::of(key.protocol, flow, world.now()) == Standing::Live);
     let mut lost = live.filter(|(key, _)| !after.flows.contains_key(key));
     let first = lost.next();
     prop_assert!(

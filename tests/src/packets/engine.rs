@@ -15,6 +15,7 @@ use nucnet_common::{
         Settings, SlotUse, Uplink, Usage, flow_flag,
     },
     env::Held,
+    filter::{is_permitting, permission_key},
     flow::{binding_key, bound_key, outside_key},
     path::Way,
 };
@@ -255,7 +256,10 @@ impl State {
             let is_bindings = self.bindings.get(key).is_some_and(|binding| {
                 bound_key(key.protocol, &binding.external, binding.external_port) == *outside
             });
-            if !is_flows && !is_bindings {
+            let is_permission = self.flows.get(key).is_some_and(|flow| {
+                is_permitting(key, flow) && permission_key(key.protocol, flow) == *outside
+            });
+            if !is_flows && !is_bindings && !is_permission {
                 problems.push(format!("orphaned external view {outside:?}"));
             }
         }

@@ -543,7 +543,8 @@ impl Engine for Loaded {
             let flow = Flow {
                 created: earlier(flow.created),
                 last_seen: earlier(flow.last_seen),
-                checked: earlier(flow.checked),
+                // 0: it is to be looked at with its next packet.
+                checked: flow.checked.saturating_sub(nanoseconds),
                 ..flow
             };
             set(&mut self.flows, key, Some(&flow));

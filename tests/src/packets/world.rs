@@ -460,7 +460,7 @@ fn blank() -> Scratch {
         binding: Binding {
             external: garbage,
             external_port: 0xeeee,
-            pad: 0xeeee,
+            is_for_questions: 0xeeee,
             reserved: [0xee; 8],
             ..Binding::default()
         },
@@ -475,7 +475,12 @@ fn blank() -> Scratch {
             mtu: 0xeeee_eeee,
         },
         mtu: 0xeeee_eeee,
-        dead: Dead { held, outside },
+        dead: Dead {
+            held,
+            outside,
+            named: key,
+            best: 0xeeee_eeee,
+        },
         policy: 0xeeee_eeee,
         rule: 0xeeee_eeee,
     }

@@ -2,6 +2,7 @@
 
 use nucnet_common::{
     abi::{Address, Binding, Endpoint, Flow, FlowKey, MAPPED, OutsideKey, Owner, Usage},
+    filter::{is_permitting, permission_key},
     flow::{bound_key, outside_key},
     mapping::inside_view,
 };
@@ -84,12 +85,16 @@ impl Datapath {
         let (mut keys, mut outside): (Vec<FlowKey>, Vec<OutsideKey>) = Default::default();
         let mut inside = Vec::new();
         let mut connections = Vec::new();
+        let mut permissions = Vec::new();
         self.flows.for_each(|key, flow: &Flow| {
             if key.endpoint == number {
                 keys.push(*key);
                 outside.push(outside_key(key.protocol, flow));
                 inside.push(inside_view(key));
                 connections.extend(connection(key, flow));
+                if is_permitting(key, flow) {
+                    permissions.push(permission_key(key.protocol, flow));
+                }
             }
         })?;
         // Programs that close a flow go by the same rule: whoever removed the flow removes its
@@ -102,6 +107,15 @@ impl Datapath {
             self.outside.remove_all(&inside, |_| {})?;
         }
         end_connections(&connections);
+        // These may name a flow of whoever has the port by now.
+        let mut own = Vec::new();
+        for permission in permissions {
+            let named = self.outside.get(&permission)?;
+            if named.is_some_and(|flow| flow.endpoint == number) {
+                own.push(permission);
+            }
+        }
+        self.outside.remove_all(&own, |_| {})?;
         Ok(removed.len() as u64)
     }
 

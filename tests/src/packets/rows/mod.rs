@@ -7,6 +7,7 @@ use super::{bench::Bench, engine::Engine, site};
 
 mod errors;
 mod events;
+mod filtering;
 mod guard;
 mod headers;
 mod hold;
@@ -146,6 +147,7 @@ pub fn cases() -> Vec<Case> {
         errors::ROWS,
         told::ROWS,
         mtu::ROWS,
+        filtering::ROWS,
         guard::ROWS,
         neighbours::ROWS,
         policy::ROWS,

@@ -27,7 +27,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(own_published_port_is_reached_as_from_the_gateway),
     each_family!(publish_for_any_is_reached_by_the_gateways_address),
     each_family!(sibling_that_left_is_dropped_and_not_its_successor_on_the_interface),
-    each_family!(one_port_reaches_a_sibling_in_one_way_at_a_time),
+    each_family!(one_port_reaches_a_sibling_both_ways_at_once),
 ];
 
 fn sibling_is_reached_directly_and_its_replies_come_back(bench: &mut Bench<'_>, ip: &Family) {
@@ -227,25 +227,23 @@ fn sibling_that_left_is_dropped_and_not_its_successor_on_the_interface(
         .is_dropped(Reason::NoEndpoint);
 }
 
-fn one_port_reaches_a_sibling_in_one_way_at_a_time(bench: &mut Bench<'_>, ip: &Family) {
+fn one_port_reaches_a_sibling_both_ways_at_once(bench: &mut Bench<'_>, ip: &Family) {
     // By the published port and directly, the sibling would see one and the same pair of
-    // addresses and ports.
+    // addresses and ports: the second one is seen by another port.
     bench.publish(&WEB, "8080:80");
     let (app, host, web) = ((ip.app, 5000), (ip.host, 8080), (ip.web, 80));
     bench
         .from_endpoint(&APP, &tcp("S", app, host))
         .reaches(&WEB, &tcp("S", app, web).ttl(63));
+    let sent = bench.from_endpoint(&APP, &tcp("S", app, web));
+    let other = (ip.app, bench.flow(TCP, app, web).external_port);
+    assert_ne!(other, app);
+    sent.reaches(&WEB, &tcp("S", other, web));
     bench
-        .from_endpoint(&APP, &tcp("S", app, web))
-        .is_refused(Reason::PortsExhausted);
-    assert_eq!(bench.counts(), (1, 0));
-    // The dead flow makes room.
-    bench.wait(41.0);
-    bench
-        .from_endpoint(&APP, &tcp("S", app, web))
-        .reaches(&WEB, &tcp("S", app, web));
+        .from_endpoint(&WEB, &tcp("SA", web, other))
+        .reaches(&APP, &tcp("SA", web, app));
     bench
         .from_endpoint(&WEB, &tcp("SA", web, app))
-        .reaches(&APP, &tcp("SA", web, app));
-    assert_eq!(bench.counts(), (1, 0));
+        .reaches(&APP, &tcp("SA", host, app).ttl(63));
+    assert_eq!(bench.counts(), (2, 0));
 }
