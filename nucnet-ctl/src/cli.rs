@@ -996,7 +996,7 @@ fn egress(host: &Host, global: &Global, verb: EgressVerb) -> Result<(), Error> {
     };
     let id = one(&id, "ID")?;
     if global.dry_run {
-        let (set_up, former) = host.plan_egress(&id, policy)?;
+        let (set_up, former) = host.plan_egress(&id, policy, open_flows)?;
         let lines = [done(&set_up), undone(&former)].concat();
         return show_plan(global, &lines);
     }

@@ -76,7 +76,9 @@ impl Host {
         let (mut endpoint, _) = live(&session, id)?;
         let mut datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
         settle(&session, &mut endpoint, &mut datapath)?;
-        let Some(change) = Change::to(&mut session, &endpoint, policy)? else {
+        let judges = open_flows == OpenFlows::Judged;
+        let anew = judges && keeps_flows(&endpoint, datapath.as_ref())?;
+        let Some(change) = Change::to(&mut session, &endpoint, policy, anew)? else {
             return Ok(EgressView::of(&endpoint));
         };
         session.state.put_host(&session.record)?;
@@ -107,10 +109,14 @@ impl Host {
         &self,
         id: &EndpointId,
         policy: Policy,
+        open_flows: OpenFlows,
     ) -> Result<(Plan<Step>, Plan<Step>), Error> {
         let mut session = self.session_with(id)?;
         let (endpoint, _) = live(&session, id)?;
-        let Some(change) = Change::to(&mut session, &endpoint, policy)? else {
+        let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let judges = open_flows == OpenFlows::Judged;
+        let anew = judges && keeps_flows(&endpoint, datapath.as_ref())?;
+        let Some(change) = Change::to(&mut session, &endpoint, policy, anew)? else {
             return Ok(Default::default());
         };
         let former = endpoint.policy_in_force().compile()?;
@@ -150,17 +156,18 @@ struct Change {
 }
 
 impl Change {
-    /// The change to a policy; none: it is in force already.
+    /// The change to a policy; none: it is in force already, and not to be so `anew`.
     fn to(
         session: &mut Session,
         endpoint: &EndpointRecord,
         policy: Policy,
+        anew: bool,
     ) -> Result<Option<Self>, Error> {
         let policy = match policy.dns().is_empty() {
             true => policy.with_resolvers(endpoint.egress.dns().to_vec()),
             false => policy,
         };
-        if policy == endpoint.egress {
+        if policy == endpoint.egress && !anew {
             return Ok(None);
         }
         let (numbers, compiled) = numbered(&mut session.record.next, &policy)?.unzip();
@@ -197,6 +204,15 @@ pub(super) fn numbered(
         first_class,
     };
     Ok(Some((numbers, compiled)))
+}
+
+/// Whether the policy in force has left flows alone that were open before it.
+fn keeps_flows(endpoint: &EndpointRecord, datapath: Option<&Datapath>) -> Result<bool, Error> {
+    let (Some(datapath), Some(link)) = (datapath, endpoint.link) else {
+        return Ok(false);
+    };
+    let entry = datapath.endpoints.get(&link)?;
+    Ok(entry.is_some_and(|entry| entry.policy_since < entry.policy))
 }
 
 /// Whether the endpoint's entry has the policy that is on record as the other one.

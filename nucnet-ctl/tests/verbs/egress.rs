@@ -1,7 +1,11 @@
 //! Egress policies of live endpoints: set, shown, cleared, and what is left when that fails or is
 //! killed.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nucnet_common::abi;
 use serde_json::{Value, json};
@@ -111,6 +115,14 @@ fn flows_that_are_kept_are_those_that_were_judged_before() {
         assert_eq!(second.policy_since, second.policy);
         lab.ok("egress set web --deny any/icmp --keep-established");
         assert_eq!(entry(lab).policy_since, second.policy);
+        // The same policy again has something to do: it is to judge them.
+        lab.ok("egress set web --deny any/icmp --keep-established");
+        assert_eq!(entry(lab).policy_since, second.policy);
+        lab.ok("egress set web --deny any/icmp");
+        let last = entry(lab);
+        assert_eq!(last.policy_since, last.policy);
+        lab.ok("egress set web --deny any/icmp");
+        assert_eq!(entry(lab), last, "now there is nothing to do");
     });
 }
 
@@ -219,6 +231,41 @@ fn a_policy_that_is_too_large_is_refused_with_the_limit() {
         );
         fs::remove_file(&file).expect("remove");
         lab.assert_unchanged(&before, "after the refusal");
+    });
+}
+
+#[test]
+fn ten_thousand_prefixes_with_ports_are_in_force_within_a_second() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        attach(lab, &web, "");
+        let rule = |n: u32| {
+            let (high, low) = (n / 256, n % 256);
+            match n % 4 {
+                0 => format!("10.{high}.{low}.0/24:{}/tcp", 1000 + n),
+                1 => format!("11.{high}.{low}.0/24:80,443,{}-{}", 1000 + n, 2000 + n),
+                2 => format!("[2001:db8:{n:x}::/48]:53/udp"),
+                _ => format!("2001:db9:{n:x}::/48/icmp"),
+            }
+        };
+        let allow: Vec<String> = (0..10_000).map(rule).collect();
+        let file = lab.place.join("policy.json");
+        let policy = json!({ "allow": allow, "deny": ["any:25", "metadata"] });
+        fs::write(&file, policy.to_string()).expect("write");
+        let set = format!("egress set web --file {}", file.display());
+        // The program without optimization takes several times as long.
+        let limit = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 });
+        for (verb, entries) in [(set.as_str(), 10_000), ("egress clear web", 0)] {
+            let start = Instant::now();
+            lab.ok(verb);
+            let took = start.elapsed();
+            let cidrs = lab.datapath().policy_cidrs.count().expect("count");
+            println!(
+                "{verb}: {took:?}, {cidrs} prefixes, {} ports",
+                port_entries(lab)
+            );
+            assert!(cidrs >= entries && took < limit, "{took:?}");
+        }
     });
 }
 

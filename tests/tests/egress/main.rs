@@ -23,7 +23,7 @@ use nucnet_tests::packets::{
     engine::{Engine, Hook, Outcome},
     loaded::{self, Loaded},
     packet::{Packet, echo_request, tcp, udp},
-    site::{APP, WEB},
+    site::{APP, CLIENT4, WEB},
     world::World,
 };
 use proptest::{
@@ -205,6 +205,59 @@ fn loaded_programs_do_what_the_rules_say() {
         packets_fare_as_expected(&mut *loaded, &policy, &destinations)
     };
     cases(150, test, 80);
+}
+
+/// A policy with that many prefixes, with different ports, and two packets that it denies: one
+/// that no prefix covers, and one to a port that the last prefix does not have.
+fn large(prefixes: u32) -> (Policy, [Packet; 2]) {
+    let rule = |n: u32| {
+        format!(
+            "11.{}.{}.0/24:{}-{}/tcp",
+            n >> 8,
+            n & 0xff,
+            1000 + n,
+            2000 + n
+        )
+    };
+    let allow = (0..prefixes).map(|n| rule(n).parse::<Rule>().expect("rule"));
+    let policy = Policy::new(None, allow.collect(), Vec::new(), Vec::new());
+    let last = prefixes - 1;
+    let covered = IpAddr::from([11, (last >> 8) as u8, last as u8, 1]);
+    let packets = [CLIENT4, covered].map(|to| tcp("S", (WEB.v4, 5000), (to, 80)));
+    (policy.with_denied_logged(false), packets)
+}
+
+#[test]
+fn ten_thousand_prefixes_cost_a_packet_no_more_than_ten() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: loading programs needs root");
+        return;
+    }
+    loaded::enter_site().expect("site");
+    let mut loaded = Loaded::new().expect("programs");
+    let mut measure = |prefixes| {
+        let (policy, packets) = large(prefixes);
+        loaded.reset();
+        put_in_force(&mut loaded, &policy);
+        packets.map(|packet| {
+            let frame = packet.framed(WEB.gateway_mac(), WEB.mac);
+            let hook = Hook::FromEndpoint { link: WEB.link };
+            let (outcome, _) = loaded.run(hook, &frame);
+            let denied = Outcome::Dropped {
+                endpoint: WEB.number,
+                reason: Reason::Policy,
+            };
+            assert_eq!(outcome, denied);
+            let runs = (0..5).map(|_| loaded.nanoseconds(hook, &frame, 100_000));
+            runs.map(|time| time.expect("run")).min().expect("some")
+        })
+    };
+    let (few, many) = (measure(10), measure(10_000));
+    println!("ns a denied packet (uncovered, covered): 10 prefixes {few:?}, 10,000 {many:?}");
+    // A trie is as deep as its prefixes differ: it is no list. Packets of a flow ask it nothing.
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(many < 3 * few, "{many} ns, not {few}");
+    }
 }
 
 fn said(allow: &[&str], to: &str, protocol: u8, port: u16) -> (Action, u32) {
