@@ -1,8 +1,14 @@
 //! What containers may reach.
 
-use std::net::{SocketAddr, SocketAddrV6};
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, SocketAddrV6, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nucnet_tests::lab::wait::{NEVER, SOON, until};
 use nucnet_tests::lab::{FAR, Family, HOST, Node, OUTSIDE, Pair, web};
 
 use crate::case::{Case, Families, Scenario, silent, silent_udp, skip};
@@ -61,6 +67,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "allowing the sibling does not allow the host's publish that leads to it",
         families: Families::Each,
         run: destination_asked_for,
+    },
+    Scenario {
+        name: "policy_swap_under_load_costs_allowed_flows_nothing_and_ends_the_others",
+        what: "policies change while transfers run: no byte, no datagram is lost that may go",
+        families: Families::Each,
+        run: swap_under_load,
+    },
+    Scenario {
+        name: "policy_that_keeps_established_flows_stops_new_ones_only",
+        what: "--keep-established: the transfer ends by itself, the next does not begin",
+        families: Families::Each,
+        run: keep_established,
+    },
+    Scenario {
+        name: "rule_about_the_host_covers_an_address_that_it_gets_later",
+        what: "DHCP renewal: no nucnet-ctl call between the change and the next connection",
+        families: Families::Each,
+        run: host_gets_an_address,
     },
 ];
 
@@ -258,4 +282,204 @@ fn destination_asked_for(case: &Case) -> Result<()> {
     let (other, _) = case.attached("other", &["--allow", &host])?;
     case.who(&other, HOST.port(case.family, 8080))?;
     silent(&other, SocketAddr::new(endpoint.address(case.family)?, 80))
+}
+
+/// Bytes that flow from a server to a client, and what became of them.
+struct Stream {
+    bytes: Arc<AtomicU64>,
+    is_damaged: Arc<AtomicBool>,
+    server: TcpStream,
+    client: TcpStream,
+}
+
+/// The byte at a place of every stream; the period is no power of two.
+fn byte_at(place: u64) -> u8 {
+    (place % 251) as u8
+}
+
+impl Stream {
+    fn start(case: &Case, client: &Node, to: SocketAddr) -> Result<Self> {
+        let listener = case.lab.outside.listen(case.any(to.port()))?;
+        let client = client.connect(to, SOON)?;
+        let (server, _) = listener.accept()?;
+        let (bytes, is_damaged) = (Arc::default(), Arc::default());
+        let stream = Self {
+            bytes: Arc::clone(&bytes),
+            is_damaged: Arc::clone(&is_damaged),
+            server: server.try_clone()?,
+            client: client.try_clone()?,
+        };
+        let mut server = server;
+        std::thread::spawn(move || {
+            let block: Vec<u8> = (0..251 * 64).map(byte_at).collect();
+            while server.write_all(&block).is_ok() {}
+        });
+        let mut client = client;
+        std::thread::spawn(move || {
+            let (mut buffer, mut place) = ([0; 65_536], 0);
+            while let Ok(length @ 1..) = client.read(&mut buffer) {
+                let read = buffer[..length].iter();
+                if !(place..)
+                    .zip(read)
+                    .all(|(place, byte)| byte_at(place) == *byte)
+                {
+                    is_damaged.store(true, Ordering::Relaxed);
+                }
+                place += length as u64;
+                bytes.store(place, Ordering::Relaxed);
+            }
+        });
+        Ok(stream)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// That another megabyte comes, and all is as it was sent.
+    fn goes_on(&self) -> Result<()> {
+        let before = self.bytes();
+        until("another megabyte comes", SOON, || {
+            Ok(self.bytes() > before + 1_000_000)
+        })?;
+        ensure!(!self.is_damaged.load(Ordering::Relaxed), "it is damaged");
+        Ok(())
+    }
+
+    /// That nothing comes any more, once the client has read what it had received.
+    fn has_ended(&self) -> Result<()> {
+        let (mut before, mut since) = (self.bytes(), Instant::now());
+        until("nothing more comes", SOON, || {
+            let now = self.bytes();
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            Ok(since.elapsed() > NEVER)
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        for socket in [&self.server, &self.client] {
+            // It may have ended already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn set_egress(case: &Case, words: &[&str]) -> Result<()> {
+    let all = [&["egress", "set", "client"], words].concat();
+    case.lab.nucnet(&all)?.expect(0)?;
+    Ok(())
+}
+
+fn swap_under_load(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (client, _) = case.attached("client", &[])?;
+    let staying = Stream::start(case, &client, OUTSIDE.port(case.family, 80))?;
+    let ending = Stream::start(case, &client, OUTSIDE.port(case.family, 8080))?;
+    let receiver = case.lab.outside.udp(case.any(9))?;
+    receiver.set_read_timeout(Some(NEVER))?;
+    let sender = client.udp(case.any(0))?;
+    sender.connect(OUTSIDE.port(case.family, 9))?;
+    let is_over = AtomicBool::new(false);
+
+    let (sent, received) = std::thread::scope(|scope| -> Result<_> {
+        let sending = scope.spawn(|| {
+            let mut number = 0_u32;
+            while !is_over.load(Ordering::Relaxed) {
+                if sender.send(&number.to_be_bytes()).is_ok() {
+                    number += 1;
+                }
+                // A rate, not a wait for anything.
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            number
+        });
+        let receiving = scope.spawn(|| {
+            let mut numbers = HashSet::new();
+            let mut buffer = [0; 4];
+            loop {
+                match receiver.recv(&mut buffer) {
+                    Ok(4) => drop(numbers.insert(u32::from_be_bytes(buffer))),
+                    Ok(_) => {}
+                    Err(_) if is_over.load(Ordering::Relaxed) => return numbers,
+                    Err(_) => {}
+                }
+            }
+        });
+        let swaps = || -> Result<()> {
+            let stays = [
+                target(OUTSIDE, case, ":80/tcp"),
+                target(OUTSIDE, case, ":9/udp"),
+            ];
+            let also = target(OUTSIDE, case, ":8080/tcp");
+            for round in 0..10 {
+                let other = format!("any:{}/tcp", 20_000 + round);
+                set_egress(
+                    case,
+                    &[
+                        "--allow", &stays[0], "--allow", &stays[1], "--allow", &also, "--allow",
+                        &other,
+                    ],
+                )?;
+                if round % 3 == 2 {
+                    case.lab.nucnet(&["egress", "clear", "client"])?.expect(0)?;
+                }
+                staying.goes_on()?;
+                ending.goes_on()?;
+            }
+            set_egress(case, &["--allow", &stays[0], "--allow", &stays[1]])?;
+            ending.has_ended().context("the flow that is denied now")?;
+            staying.goes_on()
+        };
+        let swapped = swaps();
+        is_over.store(true, Ordering::Relaxed);
+        let sent = sending.join().expect("sender");
+        let received = receiving.join().expect("receiver");
+        swapped.map(|()| (sent, received))
+    })?;
+    ensure!(
+        received.len() == sent as usize,
+        "{} of {sent} datagrams were lost",
+        sent as usize - received.len()
+    );
+    case.counted("policy")
+}
+
+fn keep_established(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (client, _) = case.attached("client", &[])?;
+    let server = case.web(&case.lab.outside, 443)?;
+    let stream = Stream::start(case, &client, OUTSIDE.port(case.family, 80))?;
+    stream.goes_on()?;
+    set_egress(case, &["--egress-default", "deny", "--keep-established"])?;
+    stream.goes_on().context("the flow that is kept")?;
+    silent(&client, OUTSIDE.port(case.family, 443))?;
+    ensure!(server.clients().is_empty(), "{:?}", server.clients());
+    stream.goes_on().context("the flow that is kept")?;
+    set_egress(case, &["--egress-default", "deny"])?;
+    stream.has_ended()
+}
+
+fn host_gets_an_address(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let new: IpAddr = match case.family {
+        Family::V4 => "192.0.2.77".parse()?,
+        Family::V6 => "2001:db8:1::77".parse()?,
+    };
+    let words = ["--egress-default", "allow", "--deny", "host"];
+    let (client, _) = case.attached("client", &words)?;
+    let _outside = case.web(&case.lab.outside, 80)?;
+    let server = case.web(&case.lab.host, 80)?;
+    silent(&client, HOST.port(case.family, 80))?;
+    let length = if new.is_ipv4() { 24 } else { 64 };
+    let flags = if new.is_ipv4() { "" } else { " nodad" };
+    let address = format!("addr add {new}/{length} dev eth0{flags}");
+    case.lab.host.ip(&address)?;
+    silent(&client, SocketAddr::new(new, 80))?;
+    case.who(&client, OUTSIDE.port(case.family, 80))?;
+    ensure!(server.clients().is_empty(), "{:?}", server.clients());
+    case.counted("policy")
 }
