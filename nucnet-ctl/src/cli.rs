@@ -1063,6 +1063,11 @@ fn attach(host: &Host, global: &Global, arguments: AttachArgs) -> Result<(), Err
     }
     let mut attachment = host.attach(&request)?;
     let (took, steps) = (attachment.took, std::mem::take(&mut attachment.steps));
+    let what = match (attachment.is_new, steps.is_empty()) {
+        (true, _) => "attached",
+        (false, true) => "is attached already",
+        (false, false) => "was attached, and is repaired",
+    };
     let attached = Attached {
         endpoint: attachment.keep(),
         took_ms: milliseconds(took),
@@ -1075,11 +1080,6 @@ fn attach(host: &Host, global: &Global, arguments: AttachArgs) -> Result<(), Err
         }),
     };
     show(global, &attached, |out| {
-        let what = if steps.is_empty() {
-            "is attached already"
-        } else {
-            "attached"
-        };
         writeln!(
             out,
             "{}: {what} ({} ms)",

@@ -62,12 +62,18 @@ pub struct EndpointSight {
     pub netns: NetnsSight,
     /// Whether its program sits on its link.
     pub program: bool,
-    /// Whether the maps know it.
+    /// Whether the maps have it as recorded.
     pub entry: bool,
     /// Addresses of its own that the maps do not give to it.
     pub addresses: Vec<IpAddr>,
     /// How many entries of its publishes are missing.
     pub publishes: usize,
+    /// How many entries of its policy are missing.
+    pub policy: usize,
+    /// Addresses of its own that its network's bridge has no neighbour for.
+    pub neighbours: Vec<IpAddr>,
+    /// What is wrong within its namespace, as far as that can be looked into.
+    pub inside: Vec<String>,
     /// Whether there is a mount of its `resolv.conf`.
     pub resolv_conf: bool,
 }
@@ -79,7 +85,7 @@ pub fn of_endpoint(record: &EndpointRecord, sight: &EndpointSight) -> Vec<Drift>
         let problem = format!("{}: in progress, or left by a crash", record.state);
         return vec![Drift::new(&name, problem, GC)];
     }
-    let anew = || format!("nucnet-ctl detach {}, then attach it again", record.id);
+    const AGAIN: &str = "attach it again: that repairs it";
     let link = &record.host_ifname;
     match sight.link {
         LinkSight::Absent | LinkSight::Foreign => {
@@ -89,62 +95,59 @@ pub fn of_endpoint(record: &EndpointRecord, sight: &EndpointSight) -> Vec<Drift>
             };
             return vec![match sight.netns {
                 NetnsSight::Gone => Drift::new(&name, format!("{what}, and so is its netns"), GC),
-                _ => Drift::new(&name, what, "attach it again"),
+                _ => Drift::new(&name, what, AGAIN),
             }];
         }
         LinkSight::Down | LinkSight::Up => {}
     }
     let mut found = Vec::new();
-    let mut missing = |problem: String, remedy: String| {
-        found.push(Drift::new(&name, problem, remedy));
-    };
     for publish in &record.pending {
-        missing(
-            format!("publish {publish}: in progress, or left by a crash"),
-            GC.to_owned(),
-        );
+        let problem = format!("publish {publish}: in progress, or left by a crash");
+        found.push(Drift::new(&name, problem, GC));
     }
+    let mut missing = |problem: String| found.push(Drift::new(&name, problem, AGAIN));
     if sight.link == LinkSight::Down {
-        missing(
-            format!("interface {link} is down"),
-            format!("ip link set {link} up"),
-        );
+        missing(format!("interface {link} is down"));
     }
     if !sight.port {
-        missing(
-            format!("interface {link} is no port of its network's bridge"),
-            anew(),
-        );
+        missing(format!(
+            "interface {link} is no port of its network's bridge"
+        ));
     }
     if !sight.program {
-        missing(
-            format!("no program of nucnet's on {link}: nothing that it sends passes"),
-            anew(),
-        );
+        missing(format!(
+            "no program of nucnet's on {link}: nothing that it sends passes"
+        ));
     }
     if !sight.entry {
-        missing("the maps do not know it".to_owned(), anew());
+        missing("the maps do not have it as recorded".to_owned());
     }
     for address in &sight.addresses {
-        missing(
-            format!("address {address} is not its own in the maps"),
-            anew(),
-        );
+        missing(format!("address {address} is not its own in the maps"));
+    }
+    for address in &sight.neighbours {
+        missing(format!("the host has no neighbour {address}"));
+    }
+    for problem in &sight.inside {
+        missing(format!("within its netns: {problem}"));
+    }
+    if sight.policy > 0 {
+        missing(format!(
+            "{} entries of its policy are missing",
+            sight.policy
+        ));
     }
     if sight.publishes > 0 {
-        missing(
-            format!("{} entries of its publishes are missing", sight.publishes),
-            anew(),
-        );
+        let entries = sight.publishes;
+        missing(format!("{entries} entries of its publishes are missing"));
     }
     if let Some(resolv) = &record.resolv
         && !sight.resolv_conf
     {
         let root = resolv.rootfs.display();
-        missing(
-            format!("its resolv.conf is not mounted in {root}, as seen from here"),
-            anew(),
-        );
+        missing(format!(
+            "its resolv.conf is not mounted in {root}, as seen from here"
+        ));
     }
     found
 }
@@ -191,6 +194,8 @@ pub struct NetworkSight {
     pub bridge: LinkSight,
     /// Whether its program sits on the bridge.
     pub program: bool,
+    /// Whether the maps have it as recorded.
+    pub entry: bool,
     /// Addresses of its own that the bridge lacks.
     pub addresses: Vec<IpAddr>,
     /// Families of which the bridge does not forward: `ipv4`, `ipv6`.
@@ -205,42 +210,37 @@ pub fn of_network(record: &NetworkRecord, sight: &NetworkSight) -> Vec<Drift> {
         let problem = format!("{}: in progress, or left by a crash", record.state);
         return vec![Drift::new(&name, problem, GC)];
     }
-    let attach = "attach any endpoint to it: that repairs the bridge";
+    const ATTACH: &str = "attach any endpoint to it, anew or again: that repairs the bridge";
     let mut found = Vec::new();
-    let mut missing = |problem: String, remedy: String| {
-        found.push(Drift::new(&name, problem, remedy));
-    };
+    let mut missing = |problem: String| found.push(Drift::new(&name, problem, ATTACH));
     match sight.bridge {
         LinkSight::Absent => {
-            missing(format!("bridge {bridge} is gone"), attach.to_owned());
+            missing(format!("bridge {bridge} is gone"));
             return found;
         }
         LinkSight::Foreign => {
-            missing(
-                format!("interface {bridge} is somebody else's"),
-                format!("remove or rename {bridge}, then {attach}"),
-            );
-            return found;
+            let problem = format!("interface {bridge} is somebody else's");
+            let remedy = format!("remove or rename {bridge}, then {ATTACH}");
+            return vec![Drift::new(&name, problem, remedy)];
         }
-        LinkSight::Down => missing(format!("bridge {bridge} is down"), attach.to_owned()),
+        LinkSight::Down => missing(format!("bridge {bridge} is down")),
         LinkSight::Up => {}
     }
-    // An attach repairs all that is missing, once it sees the bridge down.
-    let repair = || format!("ip link set {bridge} down, then {attach}");
     if !sight.program {
-        missing(
-            format!("no program of nucnet's on {bridge}: the host reaches no endpoint"),
-            repair(),
-        );
+        missing(format!(
+            "no program of nucnet's on {bridge}: the host reaches no endpoint"
+        ));
+    }
+    if !sight.entry {
+        missing("the maps do not have it as recorded".to_owned());
     }
     for address in &sight.addresses {
-        missing(format!("bridge {bridge} lacks address {address}"), repair());
+        missing(format!("bridge {bridge} lacks address {address}"));
     }
     for family in &sight.not_forwarding {
-        missing(
-            format!("net.{family}.conf.{bridge}.forwarding is off: no way out is found"),
-            format!("sysctl -w net/{family}/conf/{bridge}/forwarding=1"),
-        );
+        missing(format!(
+            "net.{family}.conf.{bridge}.forwarding is off: no way out is found"
+        ));
     }
     found
 }
@@ -323,7 +323,7 @@ impl Unexplained {
         }
         if self.datapath_gone {
             let problem = "gone, although there are endpoints: nothing passes";
-            let remedy = "nucnet-ctl down, then attach them again";
+            let remedy = "attach each of them again: that repairs it";
             found.push(Drift::new(&"datapath", problem, remedy));
         }
         found
@@ -405,6 +405,9 @@ mod tests {
             entry: true,
             addresses: Vec::new(),
             publishes: 0,
+            policy: 0,
+            neighbours: Vec::new(),
+            inside: Vec::new(),
             resolv_conf: false,
         }
     }
@@ -435,7 +438,8 @@ mod tests {
         };
         assert_eq!(remedies(&endpoint(), &sight), ["nucnet-ctl gc"]);
         sight.netns = NetnsSight::Same;
-        assert_eq!(remedies(&endpoint(), &sight), ["attach it again"]);
+        let again = "attach it again: that repairs it";
+        assert_eq!(remedies(&endpoint(), &sight), [again]);
     }
 
     #[test]
@@ -445,10 +449,13 @@ mod tests {
             entry: false,
             addresses: vec!["10.0.42.2".parse().unwrap()],
             publishes: 2,
+            policy: 3,
+            neighbours: vec!["10.0.42.2".parse().unwrap()],
+            inside: vec!["interface eth0 is down".to_owned()],
             ..sound()
         };
-        let anew = "nucnet-ctl detach web, then attach it again";
-        assert_eq!(remedies(&endpoint(), &sight), [anew; 4]);
+        let again = "attach it again: that repairs it";
+        assert_eq!(remedies(&endpoint(), &sight), [again; 7]);
     }
 
     #[test]

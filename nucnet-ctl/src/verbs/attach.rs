@@ -6,12 +6,13 @@ use super::{
     error::Left,
     host::{Session, namespace},
     network::{self, Prepared},
-    publish,
+    publish, repair,
     step::{Step, World, endpoint_alias, endpoint_steps},
 };
 use crate::{
     kernel::{
         claims::{Claim, Holder},
+        netlink::Link,
         netns::NetnsFd,
         process::Process,
         resolv::{self, Root},
@@ -123,6 +124,8 @@ pub struct Attachment {
     pub endpoint: EndpointView,
     /// How long each step took; none: everything was there already.
     pub steps: Vec<(Step, Duration)>,
+    /// Whether it was not attached before; what was may have been repaired.
+    pub is_new: bool,
     /// How long it took altogether.
     pub took: Duration,
     host: Host,
@@ -169,7 +172,8 @@ enum Found {
 }
 
 impl Host {
-    /// Attaches a container. The same again changes nothing; on failure nothing stays.
+    /// Attaches a container. The same again changes nothing, or repairs what is missing of it;
+    /// on failure nothing stays of what is new.
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment, Error> {
         let start = Instant::now();
         let wish = request.wish()?;
@@ -182,13 +186,14 @@ impl Host {
         if attached.is_err() {
             session.abandon_if_fresh();
         }
-        let (endpoint, network, steps) = attached?;
+        let attached = attached?;
         Ok(Attachment {
-            endpoint: EndpointView::new(&endpoint, &network),
+            endpoint: EndpointView::new(&attached.endpoint, &attached.network),
             took: start.elapsed(),
             host: self.clone(),
-            detach_on_drop: !steps.is_empty(),
-            steps,
+            detach_on_drop: attached.is_new,
+            is_new: attached.is_new,
+            steps: attached.steps,
         })
     }
 
@@ -215,8 +220,9 @@ fn planned(
     let id = request.id.clone();
     let namespace = namespace(netns)?;
     let id = id.unwrap_or_else(|| EndpointId::derived(namespace.number()));
-    if let Found::Same(..) = look_up(session, &id, &wish, netns)? {
-        return Ok(Plan::default());
+    if let Found::Same(endpoint, network) = look_up(session, &id, &wish, netns)? {
+        let steps = repair::plan(session, &endpoint, &network, netns)?;
+        return Ok(steps.into_iter().collect());
     }
     let intent = intend(session, id, wish, netns, path, root)?;
     Ok(steps(session, &intent).into_iter().collect())
@@ -238,7 +244,13 @@ fn open(container: &Container) -> Result<(NetnsFd, PathBuf), Error> {
     }
 }
 
-type Attached = (EndpointRecord, NetworkRecord, Vec<(Step, Duration)>);
+/// What an attach came to.
+pub(super) struct Attached {
+    pub(super) endpoint: EndpointRecord,
+    pub(super) network: NetworkRecord,
+    pub(super) steps: Vec<(Step, Duration)>,
+    pub(super) is_new: bool,
+}
 
 fn attach(
     session: &mut Session,
@@ -254,7 +266,7 @@ fn attach(
         .clone()
         .unwrap_or_else(|| EndpointId::derived(number));
     if let Found::Same(endpoint, network) = look_up(session, &id, &wish, netns)? {
-        return Ok((*endpoint, *network, Vec::new()));
+        return repair::converge(session, *endpoint, *network, netns, root);
     }
     if let Some(left) = session.state.sound_endpoint(&id)? {
         tracing::info!(endpoint = %id, "removing what was left of an earlier attach");
@@ -301,8 +313,12 @@ fn attach(
         Err(failure) => return Err(failed(&plan, failure)),
     }
     let (endpoint, network) = (world.endpoint, world.network);
-    let endpoint = endpoint.expect("an attach has an endpoint");
-    Ok((endpoint, network.expect("an attach has a network"), times))
+    Ok(Attached {
+        endpoint: endpoint.expect("an attach has an endpoint"),
+        network: network.expect("an attach has a network"),
+        steps: times,
+        is_new: true,
+    })
 }
 
 /// Says which step failed. What is wrong with the request speaks for itself.
@@ -336,8 +352,9 @@ fn look_up(
     let alias = endpoint_alias(&record);
     let link = session.netlink.find_link(record.host_ifname.as_str())?;
     // A veth pair goes with the namespace of either side.
-    let lives = record.state == State::Active
-        && link.is_some_and(|link| link.alias.as_deref() == Some(&alias));
+    let is_own =
+        |link: &Link| link.alias.as_deref() == Some(&alias) && Some(link.index) == record.link;
+    let lives = record.state == State::Active && link.as_ref().is_some_and(is_own);
     if !lives {
         return Ok(Found::Nothing);
     }

@@ -345,6 +345,13 @@ impl Collection<'_> {
         for (link, _) in stale.iter().filter(|_| is_removed) {
             datapath.remove_endpoint(*link)?;
         }
+        let known: HashSet<u32> = networks.iter().map(|n| n.number).collect();
+        let mut stale = datapath.networks.entries()?;
+        stale.retain(|(number, _)| !known.contains(number));
+        count(abi::map::NETWORKS, stale.len());
+        for (number, _) in stale.iter().filter(|_| is_removed) {
+            datapath.networks.remove(number)?;
+        }
         let mut stale = datapath.addresses.entries()?;
         stale.retain(|(_, owner)| !numbers.contains(&owner.endpoint));
         count(abi::map::ADDRESSES, stale.len());

@@ -18,6 +18,8 @@ mod nat;
 mod network;
 mod permission;
 mod publish;
+mod repair;
+mod sight;
 mod status;
 mod step;
 mod view;

@@ -5,6 +5,7 @@ use super::{
     attach::failed,
     error::Left,
     host::Session,
+    repair,
     step::{Step, World, network_alias, network_steps},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     },
     model::{
         Cidr, IfName, Invalid, Mac, Mtu, NetworkName, Problem, Subnet,
-        plan::{self, Executor, Plan},
+        plan::{self, Plan},
         record::{NetworkRecord, NetworkWish, State},
     },
 };
@@ -23,7 +24,7 @@ use ipnet::IpNet;
 use nucnet_common::abi::NETWORK_UPLINKS;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// The IPv4 subnet of the network that is made on first use.
@@ -58,7 +59,7 @@ impl Prepared {
     /// The steps that make it whole, if it is recorded but not all there. They are not undone.
     pub(super) fn repair(&self) -> Vec<Step> {
         match self.condition {
-            Condition::Damaged => network_steps(&self.record),
+            Condition::Damaged => repair::network_repair(&self.record),
             _ => Vec::new(),
         }
     }
@@ -80,14 +81,7 @@ pub(super) fn for_attach(session: &mut Session, name: &NetworkName) -> Result<Pr
 }
 
 fn recorded(session: &Session, record: NetworkRecord) -> Result<Prepared, Error> {
-    let link = session.netlink.find_link(record.bridge.as_str())?;
-    let alias = network_alias(&record);
-    let is_there = link.is_some_and(|link| {
-        link.alias.as_deref() == Some(&alias)
-            && Some(link.index) == record.link
-            && link.state == netlink::State::Up
-    });
-    let condition = match is_there && record.state == State::Active {
+    let condition = match repair::of_network(session, &record)?.is_empty() {
         true => Condition::Sound,
         false => Condition::Damaged,
     };
@@ -100,14 +94,8 @@ pub(super) fn repair(
     steps: Vec<Step>,
 ) -> Result<Vec<(Step, Duration)>, Error> {
     tracing::info!("repairing the network: its bridge is not as recorded");
-    let bpffs = world.session.bpffs().display().to_string();
-    let mut times = Vec::new();
-    for step in std::iter::once(Step::Datapath(bpffs)).chain(steps) {
-        let start = Instant::now();
-        world.apply(&step)?;
-        times.push((step, start.elapsed()));
-    }
-    Ok(times)
+    let datapath = Step::Datapath(world.session.bpffs().display().to_string());
+    repair::run(world, std::iter::once(datapath).chain(steps).collect())
 }
 
 /// Whether a network has neither endpoints nor, whatever became of its records, ports.

@@ -3,36 +3,26 @@
 
 use super::{
     DatapathChoice, Error, Host, NetworkView, nat,
+    sight::View,
     step::{endpoint_alias, network_alias},
 };
 use crate::{
     OBJECT_HASH,
     kernel::{
-        bpf::{self, AttachKind, Attachment, Datapath, Pinned, Prefix, RunTimeStatistics},
-        netlink::{Direction, Link, LinkType, Netlink, State as LinkState, Uplink},
-        netns::{self, NetnsFd},
+        bpf::{self, AttachKind, Datapath, Pinned, RunTimeStatistics},
+        netlink::{Direction, LinkType, Netlink, Uplink},
+        netns::NetnsFd,
         resolv,
-        sysctl::{Family, LinkKey, Sysctl},
     },
     model::{
-        drift::{
-            self, Drift, EndpointSight, Hooked, LinkSight, MappingSight, NetnsSight, NetworkSight,
-            Unexplained,
-        },
+        drift::{self, Drift, Hooked, MappingSight, Unexplained},
         record::{EndpointRecord, MappingRecord, NetworkRecord},
-        to_abi,
     },
 };
 use ipnet::IpNet;
 use nucnet_common::abi::{self, program};
 use serde::Serialize;
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{collections::HashSet, path::PathBuf, thread, time::Duration};
 
 /// The host as nucnet sees it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -178,24 +168,8 @@ impl Host {
         let pinned = Datapath::pinned(&self.options.bpffs)?;
         let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
         let netlink = Netlink::open()?;
-        let links = netlink.links()?;
-        let view = View {
-            netlink: &netlink,
-            links: links
-                .iter()
-                .map(|link| (link.name.as_str(), link))
-                .collect(),
-            programs: match &datapath {
-                Some(datapath) => datapath.programs()?,
-                None => Vec::new(),
-            },
-            attachments: match &datapath {
-                Some(datapath) => datapath.attachments()?,
-                None => Vec::new(),
-            },
-            datapath: datapath.as_ref(),
-            mounts: resolv::mounts(&self.options.state_dir)?,
-        };
+        let mounts = resolv::mounts(&self.options.state_dir)?;
+        let view = View::new(&netlink, netlink.links()?, datapath.as_ref(), mounts)?;
         let mut found = Vec::new();
         let uplinks = view.uplinks(&networks, &mut found)?;
         let network_views = view.networks(&networks, &endpoints, &mut found)?;
@@ -203,7 +177,7 @@ impl Host {
             let network = networks.iter().find(|n| n.number == endpoint.network);
             found.extend(drift::of_endpoint(
                 endpoint,
-                &view.endpoint(endpoint, network)?,
+                &view.endpoint(endpoint, network, None)?,
             ));
         }
         for mapping in &mappings {
@@ -281,52 +255,7 @@ fn hook_name(kind: AttachKind) -> &'static str {
     }
 }
 
-/// What is there, looked at once.
-struct View<'a> {
-    netlink: &'a Netlink,
-    links: HashMap<&'a str, &'a Link>,
-    datapath: Option<&'a Datapath>,
-    programs: Vec<bpf::ProgramStatus>,
-    attachments: Vec<Attachment>,
-    mounts: Vec<resolv::Mount>,
-}
-
 impl View<'_> {
-    fn program_id(&self, name: &str) -> Option<u32> {
-        let program = self.programs.iter().find(|program| program.name == name)?;
-        Some(program.id)
-    }
-
-    fn has_filter(&self, link: u32, direction: Direction, name: &str) -> Result<bool, Error> {
-        let Some(id) = self.program_id(name) else {
-            return Ok(false);
-        };
-        let filters = self.netlink.filters(link, direction)?;
-        Ok(filters.iter().any(|filter| filter.program == Some(id)))
-    }
-
-    /// How a program sits on an interface of the host, and whether it is really there.
-    fn hooked(
-        &self,
-        link: u32,
-        name: &str,
-        direction: Direction,
-    ) -> Result<(Option<AttachKind>, Hooked), Error> {
-        let noted = self
-            .attachments
-            .iter()
-            .find(|noted| noted.index == link && noted.program == name);
-        let Some(noted) = noted else {
-            return Ok((None, Hooked::Never));
-        };
-        let is_there = match noted.linked {
-            Some(program) => Some(program) == self.program_id(name),
-            None => self.has_filter(link, direction, name)?,
-        };
-        let hooked = if is_there { Hooked::Yes } else { Hooked::Lost };
-        Ok((Some(noted.kind), hooked))
-    }
-
     fn uplinks(
         &self,
         networks: &[NetworkRecord],
@@ -369,8 +298,7 @@ impl View<'_> {
         for network in networks {
             let index = network.link.unwrap_or_default();
             let (kind, hooked) = self.hooked(index, program::FROM_HOST, Direction::Egress)?;
-            let sight = self.network(network, hooked == Hooked::Yes)?;
-            found.extend(drift::of_network(network, &sight));
+            found.extend(drift::of_network(network, &self.network(network)?));
             views.push(NetworkStatus {
                 network: NetworkView::new(network),
                 hook: kind.map(hook_name),
@@ -382,101 +310,6 @@ impl View<'_> {
             });
         }
         Ok(views)
-    }
-
-    fn link(&self, name: &str, alias: &str, index: Option<u32>) -> LinkSight {
-        let link = self.links.get(name);
-        drift::link_sight(
-            link.is_some(),
-            link.is_some_and(|l| l.alias.as_deref() == Some(alias) && Some(l.index) == index),
-            link.is_some_and(|link| link.state == LinkState::Up),
-        )
-    }
-
-    fn network(&self, network: &NetworkRecord, program: bool) -> Result<NetworkSight, Error> {
-        let bridge = self.link(
-            network.bridge.as_str(),
-            &network_alias(network),
-            network.link,
-        );
-        let mut sight = NetworkSight {
-            bridge,
-            program,
-            addresses: Vec::new(),
-            not_forwarding: Vec::new(),
-        };
-        if matches!(bridge, LinkSight::Absent | LinkSight::Foreign) {
-            return Ok(sight);
-        }
-        let present = self
-            .netlink
-            .addresses_of(network.link.unwrap_or_default())?;
-        for subnet in &network.subnets {
-            let gateway = subnet.gateway();
-            if !present.iter().any(|a| a.address == subnet.gateway_net()) {
-                sight.addresses.push(gateway);
-            }
-            let family = match gateway {
-                IpAddr::V4(_) => Family::Ipv4,
-                IpAddr::V6(_) => Family::Ipv6,
-            };
-            let sysctl = Sysctl::link(family, network.bridge.as_str(), LinkKey::Forwarding);
-            // One that cannot be read is nobody's drift.
-            if sysctl.read().is_ok_and(|value| value == "0") {
-                sight.not_forwarding.push(family.to_string());
-            }
-        }
-        Ok(sight)
-    }
-
-    fn endpoint(
-        &self,
-        endpoint: &EndpointRecord,
-        network: Option<&NetworkRecord>,
-    ) -> Result<EndpointSight, Error> {
-        let name = endpoint.host_ifname.as_str();
-        let mut sight = EndpointSight {
-            link: self.link(name, &endpoint_alias(endpoint), endpoint.link),
-            port: self
-                .links
-                .get(name)
-                .is_some_and(|link| link.master == network.and_then(|network| network.link)),
-            netns: netns_sight(endpoint),
-            program: false,
-            entry: false,
-            addresses: Vec::new(),
-            publishes: 0,
-            resolv_conf: self.mounts.iter().any(|m| m.id() == endpoint.id.as_str()),
-        };
-        let (Some(link), Some(datapath)) = (endpoint.link, self.datapath) else {
-            return Ok(sight);
-        };
-        if !matches!(sight.link, LinkSight::Absent | LinkSight::Foreign) {
-            sight.program = self.has_filter(link, Direction::Ingress, program::FROM_ENDPOINT)?;
-        }
-        let is_own = |number: u32| number == endpoint.number;
-        let entry = datapath.endpoints.get(&link)?;
-        sight.entry = entry.is_some_and(|entry| is_own(entry.number));
-        for &address in &endpoint.addresses {
-            let owner = datapath.addresses.get(&to_abi(address))?;
-            if !owner.is_some_and(|owner| is_own(owner.endpoint)) {
-                sight.addresses.push(address);
-            }
-        }
-        let owner = abi::Owner {
-            link,
-            endpoint: endpoint.number,
-        };
-        let has = |v6| endpoint.address(v6).is_some();
-        for publish in &endpoint.publishes {
-            for (bits, key, _) in publish.entries(owner, has(false), has(true)) {
-                let entry = datapath.publishes.get(&Prefix::new(bits, key))?;
-                let is_shared = key.kind == abi::PublishUse::Held as u8;
-                let is_there = entry.is_some_and(|e| is_shared || is_own(e.endpoint));
-                sight.publishes += usize::from(!is_there);
-            }
-        }
-        Ok(sight)
     }
 
     fn mapping(&self, record: &MappingRecord) -> Result<MappingSight, Error> {
@@ -626,21 +459,5 @@ impl View<'_> {
             })
             .collect();
         Ok((reports, statistics.map(|_| sample)))
-    }
-}
-
-fn netns_sight(endpoint: &EndpointRecord) -> NetnsSight {
-    match NetnsFd::open(&endpoint.netns) {
-        Ok(netns) => {
-            let id = netns.id();
-            let is_same =
-                (id.dev, id.inode) == (endpoint.namespace.device, endpoint.namespace.inode);
-            match is_same {
-                true => NetnsSight::Same,
-                false => NetnsSight::Gone,
-            }
-        }
-        Err(netns::Error::NotFound { .. } | netns::Error::NotANetns { .. }) => NetnsSight::Gone,
-        Err(_) => NetnsSight::Unknown,
     }
 }

@@ -10,7 +10,8 @@ use crate::{
         bpf::{Datapath, HostInterface, LinkLayer, Prefix},
         claims::{Claim, Holder, Use},
         netlink::{
-            self, BridgeSpec, Change, LinkType, Neighbour, Netlink, Owner, Port, Route, VethSpec,
+            self, BridgeSpec, Change, Link, LinkType, Neighbour, Netlink, Owner, Port, Route,
+            VethSpec,
         },
         netns::{self, NetnsFd},
         resolv::Root,
@@ -53,6 +54,8 @@ pub enum Step {
     BridgeProgram(String),
     /// Set the bridge up, and tell the programs of it.
     BridgeUp(String),
+    /// Give a bridge that lost them its ports and neighbours.
+    Members(String),
     /// Record that the network is there.
     NetworkRecord(String),
     /// Record that an endpoint is being made.
@@ -73,6 +76,8 @@ pub enum Step {
     EgressRecord(String),
     /// Tell the programs of the endpoint.
     Entries(String),
+    /// Make the host side a port of the bridge again.
+    Port(String),
     /// Tell the host where the endpoint's addresses are.
     Neighbours(String),
     /// Set the host side up.
@@ -115,6 +120,7 @@ impl fmt::Display for Step {
             Self::NetworkEntry(name) => write!(f, "tell the datapath of network {name}"),
             Self::BridgeProgram(bridge) => write!(f, "put the program on bridge {bridge}"),
             Self::BridgeUp(bridge) => write!(f, "set bridge {bridge} up"),
+            Self::Members(bridge) => write!(f, "bring the endpoints on bridge {bridge} back"),
             Self::NetworkRecord(name) => write!(f, "record network {name} as active"),
             Self::EndpointIntent(id) => write!(f, "record endpoint {id}"),
             Self::Claims(what) => write!(f, "take {what}"),
@@ -127,6 +133,7 @@ impl fmt::Display for Step {
             Self::EgressSwitch(id) => write!(f, "switch endpoint {id} to it"),
             Self::EgressRecord(id) => write!(f, "record the egress policy of endpoint {id}"),
             Self::Entries(what) => write!(f, "tell the datapath of {what}"),
+            Self::Port(bridge) => write!(f, "make it a port of bridge {bridge}"),
             Self::Neighbours(bridge) => write!(f, "add neighbours on {bridge}"),
             Self::HostSide(link) => write!(f, "set {link} up"),
             Self::ContainerSide(what) => write!(f, "configure {what} in the container"),
@@ -147,8 +154,47 @@ impl fmt::Display for Step {
     }
 }
 
+/// What the programs are told of an endpoint.
+pub(super) fn endpoint_entry(
+    endpoint: &EndpointRecord,
+    network: &NetworkRecord,
+    bridge: u32,
+    policy: Option<&Compiled>,
+) -> abi::Endpoint {
+    let address = |v6| endpoint.address(v6).map(to_abi).unwrap_or_default();
+    let gateway = |v6| match endpoint.address(v6) {
+        Some(_) => network
+            .subnet(v6)
+            .map(|s| to_abi(s.gateway()))
+            .unwrap_or_default(),
+        None => abi::Address::default(),
+    };
+    let mut entry = abi::Endpoint {
+        number: endpoint.number,
+        network: endpoint.network,
+        bridge,
+        delivery: abi::Delivery::Peer as u32,
+        address4: address(false),
+        address6: address(true),
+        gateway4: gateway(false),
+        gateway6: gateway(true),
+        mac: endpoint.mac.octets(),
+        gateway_mac: network.mac.octets(),
+        isolated: network.isolate.into(),
+        mtu: endpoint.mtu.bytes(),
+        ..abi::Endpoint::default()
+    };
+    if let Some(policy) = policy {
+        policy.enforce(policy.number, &mut entry);
+    }
+    entry
+}
+
 /// What the programs are told of a network. An uplink that is not there now serves nothing.
-fn network_entry(network: &NetworkRecord, index: impl Fn(&str) -> Option<u32>) -> abi::Network {
+pub(super) fn network_entry(
+    network: &NetworkRecord,
+    index: impl Fn(&str) -> Option<u32>,
+) -> abi::Network {
     let mut entry = network.behaviour().abi();
     let listed = network.uplinks();
     entry.is_restricted = (!listed.is_empty()).into();
@@ -306,6 +352,8 @@ pub(super) struct World<'a> {
     pub(super) resolv_conf: Option<(&'a Root, String)>,
     /// Whether what is undone was ever in use.
     pub(super) usage: Use,
+    /// What steps are about is in use: one that fails undoes nothing.
+    pub(super) repairs: bool,
     /// Something could not be removed: what says that it may be there stays.
     pub(super) troubled: bool,
 }
@@ -327,6 +375,7 @@ impl<'a> World<'a> {
             netns: None,
             resolv_conf: None,
             usage: Use::Unused,
+            repairs: false,
             troubled: false,
         }
     }
@@ -589,6 +638,45 @@ impl<'a> World<'a> {
             })
     }
 
+    fn enslave(&self) -> Result<(), Error> {
+        let link = self.netlink().link(self.endpoint().host_ifname.as_str())?;
+        self.make_port(&link)
+    }
+
+    fn make_port(&self, link: &Link) -> Result<(), Error> {
+        let bridge = self.bridge_link()?;
+        if link.master != Some(bridge) {
+            self.netlink().enslave(link.index, bridge, Port::ENDPOINT)?;
+        }
+        Ok(())
+    }
+
+    /// A bridge that was down has lost its neighbours; one that was made anew, its ports as well,
+    /// and the maps know another one.
+    fn bring_members_back(&mut self) -> Result<(), Error> {
+        let (number, bridge) = (self.network().number, self.bridge_link()?);
+        let mut endpoints = self.session.state.sound_endpoints()?;
+        endpoints.retain(|endpoint| endpoint.network == number && endpoint.state == State::Active);
+        for endpoint in endpoints {
+            let link = self.netlink().find_link(endpoint.host_ifname.as_str())?;
+            let alias = endpoint_alias(&endpoint);
+            let Some(link) = link.filter(|link| link.alias.as_deref() == Some(&alias)) else {
+                continue;
+            };
+            self.make_port(&link)?;
+            self.introduce(&endpoint)?;
+            let endpoints = &mut self.datapath()?.endpoints;
+            if let Some(mut entry) = endpoints.get(&link.index)?
+                && entry.number == endpoint.number
+                && entry.bridge != bridge
+            {
+                entry.bridge = bridge;
+                endpoints.replace(&link.index, &entry)?;
+            }
+        }
+        Ok(())
+    }
+
     fn policy_entries(&self) -> (CidrEntries, PortEntries) {
         let Some(policy) = &self.policy else {
             return (Vec::new(), Vec::new());
@@ -613,12 +701,11 @@ impl<'a> World<'a> {
             .policy_ports
             .insert_all(&ports)
             .and_then(|()| datapath.policy_cidrs.insert_all(&cidrs));
-        if let Err(error) = written {
+        if written.is_err() && !self.repairs {
             // Some may be in; the error that led here is the one to report.
             let _ = self.remove_policy();
-            return Err(error.into());
         }
-        Ok(())
+        Ok(written?)
     }
 
     fn remove_policy(&mut self) -> Result<(), Error> {
@@ -684,35 +771,16 @@ impl<'a> World<'a> {
         let Some(owner) = self.owner() else {
             return Ok(());
         };
-        let address = |v6| endpoint.address(v6).map(to_abi).unwrap_or_default();
-        let gateway = |v6| match endpoint.address(v6) {
-            Some(_) => network
-                .subnet(v6)
-                .map(|s| to_abi(s.gateway()))
-                .unwrap_or_default(),
-            None => abi::Address::default(),
-        };
-        let mut entry = abi::Endpoint {
-            number: endpoint.number,
-            network: endpoint.network,
-            bridge,
-            delivery: abi::Delivery::Peer as u32,
-            address4: address(false),
-            address6: address(true),
-            gateway4: gateway(false),
-            gateway6: gateway(true),
-            mac: endpoint.mac.octets(),
-            gateway_mac: network.mac.octets(),
-            isolated: network.isolate.into(),
-            mtu: endpoint.mtu.bytes(),
-            ..abi::Endpoint::default()
-        };
         let policy = match &self.policy {
             Some(policy) => Some(policy.clone()),
             None => endpoint.policy_in_force().compile()?,
         };
-        if let Some(policy) = policy {
-            policy.enforce(policy.number, &mut entry);
+        let mut entry = endpoint_entry(&endpoint, &network, bridge, policy.as_ref());
+        if let Some(there) = self.datapath()?.endpoints.get(&owner.link)?
+            && (there.number, there.policy) == (entry.number, entry.policy)
+        {
+            // Flows that were to go on under an earlier policy do.
+            entry.policy_since = there.policy_since;
         }
         Ok(self.datapath()?.put_endpoint(owner.link, &entry)?)
     }
@@ -750,8 +818,13 @@ impl<'a> World<'a> {
     }
 
     fn add_neighbours(&self) -> Result<(), Error> {
-        let (link, mac) = (self.bridge_link()?, self.endpoint().mac.octets());
-        self.endpoint().addresses.iter().try_for_each(|address| {
+        self.introduce(self.endpoint())
+    }
+
+    /// Tells the host where an endpoint's addresses are.
+    fn introduce(&self, endpoint: &EndpointRecord) -> Result<(), Error> {
+        let (link, mac) = (self.bridge_link()?, endpoint.mac.octets());
+        endpoint.addresses.iter().try_for_each(|address| {
             Ok(self.netlink().ensure_neighbour(&Neighbour {
                 link,
                 address: *address,
@@ -793,6 +866,10 @@ impl<'a> World<'a> {
         let intended = record.made;
         let state = &self.session.state;
         state.mount_resolv_conf(&endpoint.id, root, text, record)?;
+        if self.repairs {
+            // What is there to mount on was made for it.
+            record.made = intended;
+        }
         if record.made != intended {
             state.put_endpoint(endpoint)?;
         }
@@ -823,10 +900,12 @@ impl<'a> World<'a> {
     fn publish(&mut self) -> Result<(), Error> {
         let entries = self.publish_entries();
         let published = match self.datapath()?.publishes.insert_all(&entries) {
+            // What is repaired was published before whoever may be listening now came.
+            Ok(()) if self.repairs => Ok(()),
             Ok(()) => self.check_sockets(),
             Err(error) => Err(error.into()),
         };
-        if published.is_err() {
+        if published.is_err() && !self.repairs {
             // Some may be in; the error that led here is the one to report.
             let _ = self.unpublish();
         }
@@ -1015,6 +1094,7 @@ impl Executor<Step> for World<'_> {
                 self.netlink().set_up(link)?;
                 Ok(())
             }
+            Step::Members(_) => self.bring_members_back(),
             Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Active),
             Step::EndpointIntent(_) => {
                 self.put_endpoint(|endpoint| endpoint.state = State::Configuring)
@@ -1030,6 +1110,7 @@ impl Executor<Step> for World<'_> {
             Step::EgressSwitch(_) => self.switch_policy(),
             Step::EgressRecord(_) => self.put_endpoint(EndpointRecord::exchange_policies),
             Step::Entries(_) => self.write_entries(),
+            Step::Port(_) => self.enslave(),
             Step::Neighbours(_) => self.add_neighbours(),
             Step::HostSide(link) => Ok(self.netlink().set_up(link)?),
             Step::ContainerSide(_) => self.configure_container(),
@@ -1056,7 +1137,9 @@ impl Executor<Step> for World<'_> {
             | Step::BridgeAddresses(_)
             | Step::BridgeSysctls(_)
             | Step::BridgeUp(_)
+            | Step::Members(_)
             | Step::Program(_)
+            | Step::Port(_)
             | Step::HostSide(_)
             | Step::ContainerSide(_) => Ok(()),
             Step::NetworkRecord(_) => self.put_network(|network| network.state = State::Removing),
@@ -1143,7 +1226,10 @@ impl World<'_> {
                 | Step::Mapping(_)
                 | Step::MappingRecord(_)
         );
-        if partial && let Err(error) = self.undo(step) {
+        if partial
+            && !self.repairs
+            && let Err(error) = self.undo(step)
+        {
             tracing::warn!(%step, error = &error as &dyn std::error::Error, "not undone");
         }
     }

@@ -187,6 +187,10 @@ impl Lab {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
         lines.extend(points.map(|point| format!("mount {point}")));
+        // Kernels list in the order of things that come and go.
+        let text = lines.join("\n");
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
         lines.join("\n")
     }
 
@@ -217,6 +221,7 @@ impl Lab {
             return Vec::new();
         };
         let counts = [
+            ("networks", datapath.networks.count()),
             ("endpoints", datapath.endpoints.count()),
             ("addresses", datapath.addresses.count()),
             ("publishes", datapath.publishes.count()),

@@ -5,5 +5,6 @@ mod endpoints;
 mod faults;
 mod flows;
 mod lab;
+mod repair;
 mod resolv;
 mod status;

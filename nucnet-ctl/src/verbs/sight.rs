@@ -1,0 +1,351 @@
+//! What the kernel has of networks and endpoints: what `status` shows as drift, and `attach`
+//! mends.
+
+use super::{
+    Error,
+    step::{endpoint_alias, endpoint_entry, network_alias, network_entry},
+};
+use crate::{
+    kernel::{
+        bpf::{self, Attachment, Datapath, Prefix},
+        netlink::{self, Direction, Link, Neighbour, Netlink, State as LinkState},
+        netns::{self, NetnsFd},
+        resolv,
+        sysctl::{Family, LinkKey, Sysctl},
+    },
+    model::{
+        drift::{self, EndpointSight, Hooked, LinkSight, NetnsSight, NetworkSight},
+        record::{EndpointRecord, NetworkRecord},
+        to_abi,
+    },
+};
+use nucnet_common::abi::{self, program};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr};
+
+/// What is there, looked at once.
+pub(super) struct View<'a> {
+    pub(super) netlink: &'a Netlink,
+    /// Links by name: those that will be asked about.
+    pub(super) links: HashMap<String, Link>,
+    pub(super) datapath: Option<&'a Datapath>,
+    programs: Vec<bpf::ProgramStatus>,
+    pub(super) attachments: Vec<Attachment>,
+    mounts: Vec<resolv::Mount>,
+    /// Neighbours by the bridge that they are on, once asked for.
+    neighbours: RefCell<HashMap<u32, Vec<Neighbour>>>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(
+        netlink: &'a Netlink,
+        links: impl IntoIterator<Item = Link>,
+        datapath: Option<&'a Datapath>,
+        mounts: Vec<resolv::Mount>,
+    ) -> Result<Self, Error> {
+        let (programs, attachments) = match datapath {
+            Some(datapath) => (datapath.programs()?, datapath.attachments()?),
+            None => Default::default(),
+        };
+        Ok(Self {
+            netlink,
+            links: links
+                .into_iter()
+                .map(|link| (link.name.clone(), link))
+                .collect(),
+            datapath,
+            programs,
+            attachments,
+            mounts,
+            neighbours: RefCell::default(),
+        })
+    }
+
+    fn has_neighbour(&self, neighbour: &Neighbour) -> Result<bool, Error> {
+        let mut known = self.neighbours.borrow_mut();
+        Ok(match known.get(&neighbour.link) {
+            Some(there) => there.contains(neighbour),
+            None => {
+                let there = self.netlink.neighbours(neighbour.link)?;
+                let is_there = there.contains(neighbour);
+                known.insert(neighbour.link, there);
+                is_there
+            }
+        })
+    }
+
+    fn program_id(&self, name: &str) -> Option<u32> {
+        let program = self.programs.iter().find(|program| program.name == name)?;
+        Some(program.id)
+    }
+
+    fn has_filter(&self, link: u32, direction: Direction, name: &str) -> Result<bool, Error> {
+        let Some(id) = self.program_id(name) else {
+            return Ok(false);
+        };
+        let filters = self.netlink.filters(link, direction)?;
+        Ok(filters.iter().any(|filter| filter.program == Some(id)))
+    }
+
+    /// How a program sits on an interface of the host, and whether it is really there.
+    pub(super) fn hooked(
+        &self,
+        link: u32,
+        name: &str,
+        direction: Direction,
+    ) -> Result<(Option<bpf::AttachKind>, Hooked), Error> {
+        let noted = self
+            .attachments
+            .iter()
+            .find(|noted| noted.index == link && noted.program == name);
+        let Some(noted) = noted else {
+            return Ok((None, Hooked::Never));
+        };
+        let is_there = match noted.linked {
+            Some(program) => Some(program) == self.program_id(name),
+            None => self.has_filter(link, direction, name)?,
+        };
+        let hooked = if is_there { Hooked::Yes } else { Hooked::Lost };
+        Ok((Some(noted.kind), hooked))
+    }
+
+    fn link(&self, name: &str, alias: &str, index: Option<u32>) -> LinkSight {
+        let link = self.links.get(name);
+        drift::link_sight(
+            link.is_some(),
+            link.is_some_and(|l| l.alias.as_deref() == Some(alias) && Some(l.index) == index),
+            link.is_some_and(|link| link.state == LinkState::Up),
+        )
+    }
+
+    pub(super) fn network(&self, network: &NetworkRecord) -> Result<NetworkSight, Error> {
+        let index = network.link.unwrap_or_default();
+        let bridge = self.link(
+            network.bridge.as_str(),
+            &network_alias(network),
+            network.link,
+        );
+        let (_, hooked) = self.hooked(index, program::FROM_HOST, Direction::Egress)?;
+        let mut sight = NetworkSight {
+            bridge,
+            program: hooked == Hooked::Yes,
+            entry: self.has_network_entry(network)?,
+            addresses: Vec::new(),
+            not_forwarding: Vec::new(),
+        };
+        if matches!(bridge, LinkSight::Absent | LinkSight::Foreign) {
+            return Ok(sight);
+        }
+        let present = self.netlink.addresses_of(index)?;
+        for subnet in &network.subnets {
+            let gateway = subnet.gateway();
+            if !present.iter().any(|a| a.address == subnet.gateway_net()) {
+                sight.addresses.push(gateway);
+            }
+            let family = match gateway {
+                IpAddr::V4(_) => Family::Ipv4,
+                IpAddr::V6(_) => Family::Ipv6,
+            };
+            let sysctl = Sysctl::link(family, network.bridge.as_str(), LinkKey::Forwarding);
+            // One that cannot be read is nobody's drift.
+            if sysctl.read().is_ok_and(|value| value == "0") {
+                sight.not_forwarding.push(family.to_string());
+            }
+        }
+        Ok(sight)
+    }
+
+    fn has_network_entry(&self, network: &NetworkRecord) -> Result<bool, Error> {
+        let Some(datapath) = self.datapath else {
+            return Ok(false);
+        };
+        let mut indexes = HashMap::new();
+        for name in network.uplinks() {
+            if let Some(link) = self.netlink.find_link(name.as_str())? {
+                indexes.insert(link.name, link.index);
+            }
+        }
+        let expected = network_entry(network, |name| indexes.get(name).copied());
+        Ok(datapath.networks.get(&network.number)? == Some(expected))
+    }
+
+    /// `netns` is the endpoint's namespace, if it is open already.
+    pub(super) fn endpoint(
+        &self,
+        endpoint: &EndpointRecord,
+        network: Option<&NetworkRecord>,
+        netns: Option<&NetnsFd>,
+    ) -> Result<EndpointSight, Error> {
+        let name = endpoint.host_ifname.as_str();
+        let bridge = network.and_then(|network| network.link);
+        let found;
+        let (sight_of_netns, netns) = match netns {
+            Some(netns) => (NetnsSight::Same, Some(netns)),
+            None => {
+                found = netns_sight(endpoint);
+                (found.0, found.1.as_ref())
+            }
+        };
+        let mut sight = EndpointSight {
+            link: self.link(name, &endpoint_alias(endpoint), endpoint.link),
+            port: self
+                .links
+                .get(name)
+                .is_some_and(|link| link.master == bridge),
+            netns: sight_of_netns,
+            program: false,
+            entry: false,
+            addresses: Vec::new(),
+            publishes: 0,
+            policy: 0,
+            neighbours: Vec::new(),
+            inside: Vec::new(),
+            resolv_conf: self.mounts.iter().any(|m| m.id() == endpoint.id.as_str()),
+        };
+        if matches!(sight.link, LinkSight::Absent | LinkSight::Foreign) {
+            return Ok(sight);
+        }
+        if let (Some(network), Some(netns)) = (network, netns) {
+            sight.inside = inside(endpoint, network, netns)?;
+        }
+        if let Some(bridge) = bridge {
+            for &address in &endpoint.addresses {
+                let neighbour = Neighbour {
+                    link: bridge,
+                    address,
+                    mac: endpoint.mac.octets(),
+                };
+                if !self.has_neighbour(&neighbour)? {
+                    sight.neighbours.push(address);
+                }
+            }
+        }
+        if let (Some(link), Some(datapath)) = (endpoint.link, self.datapath) {
+            sight.program = self.has_filter(link, Direction::Ingress, program::FROM_ENDPOINT)?;
+            entries(endpoint, network, link, datapath, &mut sight)?;
+        }
+        Ok(sight)
+    }
+}
+
+/// What the maps lack of an endpoint.
+fn entries(
+    endpoint: &EndpointRecord,
+    network: Option<&NetworkRecord>,
+    link: u32,
+    datapath: &Datapath,
+    sight: &mut EndpointSight,
+) -> Result<(), Error> {
+    let is_own = |number: u32| number == endpoint.number;
+    let policy = endpoint.policy_in_force().compile()?;
+    let entry = datapath.endpoints.get(&link)?;
+    let is_counted = datapath.usage.get(&endpoint.number)?.is_some();
+    sight.entry = is_counted
+        && entry.is_some_and(|entry| match network {
+            Some(network) => {
+                let bridge = network.link.unwrap_or_default();
+                let expected = endpoint_entry(endpoint, network, bridge, policy.as_ref());
+                // Since when flows are judged by it is in the entry alone.
+                let policy_since = entry.policy_since;
+                entry
+                    == abi::Endpoint {
+                        policy_since,
+                        ..expected
+                    }
+            }
+            None => is_own(entry.number),
+        });
+    for &address in &endpoint.addresses {
+        let owner = datapath.addresses.get(&to_abi(address))?;
+        if !owner.is_some_and(|owner| is_own(owner.endpoint) && owner.link == link) {
+            sight.addresses.push(address);
+        }
+    }
+    let owner = abi::Owner {
+        link,
+        endpoint: endpoint.number,
+    };
+    let has = |v6| endpoint.address(v6).is_some();
+    for publish in &endpoint.publishes {
+        for (bits, key, value) in publish.entries(owner, has(false), has(true)) {
+            let entry = datapath.publishes.get(&Prefix::new(bits, key))?;
+            let is_shared = key.kind == abi::PublishUse::Held as u8;
+            let is_there = entry.is_some_and(|entry| is_shared || entry == value);
+            sight.publishes += usize::from(!is_there);
+        }
+    }
+    let policy = policy.unwrap_or_default();
+    for (bits, key, class) in policy.cidrs {
+        let entry = datapath.policy_cidrs.get(&Prefix::new(bits, key))?;
+        sight.policy += usize::from(entry != Some(class));
+    }
+    for (bits, key, rule) in policy.ports {
+        let entry = datapath.policy_ports.get(&Prefix::new(bits, key))?;
+        sight.policy += usize::from(entry != Some(rule));
+    }
+    Ok(())
+}
+
+/// What an endpoint's namespace lacks; nothing if it may not be entered.
+fn inside(
+    endpoint: &EndpointRecord,
+    network: &NetworkRecord,
+    netns: &NetnsFd,
+) -> Result<Vec<String>, Error> {
+    let Ok(netlink) = Netlink::open_in(netns) else {
+        return Ok(Vec::new());
+    };
+    let name = &endpoint.wish.ifname;
+    let Some(link) = netlink.find_link(name.as_str())? else {
+        return Ok(vec![format!("has no interface {name}")]);
+    };
+    let mut lacks = Vec::new();
+    if link.state != LinkState::Up {
+        lacks.push(format!("interface {name} is down"));
+    }
+    let present = netlink.addresses_of(link.index)?;
+    let neighbours = netlink.neighbours(link.index)?;
+    let defaults = netlink.default_routes()?;
+    for address in &endpoint.addresses {
+        let Some(subnet) = network.subnet_of(*address) else {
+            continue;
+        };
+        let (wanted, gateway) = (subnet.with_prefix(*address), subnet.gateway());
+        if !present.iter().any(|there| there.address == wanted) {
+            lacks.push(format!("has no address {wanted}"));
+        }
+        let neighbour = Neighbour {
+            link: link.index,
+            address: gateway,
+            mac: network.mac.octets(),
+        };
+        if !neighbours.contains(&neighbour) {
+            lacks.push(format!("has no neighbour {gateway}"));
+        }
+        let leads = |route: &netlink::KernelRoute| {
+            route.destination.addr().is_ipv4() == gateway.is_ipv4()
+                && route.hops.iter().any(|hop| hop.link == link.index)
+        };
+        if endpoint.default_route && !defaults.iter().any(leads) {
+            lacks.push(format!("has no default route by {gateway}"));
+        }
+    }
+    Ok(lacks)
+}
+
+fn netns_sight(endpoint: &EndpointRecord) -> (NetnsSight, Option<NetnsFd>) {
+    match NetnsFd::open(&endpoint.netns) {
+        Ok(netns) => {
+            let id = netns.id();
+            let is_same =
+                (id.dev, id.inode) == (endpoint.namespace.device, endpoint.namespace.inode);
+            match is_same {
+                true => (NetnsSight::Same, Some(netns)),
+                false => (NetnsSight::Gone, None),
+            }
+        }
+        Err(netns::Error::NotFound { .. } | netns::Error::NotANetns { .. }) => {
+            (NetnsSight::Gone, None)
+        }
+        Err(_) => (NetnsSight::Unknown, None),
+    }
+}
