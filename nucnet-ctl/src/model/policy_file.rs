@@ -199,8 +199,10 @@ impl Fields {
     }
 
     fn own(self) -> Policy {
+        // A list of what is allowed, be it empty, is meant to be all that is allowed.
+        let implied = self.allow.is_some().then_some(Action::Deny);
         let policy = Policy::new(
-            self.default,
+            self.default.or(implied),
             self.allow.unwrap_or_default(),
             self.deny.unwrap_or_default(),
             self.dns.unwrap_or_default(),
@@ -272,6 +274,17 @@ mod tests {
         );
         let toml = "allow = [\"any:443/tcp\", \"private\"]\ndeny = [\"metadata\"]\n";
         assert_eq!(Policy::from_text(toml, Format::Toml).unwrap(), policy);
+    }
+
+    #[test]
+    fn an_empty_list_of_what_is_allowed_allows_nothing() {
+        let default = |text| json(text).unwrap().default_action();
+        assert_eq!(default(r#"{"allow": []}"#), Action::Deny);
+        assert_eq!(default(r#"{"deny": ["metadata"]}"#), Action::Allow);
+        assert_eq!(
+            default(r#"{"default": "allow", "allow": []}"#),
+            Action::Allow
+        );
     }
 
     #[test]

@@ -1,5 +1,17 @@
 //! The egress policies of a container runtime whose hosts move to nucnet, given in its own words.
-//! Each row says what its iptables rules did and must stay so, or what they missed.
+//! Each row says what its iptables rules did and must stay so, or what they missed. `N-..` are the
+//! lines of the list of what it does; those that are not packets alone are held elsewhere:
+//!
+//! | line | where |
+//! |---|---|
+//! | N-46 out of the container's reach | scenario `root_in_the_container_cannot_lift_its_policy` |
+//! | N-48, N-65 no window, all or nothing | `verbs::egress`: failures and deaths at every step; scenario `policy_swap_under_load_...` |
+//! | N-55 tightening | `policy`: `peer_of_a_flow_that_is_denied_now_...`, `flow_from_before_a_policy_for_new_flows_...` |
+//! | N-56 loopback | never reaches the host side |
+//! | N-57 logging | `events` |
+//! | N-62, N-63 odd and forged frames | `headers`, `guard`, `neighbours`; scenarios `odd_frames_never_leave_...` |
+//! | N-64 a bad prefix changes nothing | `verbs::egress`: `bad_policies_are_refused_and_the_old_one_stays` |
+//! | N-66 again replaces | `verbs::egress`: `a_policy_is_replaced_shown_and_removed` |
 
 use std::net::IpAddr;
 
