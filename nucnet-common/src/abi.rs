@@ -912,7 +912,7 @@ reasons! {
     NotIp = 4, "not-ip";
     /// Cut short or malformed.
     Malformed = 5, "malformed";
-    /// A fragment of a packet that needs translation or judgement.
+    /// A fragment other than the first, and the first one has not been seen, or too long ago.
     Fragment = 6, "fragment";
     /// An IP protocol that is not translated.
     Protocol = 7, "protocol";

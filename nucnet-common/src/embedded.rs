@@ -17,8 +17,8 @@ use crate::{
     flow::is_dead,
     guard, loopback,
     packet::{
-        Balance, Covered, Delta, Family, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite, SUMMED, TCP,
-        UDP, mapped, ports, quarter, same, sum,
+        Balance, Covered, Delta, Family, Fragment, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite,
+        SUMMED, TCP, UDP, mapped, ports, quarter, same, sum,
     },
     path::{Way, address_frame, allowed_still, delivery, is_routed},
 };
@@ -136,7 +136,10 @@ fn read<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
     let Scratch { packet, quoted, .. } = scratch;
     quoted.l3 = packet.l4 + HEADER;
     quoted.family = packet.family;
+    quoted.fragment = Fragment::Whole;
+    quoted.kind = Kind::Other;
     let end = packet.l3 + packet.length;
+    quoted.length = end - quoted.l3;
     match packet.family {
         Family::V4 => read_v4(env, quoted)?,
         Family::V6 => read_v6(env, quoted)?,
@@ -144,7 +147,6 @@ fn read<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
     if quoted.l4 + LEAST > end {
         return Err(Reason::Malformed);
     }
-    quoted.length = end - quoted.l3;
     if !same(&quoted.source, &packet.destination) {
         return Err(Reason::NoFlow);
     }
@@ -223,6 +225,10 @@ fn read_v6<F: Frame>(frame: &F, quoted: &mut Packet) -> Result<(), Reason> {
     quoted.protocol = header[offset_of!(Ipv6Hdr, next_hdr)];
     quoted.ttl = header[offset_of!(Ipv6Hdr, hop_limit)];
     quoted.l4 = quoted.l3 + Ipv6Hdr::LEN as u32;
+    quoted.walk(frame)?;
+    if quoted.kind != Kind::Other {
+        return Err(Reason::NoFlow);
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use crate::{
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
+    fragment,
     icmp::Account,
     packet::{Frame, Packet, Rewrite},
 };
@@ -25,6 +26,12 @@ pub struct Scratch {
     pub quoted: Packet,
     /// What is written into it.
     pub rewrite: Rewrite,
+    /// Who sent it, as fragments have it: [`fragment::Key::from`].
+    pub from: u32,
+    /// What it has in common with the other fragments, if it is one.
+    pub fragments: fragment::Key,
+    /// Where the first of them went.
+    pub note: fragment::Note,
     /// The unit that it exceeds, if it is too long.
     pub mtu: u32,
     /// Its flow, or the one that it opens.
@@ -111,6 +118,11 @@ pub trait Tables {
     fn policy_class(&self, key: &PolicyCidrKey) -> Option<&PolicyClass>;
     /// The verdict for a port of a class.
     fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule>;
+
+    /// Writes where the first fragment of a packet went to `note`; false: not known.
+    fn note(&self, key: &fragment::Key, note: &mut fragment::Note) -> bool;
+    /// Notes where the first fragment of a packet went. Who comes late may find it forgotten.
+    fn set_note(&self, key: &fragment::Key, note: &fragment::Note);
 
     /// When an account has used up its errors, writable in place.
     fn budget(&self, account: &Account) -> Option<Self::Budget>;

@@ -184,8 +184,10 @@ pub fn advance<E: Env>(
     if side == Side::Inside || flow.flags & flow_flag::BOUND == 0 {
         flow.last_seen = now;
     }
-    if flow.state == FlowState::Established as u32
-        && (packet.kind != Kind::Tcp || packet.flags & (tcp_flag::FIN | tcp_flag::RST) == 0)
+    // The first fragment has said all there is to say.
+    if packet.kind == Kind::Fragment
+        || flow.state == FlowState::Established as u32
+            && (packet.kind != Kind::Tcp || packet.flags & (tcp_flag::FIN | tcp_flag::RST) == 0)
     {
         return;
     }

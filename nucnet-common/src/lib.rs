@@ -12,6 +12,7 @@ pub mod env;
 pub mod event;
 pub mod filter;
 pub mod flow;
+pub mod fragment;
 pub mod guard;
 pub mod hold;
 pub mod icmp;

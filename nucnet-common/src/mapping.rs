@@ -13,7 +13,7 @@ use crate::{
     },
     env::{Env, RouteKind, Scratch, Tables},
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
-    guard,
+    fragment, guard,
     nat::{begin, evict, is_bound, is_free, open, open_bound, open_unbound, published_port},
     packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, same},
     path::{PEER_PORT_DRAWS, Way, learn_macs, opens},
@@ -97,6 +97,7 @@ fn is_from_inside(packet: &Packet, key: &FlowKey) -> bool {
 pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Result<Way, Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
+    fragment::note(env, Side::Peer, scratch);
     let Scratch {
         packet, key, route, ..
     } = scratch;

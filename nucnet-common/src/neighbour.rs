@@ -6,7 +6,7 @@
 
 use core::mem::offset_of;
 
-use network_types::arp::ArpHdr;
+use network_types::{arp::ArpHdr, ip::Ipv6Hdr};
 
 use crate::{
     abi::{Address, Endpoint, Mac, Reason},
@@ -31,6 +31,8 @@ const SOLICITATION_OPTION: usize = 32;
 pub fn is_solicitation(packet: &Packet) -> bool {
     packet.kind == Kind::Icmp
         && packet.family == Family::V6
+        // With extension headers it would have to be answered otherwise: nobody sends such.
+        && packet.l4 - packet.l3 == Ipv6Hdr::LEN as u32
         && packet.flags == NEIGHBOUR_SOLICITATION
 }
 

@@ -31,6 +31,23 @@ pub const UDP: u8 = IpProto::Udp as u8;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 
+/// IPv6 extension headers that are looked behind.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Whether a number is that of an IPv6 extension header (RFC 7045): besides those above
+/// authentication, no next header, mobility, host identity, shim6. Behind encapsulating security
+/// there is nothing to be seen.
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | 51 | 59 | 135 | 139 | 140
+    )
+}
+
 /// TCP flag bits, as in the 14th byte of the header (RFC 9293 section 3.1).
 pub mod tcp_flag {
     /// No more data from the sender.
@@ -305,13 +322,27 @@ pub enum Kind {
     Error,
     /// Any other ICMP or ICMPv6 message.
     Icmp,
-    /// A fragment: its ports are elsewhere, or its payload is.
+    /// A fragment other than the first: its ports are elsewhere.
     Fragment,
-    /// IPv6 with an extension header before what it carries.
+    /// IPv6 with extension headers that hide what it carries.
     Extended,
     /// Any other protocol.
     Other,
 }
+
+/// Whether a packet is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// It is.
+    Whole,
+    /// It is a first fragment, which begins with the header of what it carries.
+    First,
+    /// It is a fragment of what follows that.
+    Later,
+}
+
+/// IPv6 extension headers that are looked behind, fragment header included, in one packet.
+const EXTENSIONS: u32 = 6;
 
 /// The headers of an IP packet, as far as decisions need them.
 ///
@@ -333,10 +364,14 @@ pub struct Packet {
     pub l4: u32,
     /// Length of the IP packet in bytes.
     pub length: u32,
+    /// Identification, if it is a fragment.
+    pub identification: u32,
     /// IP version.
     pub family: Family,
     /// What it is.
     pub kind: Kind,
+    /// Whether it is whole.
+    pub fragment: Fragment,
     /// IP protocol number.
     pub protocol: u8,
     /// Time to live or hop limit.
@@ -362,6 +397,7 @@ impl Packet {
         packet.source_port = 0;
         packet.destination_port = 0;
         packet.flags = 0;
+        packet.fragment = Fragment::Whole;
         match ethertype {
             ETHERTYPE_IPV4 => packet.parse_v4(frame)?,
             ETHERTYPE_IPV6 => packet.parse_v6(frame)?,
@@ -390,8 +426,9 @@ impl Packet {
         if length < header_length || length > available {
             return Err(Reason::Malformed);
         }
+        const IDENTIFICATION: usize = offset_of!(Ipv4Hdr, id);
         // The offset, and the flag "more fragments"; "do not fragment" is none of ours.
-        let fragment = u16::from_be_bytes([header[FRAGMENT], header[FRAGMENT + 1]]) & 0x3fff != 0;
+        let fragment = u16::from_be_bytes([header[FRAGMENT], header[FRAGMENT + 1]]) & 0x3fff;
         self.source = ANY_V4;
         self.source[12..].copy_from_slice(&header[SOURCE..SOURCE + 4]);
         self.destination = ANY_V4;
@@ -399,11 +436,12 @@ impl Packet {
         self.l4 = self.l3 + header_length;
         self.length = length;
         self.family = Family::V4;
-        self.kind = if fragment {
-            Kind::Fragment
-        } else {
-            Kind::Other
-        };
+        self.kind = Kind::Other;
+        if fragment != 0 {
+            self.identification =
+                u16::from_be_bytes([header[IDENTIFICATION], header[IDENTIFICATION + 1]]).into();
+            self.set_fragment(fragment & 0x1fff != 0);
+        }
         self.protocol = header[offset_of!(Ipv4Hdr, proto)];
         self.ttl = header[offset_of!(Ipv4Hdr, ttl)];
         Ok(())
@@ -432,16 +470,74 @@ impl Packet {
             return Err(Reason::Malformed);
         }
         self.protocol = header[offset_of!(Ipv6Hdr, next_hdr)];
-        self.kind = match self.protocol {
-            44 => Kind::Fragment,
-            // Hop-by-hop, routing, encapsulating security, authentication, no next header,
-            // destination options, mobility, host identity, shim6 (RFC 7045).
-            0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 => Kind::Extended,
-            _ => Kind::Other,
-        };
+        self.kind = Kind::Other;
         self.l4 = self.l3 + Ipv6Hdr::LEN as u32;
         self.family = Family::V6;
         self.ttl = header[offset_of!(Ipv6Hdr, hop_limit)];
+        if is_extension(self.protocol) {
+            return self.walk(frame);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn set_fragment(&mut self, is_later: bool) {
+        if is_later {
+            self.fragment = Fragment::Later;
+            self.kind = Kind::Fragment;
+        } else {
+            self.fragment = Fragment::First;
+        }
+    }
+
+    /// Looks behind the extension headers of an IPv6 packet for what it carries.
+    #[inline(always)]
+    pub(crate) fn walk<F: Frame>(&mut self, frame: &F) -> Result<(), Reason> {
+        let end = self.l3 + self.length;
+        let mut number = 0;
+        while number < EXTENSIONS {
+            if !is_extension(self.protocol) {
+                return Ok(());
+            }
+            if self.l4 + 8 > end {
+                return Err(Reason::Malformed);
+            }
+            let start: [u8; 8] = frame.load(self.l4).ok_or(Reason::Malformed)?;
+            let mut length = (u32::from(start[1]) + 1) * 8;
+            match self.protocol {
+                HOP_BY_HOP if number == 0 => {}
+                DESTINATION_OPTIONS => {}
+                // Type 0 was a danger (RFC 5095); with segments left, the destination is not
+                // where the packet ends.
+                ROUTING if start[2] != 0 && start[3] == 0 => {}
+                FRAGMENT if self.fragment == Fragment::Whole => {
+                    let offset = u16::from_be_bytes([start[2], start[3]]);
+                    self.identification =
+                        u32::from_be_bytes([start[4], start[5], start[6], start[7]]);
+                    // Of a packet that is a fragment of its own, nothing is elsewhere (RFC 6946).
+                    if offset & !6 != 0 {
+                        self.set_fragment(offset & 0xfff8 != 0);
+                    }
+                    length = 8;
+                }
+                _ => {
+                    self.kind = Kind::Extended;
+                    return Ok(());
+                }
+            }
+            self.protocol = start[0];
+            self.l4 += length;
+            if self.l4 > end {
+                return Err(Reason::Malformed);
+            }
+            if self.kind == Kind::Fragment {
+                return Ok(());
+            }
+            number += 1;
+        }
+        if is_extension(self.protocol) {
+            self.kind = Kind::Extended;
+        }
         Ok(())
     }
 
@@ -486,7 +582,11 @@ impl Packet {
                     (Family::V4, 0) | (Family::V6, 129) => Kind::EchoReply,
                     // Destination unreachable, time exceeded, parameter problem, packet too
                     // big; a source quench is not (RFC 5508 REQ-10c).
-                    (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4) => Kind::Error,
+                    (Family::V4, 3 | 11 | 12) | (Family::V6, 1..=4)
+                        if self.fragment == Fragment::Whole =>
+                    {
+                        Kind::Error
+                    }
                     _ => Kind::Icmp,
                 };
                 if self.is_echo() {

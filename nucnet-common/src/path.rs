@@ -13,7 +13,7 @@ use crate::{
     event,
     filter::{admit, is_for_binding, permit},
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow, set_timeout},
-    guard, loopback, mapping,
+    fragment, guard, loopback, mapping,
     mtu::{self, fits},
     nat::{begin, choose_view, find_publish, open, open_masquerade, published_port},
     neighbour,
@@ -105,6 +105,7 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     }
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
+    scratch.from = fragment::from_endpoint(endpoint);
     Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
     if neighbour::is_solicitation(&scratch.packet) {
         neighbour::answer_solicitation(env, endpoint, &scratch.packet)?;
@@ -155,17 +156,17 @@ fn sent_besides<E: Env>(
     endpoint: &Endpoint,
     scratch: &mut Scratch,
 ) -> Result<Way, Reason> {
-    if scratch.packet.kind == Kind::Error {
-        return embedded::sent(env, endpoint, scratch);
+    match scratch.packet.kind {
+        Kind::Error => embedded::sent(env, endpoint, scratch),
+        Kind::Fragment => fragment::sent(env, endpoint, scratch),
+        _ => Err(untranslatable(&scratch.packet)),
     }
-    Err(untranslatable(&scratch.packet))
 }
 
 /// Why a packet is neither translated nor judged.
 #[inline(always)]
 fn untranslatable(packet: &Packet) -> Reason {
     match packet.kind {
-        Kind::Fragment => Reason::Fragment,
         Kind::Extended => Reason::ExtensionHeader,
         _ => Reason::Protocol,
     }
@@ -396,11 +397,17 @@ pub(crate) fn is_routed(key: &FlowKey, flow: &Flow) -> bool {
 
 /// Sends a packet of a flow's endpoint on to the peer.
 #[inline(never)]
-fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &mut Flow, now: u64) -> Result<Way, Reason> {
+pub(crate) fn send<E: Env>(
+    env: &E,
+    scratch: &mut Scratch,
+    flow: &mut Flow,
+    now: u64,
+) -> Result<Way, Reason> {
     let hop = is_routed(&scratch.key, flow);
     if hop && scratch.packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
+    fragment::note(env, Side::Inside, scratch);
     let link = flow.peer_link;
     let way = if flow.peer_kind == PeerKind::Uplink as u32 {
         let stale = now.saturating_sub(flow.checked) >= SECOND;
@@ -526,12 +533,13 @@ fn arrived<E: Env>(
     }
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
+    scratch.from = fragment::from_uplink(link);
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
     if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err() {
         return Ok(Way::Pass);
     }
     if !scratch.packet.is_trackable() {
-        return arrived_besides(env, scratch, account);
+        return arrived_besides(env, link, scratch, account);
     }
     if scratch.packet.kind == Kind::EchoRequest && !mapping::any(env) {
         return Ok(Way::Pass);
@@ -594,13 +602,15 @@ fn arrived<E: Env>(
 #[inline(always)]
 fn arrived_besides<E: Env>(
     env: &E,
+    link: u32,
     scratch: &mut Scratch,
     account: &mut u32,
 ) -> Result<Way, Reason> {
-    if scratch.packet.kind == Kind::Error {
-        return embedded::arrived(env, scratch, account);
+    match scratch.packet.kind {
+        Kind::Error => embedded::arrived(env, scratch, account),
+        Kind::Fragment => fragment::arrived(env, link, scratch, account),
+        _ => Ok(Way::Pass),
     }
-    Ok(Way::Pass)
 }
 
 /// Opens the flow of a packet that arrives for a published port; false if it is for no such
@@ -743,6 +753,7 @@ pub(crate) fn receive<E: Env>(
         return Err(Reason::NoEndpoint);
     }
     allowed_still(env, endpoint, scratch, flow)?;
+    fragment::note(env, Side::Peer, scratch);
     let Scratch {
         packet, key, mtu, ..
     } = scratch;
@@ -807,7 +818,7 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
     if packet.is_trackable() {
         fits(env, packet, endpoint.mtu, &mut scratch.mtu)?;
         track_from_host(env, endpoint, owner.link, scratch)?;
-    } else if !matches!(packet.kind, Kind::Error | Kind::Icmp) {
+    } else if !matches!(packet.kind, Kind::Error | Kind::Icmp | Kind::Fragment) {
         return Err(untranslatable(packet));
     } else if env.is_forwarded() {
         return Err(Reason::NotPublished);

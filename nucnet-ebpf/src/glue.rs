@@ -8,7 +8,7 @@ use core::{
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode,
         bpf_fib_lookup, bpf_sock_tuple,
@@ -32,6 +32,7 @@ use nucnet_common::{
         PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     env::{Held, Host, Monitors, Route, RouteKind, Scratch, Tables},
+    fragment,
     icmp::Account,
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
 };
@@ -299,6 +300,26 @@ impl Tables for Skb {
     #[inline(always)]
     fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule> {
         POLICY_PORTS.get(&Key::new(8 * size_of::<PolicyPortKey>() as u32, *key))
+    }
+
+    #[inline(always)]
+    fn note(&self, key: &fragment::Key, note: &mut fragment::Note) -> bool {
+        // SAFETY: an entry may be replaced while it is read: by one for the same addresses and
+        // identification, so that either is right or both are wrong.
+        match unsafe { FRAGMENTS.get(key) } {
+            Some(found) => {
+                *note = *found;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn set_note(&self, key: &fragment::Key, note: &fragment::Note) {
+        // A full table evicts what was not used for longest; what cannot be noted is dropped
+        // when it comes.
+        let _ = FRAGMENTS.insert(key, note, BPF_ANY.into());
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use nucnet_common::{
         StaticMapping, Uplink, Usage, size,
     },
     env::Scratch,
+    fragment,
     icmp::Account,
 };
 
@@ -87,6 +88,9 @@ pub static NO_LIMIT: Array<EventLimit, 1> = Array::new();
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
+/// Where first fragments went. Not part of the ABI.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<fragment::Key, fragment::Note, 8192> = LruHashMap::new();
 /// A `struct bpf_fib_lookup`, too large for the stack. Not part of the ABI.
 #[btf_map(name = "question")]
 pub static QUESTION: PerCpuArray<[u64; 8], 1> = PerCpuArray::new();

@@ -81,6 +81,8 @@ pub struct Loaded {
     drops: PerCpuHashMap<MapData, DropKey, DropCount>,
     /// No part of the ABI: whose errors are used up.
     budgets: Table<[u32; 2], u64>,
+    /// No part of the ABI either: where first fragments went, the time first.
+    fragments: Table<[u32; 11], [u64; 8]>,
     policy_cidrs: Prefixes<PolicyCidrKey, PolicyClass>,
     policy_ports: Prefixes<PolicyPortKey, PolicyRule>,
     monitors: Array<MapData, Monitor>,
@@ -189,6 +191,7 @@ impl Loaded {
             uplinks: take(map::UPLINKS)?.try_into()?,
             drops: take(map::DROPS)?.try_into()?,
             budgets: take("budgets")?.try_into()?,
+            fragments: take("fragments")?.try_into()?,
             policy_cidrs: Prefixes {
                 trie: take(map::POLICY_CIDRS)?.try_into()?,
                 keys: Vec::new(),
@@ -252,6 +255,7 @@ impl Loaded {
             self.bindings.remove(&key).expect("remove");
         }
         clear(&mut self.outside);
+        clear(&mut self.fragments);
         clear(&mut self.budgets);
         clear(&mut self.usage);
         clear(&mut self.networks);
@@ -589,6 +593,10 @@ impl Engine for Loaded {
         }
         for (key, used_up) in entries(&self.budgets) {
             set(&mut self.budgets, key, Some(&earlier(used_up)));
+        }
+        for (key, mut note) in entries(&self.fragments) {
+            note[0] = earlier(note[0]);
+            set(&mut self.fragments, key, Some(&note));
         }
     }
 

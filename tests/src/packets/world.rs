@@ -19,10 +19,10 @@ use nucnet_common::{
         PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
     env::{Dead, Held, Host, Monitors, Route, RouteKind, Scratch, Tables},
-    event, hold,
+    event, fragment, hold,
     icmp::{self, Account, Origin},
     loopback,
-    packet::{Balance, Covered, Delta, Family, Frame, Kind, Packet, Rewrite, TCP, UDP},
+    packet::{Balance, Covered, Delta, Family, Fragment, Frame, Kind, Packet, Rewrite, TCP, UDP},
     path::{self, Verdict},
 };
 use nucnet_ctl::model::to_abi;
@@ -261,6 +261,7 @@ pub struct World {
     slots: RefCell<HashMap<u32, Held>>,
     usage: RefCell<HashMap<u32, Usage>>,
     budgets: Entries<Account, u64>,
+    fragments: RefCell<HashMap<fragment::Key, fragment::Note>>,
     notes: Rc<Cell<Option<Scratch>>>,
 
     watched: bool,
@@ -316,6 +317,7 @@ impl World {
             slots: RefCell::default(),
             usage: RefCell::default(),
             budgets: RefCell::default(),
+            fragments: RefCell::default(),
             notes: Rc::new(Cell::new(Some(blank()))),
             watched: false,
             events: RefCell::default(),
@@ -432,6 +434,8 @@ fn blank() -> Scratch {
         l3: 0xeeee,
         l4: 0xeeee,
         length: 0xeeee,
+        identification: 0xeeee_eeee,
+        fragment: Fragment::Later,
         family: Family::V6,
         kind: Kind::Other,
         protocol: 0xee,
@@ -442,6 +446,22 @@ fn blank() -> Scratch {
         packet,
         quoted: packet,
         rewrite: Rewrite::none(&packet),
+        from: 0xeeee_eeee,
+        fragments: fragment::Key {
+            from: 0xeeee_eeee,
+            identification: 0xeeee_eeee,
+            source: garbage,
+            destination: garbage,
+            protocol: 0xeeee_eeee,
+        },
+        note: fragment::Note {
+            seen: u64::MAX,
+            flow: key,
+            source_port: 0xeeee,
+            destination_port: 0xeeee,
+            is_inside: 0xeeee_eeee,
+            pad: 0,
+        },
         key,
         outside,
         found: key,
@@ -609,6 +629,20 @@ impl Tables for World {
 
     fn policy_rule(&self, key: &PolicyPortKey) -> Option<&PolicyRule> {
         self.policy_ports.find(key, port_bytes)
+    }
+
+    fn note(&self, key: &fragment::Key, note: &mut fragment::Note) -> bool {
+        match self.fragments.borrow().get(key) {
+            Some(found) => {
+                *note = *found;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn set_note(&self, key: &fragment::Key, note: &fragment::Note) {
+        self.fragments.borrow_mut().insert(*key, *note);
     }
 
     fn budget(&self, account: &Account) -> Option<Guard<u64>> {

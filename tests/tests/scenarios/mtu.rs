@@ -1,7 +1,7 @@
 //! Links that take less than the sender believes.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
@@ -35,6 +35,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "QUIC finds its packet size by such errors",
         families: Families::Each,
         run: long_datagram,
+    },
+    Scenario {
+        name: "datagrams_in_fragments_arrive_whole_in_every_direction",
+        what: "DNSSEC answers, NFS and syslog over UDP are longer than a frame",
+        families: Families::Each,
+        run: fragments,
+    },
+    Scenario {
+        name: "long_pings_are_answered",
+        what: "the first thing that people try when something hangs",
+        families: Families::Each,
+        run: long_pings,
     },
 ];
 
@@ -171,9 +183,70 @@ fn long_datagram(case: &Case) -> Result<()> {
     case.counted("too-big")
 }
 
+/// Sends back what it gets, once.
+fn echo_once(server: &UdpSocket) -> Result<()> {
+    let mut bytes = vec![0; 65536];
+    let (length, from) = server.recv_from(&mut bytes).context("the server")?;
+    server.send_to(&bytes[..length], from)?;
+    Ok(())
+}
+
+fn fragments(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (container, endpoint) = case.attached("container", &["-p", "5300:53/udp"])?;
+    let (sibling, _) = case.attached("sibling", &[])?;
+    let (address, gateway) = (
+        endpoint.address(case.family)?,
+        endpoint.gateway(case.family)?,
+    );
+    let (outside, host) = (&case.lab.outside, &case.lab.host);
+    let published = HOST.port(case.family, 5300);
+    let inside = SocketAddr::new(address, 53);
+    for (client, server, to) in [
+        (&container, outside, OUTSIDE.port(case.family, 53)),
+        (outside, &container, published),
+        (&sibling, &container, inside),
+        (&sibling, &container, published),
+        (&container, host, SocketAddr::new(gateway, 53)),
+        (host, &container, inside),
+    ] {
+        let what = || format!("from {} to {to}", client.name());
+        // Bound for this case only: the host takes the port of the gateway from nobody.
+        let server = server.udp(case.any(53)).with_context(what)?;
+        server.set_read_timeout(Some(SOON))?;
+        let socket = client.udp(case.any(0))?;
+        socket.set_read_timeout(Some(SOON))?;
+        socket.connect(to)?;
+        for length in [1400, 1473, 4000, 8000, 60_000] {
+            let sent: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let what = || format!("{length} bytes {}", what());
+            socket.send(&sent).with_context(what)?;
+            echo_once(&server).with_context(what)?;
+            let mut got = vec![0; 65536];
+            let came = socket.recv(&mut got).with_context(what)?;
+            ensure!(got[..came] == sent, "{}: other bytes come back", what());
+        }
+    }
+    Ok(())
+}
+
+fn long_pings(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (container, endpoint) = case.attached("container", &[])?;
+    let gateway = endpoint.gateway(case.family)?;
+    for to in [OUTSIDE.of(case.family), FAR.of(case.family), gateway] {
+        let to = to.to_string();
+        container.run(
+            "ping",
+            &["-n", "-q", "-c", "1", "-W", "5", "-s", "8000", &to],
+        )?;
+    }
+    Ok(())
+}
+
 /// Sets an option of a socket, or else reads it.
 fn integer(
-    socket: &std::net::UdpSocket,
+    socket: &UdpSocket,
     level: libc::c_int,
     option: libc::c_int,
     new: Option<libc::c_int>,

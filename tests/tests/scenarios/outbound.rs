@@ -61,7 +61,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "untranslatable_packet_never_leaves",
-        what: "fragments and unknown protocols are dropped, not sent on as they are",
+        what: "lost fragments and unknown protocols are dropped, not sent on as they are",
         families: Families::Each,
         run: untranslatable,
     },

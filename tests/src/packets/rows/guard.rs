@@ -215,7 +215,7 @@ fn nothing_that_is_refused_makes_a_flow(bench: &mut Bench<'_>, ip: &Family) {
         udp((ip.app, 5000), (ip.server, 443)),
         udp((ip.web, 5000), (ip.nowhere, 443)),
         udp((ip.web, 5000), (ip.stranger, 443)),
-        udp((ip.web, 5000), (ip.server, 443)).fragment(0, true),
+        udp((ip.web, 5000), (ip.server, 443)).fragment(2, true),
     ] {
         let _ = bench.from_endpoint(&WEB, &packet);
         assert_eq!(bench.counts(), (0, 0));

@@ -26,10 +26,6 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(tcp_header_that_contradicts_itself_is_dropped),
     each_family!(header_that_ends_beyond_the_packet_is_dropped),
     row!(mapped_ipv4_addresses_on_the_wire_are_dropped),
-    each_family!(fragments_of_an_endpoint_are_dropped),
-    each_family!(fragments_from_an_uplink_pass_to_the_host),
-    row!(extension_headers_of_an_endpoint_are_dropped),
-    row!(extension_headers_from_an_uplink_pass_to_the_host),
     each_family!(other_protocols_of_an_endpoint_are_dropped),
     each_family!(tagged_frame_of_an_endpoint_is_dropped),
     each_family!(tagged_frame_from_an_uplink_passes_to_whoever_has_the_vlan),
@@ -277,53 +273,6 @@ fn mapped_ipv4_addresses_on_the_wire_are_dropped(bench: &mut Bench<'_>) {
     bench
         .from_uplink(UPLINK, &packet.patched(8, &mapped))
         .passes();
-}
-
-fn fragments(packet: &Packet) -> [Packet; 3] {
-    [(0, true), (2, true), (4, false)].map(|(offset, more)| packet.clone().fragment(offset, more))
-}
-
-fn fragments_of_an_endpoint_are_dropped(bench: &mut Bench<'_>, ip: &Family) {
-    for packet in of_every_kind((ip.web, 5000), (ip.server, 443)) {
-        for fragment in fragments(&packet) {
-            bench
-                .from_endpoint(&WEB, &fragment)
-                .is_dropped(Reason::Fragment);
-        }
-    }
-    assert_eq!(bench.counts(), (0, 0));
-}
-
-fn fragments_from_an_uplink_pass_to_the_host(bench: &mut Bench<'_>, ip: &Family) {
-    bench.publish(&WEB, "8080:80/udp");
-    for fragment in fragments(&udp((ip.client, 40_000), (ip.host, 8080))) {
-        bench.from_uplink(UPLINK, &fragment).passes();
-    }
-}
-
-/// IPv6 extension headers (IANA's list), fragments aside.
-const EXTENSIONS: [u8; 9] = [0, 43, 50, 51, 59, 60, 135, 139, 140];
-
-fn extension_headers_of_an_endpoint_are_dropped(bench: &mut Bench<'_>) {
-    let packet = udp((WEB.v6, 5000), (site::SERVER6, 443));
-    for number in EXTENSIONS {
-        bench
-            .from_endpoint(&WEB, &packet.clone().extension(number))
-            .is_dropped(Reason::ExtensionHeader);
-        bench
-            .from_endpoint(&WEB, &packet.clone().extension(number).fragment(0, true))
-            .is_dropped(Reason::ExtensionHeader);
-    }
-}
-
-fn extension_headers_from_an_uplink_pass_to_the_host(bench: &mut Bench<'_>) {
-    bench.publish(&WEB, "8080:80/udp");
-    let packet = udp((site::CLIENT6, 40_000), (site::HOST6, 8080));
-    for number in EXTENSIONS {
-        bench
-            .from_uplink(UPLINK, &packet.clone().extension(number))
-            .passes();
-    }
 }
 
 fn other_protocols_of_an_endpoint_are_dropped(bench: &mut Bench<'_>, ip: &Family) {

@@ -26,7 +26,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(icmp_error_of_the_host_goes_through_without_flow),
     each_family!(address_that_nobody_has_is_dropped_at_the_bridge),
     each_family!(packet_that_the_hosts_stack_forwards_is_dropped),
-    each_family!(fragments_and_other_protocols_of_the_host_are_dropped),
+    each_family!(other_protocols_of_the_host_are_dropped),
     each_family!(endpoint_that_is_being_removed_is_not_reached),
     row!(multicast_of_the_host_is_dropped),
     row!(arp_request_of_the_host_is_dropped),
@@ -172,14 +172,7 @@ fn packet_that_the_hosts_stack_forwards_is_dropped(bench: &mut Bench<'_>, ip: &F
     assert_eq!(bench.counts(), (0, 0));
 }
 
-fn fragments_and_other_protocols_of_the_host_are_dropped(bench: &mut Bench<'_>, ip: &Family) {
-    let whole = udp((ip.gateway, 45_000), (ip.web, 80));
-    bench
-        .from_host(&WEB, &whole.clone().fragment(0, true))
-        .is_dropped(Reason::Fragment);
-    bench
-        .from_host(&WEB, &whole.fragment(100, false))
-        .is_dropped(Reason::Fragment);
+fn other_protocols_of_the_host_are_dropped(bench: &mut Bench<'_>, ip: &Family) {
     bench
         .from_host(&WEB, &crate::packets::packet::ip(ip.gateway, ip.web, 47))
         .is_dropped(Reason::Protocol);

@@ -8,6 +8,7 @@ use super::{bench::Bench, engine::Engine, site};
 mod errors;
 mod events;
 mod filtering;
+mod fragments;
 mod guard;
 mod headers;
 mod hold;
@@ -146,6 +147,7 @@ pub fn cases() -> Vec<Case> {
         headers::ROWS,
         errors::ROWS,
         told::ROWS,
+        fragments::ROWS,
         mtu::ROWS,
         filtering::ROWS,
         guard::ROWS,

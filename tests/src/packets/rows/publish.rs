@@ -179,7 +179,7 @@ fn traffic_of_the_host_itself_passes_untouched(bench: &mut Bench<'_>, ip: &Famil
         udp(client, host),
         echo_request(ip.client, ip.host, 7),
         packet::ip(ip.client, ip.host, 47),
-        tcp("S", client, (ip.host, 8080)).fragment(0, true),
+        tcp("S", client, (ip.host, 8080)).fragment(9, true),
     ] {
         bench.from_uplink(UPLINK, &packet).passes();
     }
