@@ -358,7 +358,7 @@ struct AttachArgs {
 
 #[derive(Debug, Subcommand)]
 enum EgressVerb {
-    /// Replace the policy of an endpoint, flags or file
+    /// Replace the policy of an endpoint, by flags or by a file
     ///
     /// One policy is in force until the other is, with nothing in between. Flows that the
     /// endpoint opened are judged again: those that are allowed lose nothing, the others end.
