@@ -1,11 +1,21 @@
 //! `down`: removes every trace of nucnet from this host.
 
-use super::{Error, Host, detach, error::Left, host::Session, nat, network, step::World};
-use crate::kernel::{
-    bpf::{self, Datapath},
-    netlink::{Link, Netlink},
-    resolv,
+use super::{
+    Error, Host, detach,
+    error::Left,
+    host::Session,
+    nat, network,
+    step::{World, network_alias},
 };
+use crate::{
+    kernel::{
+        bpf::{self, Datapath},
+        netlink::{Link, Netlink},
+        resolv,
+    },
+    model::record::{NetworkRecord, State},
+};
+use std::collections::HashMap;
 
 impl Host {
     /// Removes all endpoints and networks, the datapath and the state. What cannot be removed
@@ -94,7 +104,11 @@ impl Host {
 }
 
 fn remove_networks(session: &Session, left: &mut Left) -> Result<(), Error> {
-    for network in session.state.sound_networks()? {
+    let mut networks = session.state.sound_networks()?;
+    if networks.len() > 1 {
+        delete_bridges(session, &mut networks);
+    }
+    for network in networks {
         let what = format!("network {}", network.name);
         let mut world = World::new(session);
         match Datapath::open_existing(session.bpffs(), &session.bpf_host) {
@@ -106,6 +120,32 @@ fn remove_networks(session: &Session, left: &mut Left) -> Result<(), Error> {
         collect(left, what, network::tear_down(&mut world, network));
     }
     Ok(())
+}
+
+/// Deletes bridges together, which for many takes little longer than for one: those without
+/// ports, once it is on record that their networks go. What stays is tried again on its own, and
+/// is reported then.
+fn delete_bridges(session: &Session, networks: &mut [NetworkRecord]) {
+    let mut bridges = HashMap::new();
+    for network in networks {
+        network.state = State::Removing;
+        let bridge = network.bridge.as_str();
+        if session.state.put_network(network).is_ok()
+            && session
+                .netlink
+                .port_count(bridge)
+                .is_ok_and(|ports| ports == 0)
+        {
+            bridges.insert(bridge.to_owned(), network_alias(network));
+        }
+    }
+    let is_theirs = |link: &Link| {
+        let alias = bridges.get(&link.name);
+        alias.is_some() && link.alias.as_ref() == alias
+    };
+    if let Err(error) = session.netlink.delete_links(is_theirs) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "one by one");
+    }
 }
 
 /// Removes links that carry nucnet's mark, whatever became of their records.

@@ -180,6 +180,87 @@ fn another(lab: &Lab) {
     ));
 }
 
+/// Stops a call before each of its steps; then what is left is collected, and the call repeated.
+fn stopped_at_every_step(lab: &Lab, call: &str, undo: &str) {
+    // Directories that the first one makes stay.
+    lab.ok(call);
+    lab.ok(undo);
+    let before = lab.snapshot();
+    lab.ok(call);
+    let after = lab.snapshot();
+    lab.ok(undo);
+    lab.assert_unchanged(&before, undo);
+    let mut steps = 0;
+    let stop = |step| {
+        let mut command = lab.command(call);
+        let output = command.env("NUCNET_FAULT", format!("stop:{step}")).output();
+        output.expect("nucnet-ctl").status.code().is_none()
+    };
+    while stop(steps) {
+        let when = format!("{call}, stopped at step {steps}");
+        lab.ok("gc");
+        // Not begun, or over but for the report.
+        let collected = lab.snapshot();
+        if collected != after {
+            lab.assert_unchanged(&before, &when);
+            lab.ok(call);
+        }
+        lab.assert_unchanged(&after, &when);
+        lab.ok(undo);
+        lab.assert_unchanged(&before, &when);
+        steps += 1;
+    }
+    assert!(steps > 3, "{call}: {steps}");
+    lab.ok(undo);
+}
+
+#[test]
+fn verbs_about_ports_and_networks_can_be_stopped_at_every_step() {
+    if !has_faults() {
+        return;
+    }
+    on_a_host(|lab| {
+        lab.ok(&attach(lab, "web"));
+        let (publish, unpublish) = (
+            "publish web 90:90 91-99:91-99/udp",
+            "unpublish web 90:90 91-99:91-99/udp",
+        );
+        stopped_at_every_step(lab, publish, unpublish);
+        // Two subnets that are the same each time.
+        let create = "network create blue --subnet 10.9.0.0/24 --subnet6 fd09::/64";
+        let remove = "network remove blue";
+        lab.ok(create);
+        lab.ok(remove);
+        let mut step = 0;
+        let before = lab.snapshot();
+        for call in [create, remove] {
+            loop {
+                if call == remove {
+                    lab.ok(create);
+                }
+                let mut command = lab.command(call);
+                let output = command.env("NUCNET_FAULT", format!("stop:{step}")).output();
+                let is_over = output.expect("nucnet-ctl").status.code().is_some();
+                lab.ok("gc");
+                // What was begun is taken down; what was not, or is over, is whole.
+                if lab.snapshot() != before {
+                    let status = lab.json("status --sample 0s");
+                    assert_eq!(list(&status["drift"]).len(), 0, "{call} {step}: {status}");
+                    lab.ok(create);
+                    lab.ok(remove);
+                }
+                lab.assert_unchanged(&before, &format!("{call}, stopped at step {step}"));
+                step += 1;
+                if is_over {
+                    break;
+                }
+            }
+            assert!(step > 6, "{call}: {step}");
+            step = 0;
+        }
+    });
+}
+
 type Test = fn(Extent, &Lab);
 
 fn run(extent: Extent, test: Test) {

@@ -3,10 +3,11 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{BufRead, BufReader, ErrorKind},
     ops::Deref,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use nix::{
@@ -431,6 +432,79 @@ fn a_mount_that_somebody_took_away_shows_as_drift() {
         lab.ok("detach web");
         lab.ok(&lab.attach());
         assert_eq!(lab.mounts().len(), 1);
+    });
+}
+
+/// A process in a mount namespace of its own, a copy of this one's.
+struct Inside(std::process::Child);
+
+impl Inside {
+    fn start(script: &str) -> Self {
+        let script = format!("{script}; echo ready; exec sleep 600");
+        let mut child = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-ec", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
+        let mut line = String::new();
+        let mut reader = BufReader::new(child.stdout.take().expect("stdout"));
+        reader.read_line(&mut line).expect("ready");
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+
+    /// What is at that path for the process.
+    fn path(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.0.id()));
+        root.join(path.strip_prefix("/").expect("absolute"))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill");
+        self.0.wait().expect("wait");
+    }
+}
+
+#[test]
+fn a_container_that_has_its_own_mounts_already_is_not_reached() {
+    on_a_host(|lab| {
+        fs::write(lab.file(), "own\n").expect("write");
+        let root = lab.root().display().to_string();
+        let inside = Inside::start(&format!("mount --bind {root} {root}"));
+        // By the way into its mounts: refused, with what to do instead.
+        let there = inside.path(&lab.root());
+        let before = lab.tree();
+        let attach = lab.attach().replace(&root, &there.display().to_string());
+        let (code, errors) = lab.refused(&attach);
+        assert!(errors.contains("mount namespace"), "{code} {errors}");
+        assert_eq!(lab.tree(), before);
+        let text = |path: PathBuf| fs::read_to_string(path).expect("read");
+        assert_eq!(text(there.join("etc/resolv.conf")), "own\n");
+        // By the host's: what the container copied earlier does not change.
+        lab.ok(&lab.attach());
+        assert_ne!(lab.text(), "own\n");
+        assert_eq!(text(there.join("etc/resolv.conf")), "own\n");
+        lab.ok("detach web");
+        assert_eq!(lab.tree(), before);
+    });
+}
+
+#[test]
+fn a_container_that_copies_the_mounts_afterwards_keeps_the_file_until_it_ends() {
+    on_a_host(|lab| {
+        fs::write(lab.file(), "own\n").expect("write");
+        lab.ok(&lab.attach());
+        let inside = Inside::start("true");
+        let there = inside.path(&lab.file());
+        let given = fs::read_to_string(&there).expect("read");
+        assert_eq!(given, lab.text());
+        lab.ok("detach web");
+        assert_eq!(lab.text(), "own\n");
+        // Nobody takes it from under a process that reads it; nothing of it is the host's.
+        assert_eq!(fs::read_to_string(&there).expect("read"), given);
+        assert!(!lab.place.join("state/resolv").exists());
     });
 }
 
