@@ -95,7 +95,12 @@ fn run(case: &Case, loaded: &mut Loaded) -> Result<Completion, Failed> {
         return Ok(Completion::ignored_with(format!("skipped: {why}")));
     }
     loaded.reset();
-    case.run(loaded)?;
+    let outcome = case.run(loaded);
+    if loaded.is_too_young() {
+        let why = "skipped: this machine was booted too short a time ago";
+        return Ok(Completion::ignored_with(why));
+    }
+    outcome?;
     let mut world = World::new();
     case.run(&mut world)?;
     let (programs, logic) = (loaded.state().comparable(), world.state().comparable());

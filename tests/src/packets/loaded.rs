@@ -98,6 +98,8 @@ pub struct Loaded {
     segment: u32,
     /// Whether the kernel can pretend to know the sums of frames.
     knows_sums: bool,
+    /// Whether entries should have become older than the machine is.
+    too_young: bool,
 }
 
 /// Gives the calling thread a network namespace of its own, with the site in it.
@@ -209,6 +211,7 @@ impl Loaded {
             shrunk: HashSet::new(),
             segment: 0,
             knows_sums: true,
+            too_young: false,
         };
         loaded.knows_sums = loaded.probe_sums()?;
         Ok(loaded)
@@ -240,6 +243,7 @@ impl Loaded {
                 .collect();
             ip_batch(&commands).expect("mtu");
         }
+        self.too_young = false;
         if !self.neighbours.is_empty() {
             let commands: Vec<String> = self.neighbours.drain().collect();
             ip_batch(&commands).expect("neighbours");
@@ -329,6 +333,10 @@ impl Loaded {
         let mut links = Vec::new();
         let mut attach = || -> Result<()> {
             for (name, interface) in programs {
+                // Kernels before 6.6 have no other hook.
+                let clsact = ["qdisc", "replace", "dev", interface, "clsact"];
+                let status = Command::new("tc").args(clsact).status()?;
+                ensure!(status.success(), "tc {}", clsact.join(" "));
                 let link = self
                     .program(name)?
                     .attach(interface, TcAttachType::Ingress)?;
@@ -347,6 +355,12 @@ impl Loaded {
         let program = self.object.program_mut(name);
         let program = program.with_context(|| format!("the object has no program {name}"))?;
         Ok(program.try_into()?)
+    }
+
+    /// Whether a row could not be run: the machine was booted too short a time ago for entries
+    /// that are as old as it wants them.
+    pub fn is_too_young(&self) -> bool {
+        self.too_young
     }
 
     /// Waits until a drop is counted on an endpoint's account.
@@ -560,9 +574,11 @@ impl Engine for Loaded {
     /// What counts is how old an entry is, so this makes all of them older.
     fn pass(&mut self, time: Duration) {
         let nanoseconds = time.as_nanos() as u64;
-        let earlier = |then: u64| {
-            then.checked_sub(nanoseconds)
-                .expect("the machine was booted too short a time ago")
+        let mut too_young = self.too_young;
+        let mut earlier = |then: u64| {
+            let earlier = then.checked_sub(nanoseconds);
+            too_young |= earlier.is_none();
+            earlier.unwrap_or_default()
         };
         for (key, flow) in entries(&self.flows) {
             let flow = Flow {
@@ -598,6 +614,7 @@ impl Engine for Loaded {
             note[0] = earlier(note[0]);
             set(&mut self.fragments, key, Some(&note));
         }
+        self.too_young = too_young;
     }
 
     fn neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) {

@@ -35,9 +35,10 @@ use kernel::Kernel;
 use outcome::{Outcome, Table};
 
 /// Test programs that depend on the kernel: package and target.
-const TIERS: [(&str, &str); 3] = [
+const TIERS: [(&str, &str); 4] = [
     ("nucnet-ctl", "bpf"),
     ("nucnet-ctl", "netlink"),
+    ("nucnet-tests", "programs"),
     ("nucnet-tests", "scenarios"),
 ];
 
