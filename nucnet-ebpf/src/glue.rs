@@ -138,12 +138,13 @@ impl Frame for Skb {
     #[inline(never)]
     fn wrap(&self, l3: u32, kept: u32, room: u32) -> Result<(), Reason> {
         let buffer = QUOTE.get_ptr_mut(0).ok_or(Reason::Helper)?;
-        // Compared as the 64 bits that the register has, which is what the verifier follows.
-        let kept = opaque(kept);
-        if kept == 0 || kept > QUOTED as u64 {
+        // Compared as the 64 bits that the register has, which is what the verifier follows; and
+        // less one, for before Linux 6.8 it learns nothing from a comparison with zero.
+        let but_one = opaque(kept.wrapping_sub(1));
+        if but_one >= QUOTED as u64 {
             return Err(Reason::Helper);
         }
-        let kept = kept as u32;
+        let kept = but_one as u32 + 1;
         let skb = self.ctx.skb.skb;
         // SAFETY: the context is the program's own, and the buffer has `QUOTED` bytes.
         unsafe {
