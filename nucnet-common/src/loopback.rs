@@ -14,10 +14,10 @@ use core::mem::offset_of;
 use network_types::ip::Ipv4Hdr;
 
 use crate::{
-    abi::{Address, Flow, FlowKey, PeerKind, Reason, flow_flag},
+    abi::{Address, Flow, FlowKey, Owner, PeerKind, Reason, flow_flag},
     env::{Env, Scratch},
     flow::{is_dead, retire_flow},
-    guard,
+    guard, mapping,
     nat::{begin, find_publish, open, published_port},
     packet::{Balance, Delta, ETHERNET, Family, Fragment, Frame, Packet},
     path::{self, Drop, Way},
@@ -115,13 +115,23 @@ fn open_published<E: Env>(
     let Some(publish) = find_publish(env, packet.protocol, &packet.destination, port) else {
         return Ok(false);
     };
-    // Static mappings are for others. A range may cover ports on which the host itself has asked
-    // somebody.
-    if publish.mapping != 0 || env.has_socket(&scratch.outside) {
+    // A range may cover ports on which the host itself has asked somebody.
+    if env.has_socket(&scratch.outside) {
         return Ok(false);
     }
-    let endpoint = env.endpoint(publish.link).ok_or(Reason::NoEndpoint)?;
-    if endpoint.number != publish.endpoint {
+    let mut owner = Owner {
+        link: publish.link,
+        endpoint: publish.endpoint,
+    };
+    if publish.mapping != 0 {
+        // The way back from a host that is no endpoint does not lead past here.
+        match mapping::endpoint_of(env, publish) {
+            Some(target) => owner = target,
+            None => return Ok(false),
+        }
+    }
+    let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
+    if endpoint.number != owner.endpoint {
         return Err(Reason::NoEndpoint);
     }
     let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
@@ -149,7 +159,8 @@ fn open_published<E: Env>(
     flow.policy = endpoint.policy;
     flow.peer_kind = PeerKind::Loopback as u32;
     flow.peer_link = link;
-    flow.link = publish.link;
+    flow.link = owner.link;
+    flow.mapping = publish.mapping;
     open(env, scratch, now)?;
     Ok(true)
 }

@@ -8,15 +8,16 @@
 
 use crate::{
     abi::{
-        Address, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, PeerKind, Publish,
-        PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping, flow_flag,
+        Address, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner, PeerKind,
+        Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping, flow_flag,
     },
     env::{Env, RouteKind, Scratch, Tables},
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
     fragment, guard,
+    mtu::{self, fits},
     nat::{begin, evict, is_bound, is_free, open, open_bound, open_unbound, published_port},
     packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, same},
-    path::{PEER_PORT_DRAWS, Way, learn_macs, opens},
+    path::{PEER_PORT_DRAWS, Way, find_way_back, learn_macs, opens},
 };
 
 /// How many ports are tried for a client that is to be seen as the host.
@@ -99,7 +100,11 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
     fragment::note(env, Side::Peer, scratch);
     let Scratch {
-        packet, key, route, ..
+        packet,
+        key,
+        route,
+        mtu,
+        ..
     } = scratch;
     let is_inside = is_from_inside(packet, key);
     if is_inside {
@@ -135,8 +140,14 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         {
             flow.peer_link = route.link;
             flow.next_hop = route.next_hop;
+            flow.mtu = mtu::of_route(env, route);
         }
     }
+    let unit = match is_inside {
+        true => flow.mtu,
+        false => env.uplink(flow.link).map_or(0, |uplink| uplink.mtu),
+    };
+    fits(env, packet, unit, mtu)?;
     let rewrite = if is_inside {
         Rewrite {
             source: flow.external,
@@ -339,6 +350,13 @@ fn prepare<E: Env>(
     };
     let network = env.network(number).ok_or(Reason::NoEndpoint)?;
     begin(scratch, network, flow_flag::INBOUND, now);
+    let Scratch { packet, flow, .. } = &mut *scratch;
+    flow.external = packet.destination;
+    flow.external_port = packet.destination_port;
+    flow.mapping = ports.mapping;
+    flow.peer_kind = PeerKind::Uplink as u32;
+    flow.peer_link = link;
+    find_way_back(env, scratch);
     let Scratch {
         packet,
         flow,
@@ -346,17 +364,6 @@ fn prepare<E: Env>(
         key,
         ..
     } = scratch;
-    flow.external = packet.destination;
-    flow.external_port = packet.destination_port;
-    flow.mapping = ports.mapping;
-    flow.peer_kind = PeerKind::Uplink as u32;
-    flow.peer_link = link;
-    if route.link == link {
-        flow.next_hop = route.next_hop;
-        flow.macs = route.macs;
-    } else {
-        learn_macs(env, packet, flow);
-    }
     if let Some(owner) = target {
         let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
         flow.link = owner.link;
@@ -561,6 +568,7 @@ fn prepare_outbound<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result
     flow.peer_kind = PeerKind::Uplink as u32;
     flow.peer_link = route.link;
     flow.next_hop = route.next_hop;
+    flow.mtu = mtu::of_route(env, route);
     flow.link = link;
     // The host must have the address now, and the source be where its packets come from.
     env.route(view, &packet.source, &mapping.external, route);
@@ -601,6 +609,17 @@ pub fn translate_source<E: Env>(env: &E, settings: &Settings, scratch: &mut Scra
             flow.mapping = number;
         }
     }
+}
+
+/// The endpoint that a port of a mapping leads to, for somebody whose packets come in by no
+/// interface of the host's.
+#[inline(always)]
+pub fn endpoint_of<T: Tables>(tables: &T, publish: &Publish) -> Option<Owner> {
+    let mapping = tables.mapping(publish.mapping)?;
+    if mapping.link != 0 {
+        return None;
+    }
+    tables.owner(&mapping.internal).copied()
 }
 
 /// Points a flow of an endpoint, to a port of a mapping, at the mapping's target. False: the

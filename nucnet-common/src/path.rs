@@ -675,7 +675,7 @@ fn open_published<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<b
 
 /// The way to the peer that opens a flow, by the uplink that it came in on.
 #[inline(never)]
-fn find_way_back<E: Env>(env: &E, scratch: &mut Scratch) {
+pub(crate) fn find_way_back<E: Env>(env: &E, scratch: &mut Scratch) {
     let Scratch {
         packet,
         flow,

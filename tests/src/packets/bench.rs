@@ -9,11 +9,14 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Delivery, Endpoint, Event, Flow, FlowKey, FlowState, Mac, Network, Reason, Settings, Usage,
+        Delivery, Endpoint, Event, Flow, FlowKey, FlowState, MAPPED, Mac, Network, Reason,
+        Settings, Snat, Usage,
     },
     path::Way,
 };
 use nucnet_ctl::model::{
+    Cidr,
+    mapping::MappingSpec,
     policy::{Action, Compiled, Policy},
     publish::PublishSpec,
     rule::Rule,
@@ -174,6 +177,27 @@ impl<'e> Bench<'e> {
         let spec: PublishSpec = spec.parse().expect("publish");
         for (bits, key, publish) in spec.entries(party.owner(), true, true) {
             self.engine.publish(bits, &key, &publish);
+        }
+    }
+
+    /// Adds a static mapping of that number, as `nat add` does. `lan`: the clients of a hairpin;
+    /// `link`: the interface that it is bound to, or 0.
+    pub fn map(&mut self, number: u32, spec: &MappingSpec, lan: Option<Cidr>, link: u32) {
+        self.set(|settings| settings.mapping_link = site::BRIDGE);
+        self.engine.network(MAPPED, &site::NETWORK);
+        if number == 1 {
+            self.engine.usage(MAPPED, &Usage::default());
+        }
+        self.engine.mapping(number, &spec.entry(lan, link));
+        let is_hairpin = matches!(spec, MappingSpec::Hairpin { .. });
+        for (bits, key, publish) in spec.port_entries(number) {
+            match is_hairpin {
+                true => self.engine.hairpin(bits, &key, &publish),
+                false => self.engine.publish(bits, &key, &publish),
+            }
+        }
+        for (bits, key) in spec.source_keys(link).into_iter().flatten() {
+            self.engine.snat(bits, &key, &Snat { mapping: number });
         }
     }
 

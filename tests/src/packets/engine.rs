@@ -10,13 +10,15 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Event, Flow, FlowKey, FlowState, Mac, Network, OutsideKey,
-        Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Reason,
-        Settings, SlotUse, Uplink, Usage, flow_flag,
+        Address, Binding, Endpoint, Event, Flow, FlowKey, FlowState, MAPPED, Mac, Network,
+        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+        PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
+        flow_flag,
     },
     env::Held,
     filter::{is_permitting, permission_key},
     flow::{binding_key, bound_key, outside_key},
+    mapping::inside_view,
     path::Way,
 };
 
@@ -180,6 +182,12 @@ pub trait Engine {
     fn usage(&mut self, endpoint: u32, usage: &Usage);
     /// Adds a prefix of published ports.
     fn publish(&mut self, bits: u32, key: &PublishKey, publish: &Publish);
+    /// Adds a prefix of a hairpin's ports.
+    fn hairpin(&mut self, bits: u32, key: &PublishKey, publish: &Publish);
+    /// Writes a static mapping.
+    fn mapping(&mut self, number: u32, mapping: &StaticMapping);
+    /// Adds a prefix of sources.
+    fn snat(&mut self, bits: u32, key: &SnatKey, snat: &Snat);
     /// Adds a prefix of a policy.
     fn policy_class(&mut self, bits: u32, key: &PolicyCidrKey, class: &PolicyClass);
     /// Adds ports of a policy.
@@ -237,6 +245,9 @@ impl State {
             if self.outside.get(&outside) != Some(key) {
                 problems.push(format!("no external view of {}", Shown(key)));
             }
+            if key.endpoint == MAPPED && self.outside.get(&inside_view(key)) != Some(key) {
+                problems.push(format!("no inside view of {}", Shown(key)));
+            }
             let place = (flow.slot, flow.slot_version, SlotUse::Flow);
             self.check_place(place, key, &mut problems);
         }
@@ -249,10 +260,10 @@ impl State {
             self.check_place(place, key, &mut problems);
         }
         for (outside, key) in &self.outside {
-            let is_flows = self
-                .flows
-                .get(key)
-                .is_some_and(|flow| outside_key(key.protocol, flow) == *outside);
+            let is_flows = self.flows.get(key).is_some_and(|flow| {
+                outside_key(key.protocol, flow) == *outside
+                    || key.endpoint == MAPPED && inside_view(key) == *outside
+            });
             let is_bindings = self.bindings.get(key).is_some_and(|binding| {
                 bound_key(key.protocol, &binding.external, binding.external_port) == *outside
             });

@@ -30,7 +30,8 @@ use nucnet_common::{
     abi::{
         Address, Binding, DropCount, DropKey, Endpoint, Event, EventLimit, Flow, FlowKey, Mac,
         Monitor, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule,
-        Publish, PublishKey, Reason, Settings, Slot, SlotUse, Uplink, Usage, map, program, size,
+        Publish, PublishKey, Reason, Settings, Slot, SlotUse, Snat, SnatKey, StaticMapping, Uplink,
+        Usage, map, program, size,
     },
     env::Held,
 };
@@ -72,6 +73,9 @@ pub struct Loaded {
     endpoints: Table<u32, Endpoint>,
     owners: Table<Address, Owner>,
     publishes: Prefixes<PublishKey, Publish>,
+    hairpins: Prefixes<PublishKey, Publish>,
+    mappings: Table<u32, StaticMapping>,
+    snats: Prefixes<SnatKey, Snat>,
     flows: Table<FlowKey, Flow>,
     outside: Table<OutsideKey, FlowKey>,
     bindings: Table<FlowKey, Binding>,
@@ -185,6 +189,15 @@ impl Loaded {
                 trie: take(map::PUBLISHES)?.try_into()?,
                 keys: Vec::new(),
             },
+            hairpins: Prefixes {
+                trie: take(map::HAIRPINS)?.try_into()?,
+                keys: Vec::new(),
+            },
+            mappings: take(map::MAPPINGS)?.try_into()?,
+            snats: Prefixes {
+                trie: take(map::SNATS)?.try_into()?,
+                keys: Vec::new(),
+            },
             flows: take(map::FLOWS)?.try_into()?,
             outside: take(map::OUTSIDE)?.try_into()?,
             bindings: take(map::BINDINGS)?.try_into()?,
@@ -267,6 +280,9 @@ impl Loaded {
         clear(&mut self.owners);
         clear(&mut self.uplinks);
         self.publishes.clear();
+        self.hairpins.clear();
+        self.snats.clear();
+        clear(&mut self.mappings);
         self.policy_cidrs.clear();
         self.policy_ports.clear();
         self.forget_drops();
@@ -549,6 +565,18 @@ impl Engine for Loaded {
 
     fn publish(&mut self, bits: u32, key: &PublishKey, publish: &Publish) {
         self.publishes.insert(bits, *key, *publish);
+    }
+
+    fn hairpin(&mut self, bits: u32, key: &PublishKey, publish: &Publish) {
+        self.hairpins.insert(bits, *key, *publish);
+    }
+
+    fn mapping(&mut self, number: u32, mapping: &StaticMapping) {
+        set(&mut self.mappings, number, Some(mapping));
+    }
+
+    fn snat(&mut self, bits: u32, key: &SnatKey, snat: &Snat) {
+        self.snats.insert(bits, *key, *snat);
     }
 
     fn policy_class(&mut self, bits: u32, key: &PolicyCidrKey, class: &PolicyClass) {

@@ -983,6 +983,18 @@ impl Engine for World {
         self.publishes.insert(bits, *key, *publish);
     }
 
+    fn hairpin(&mut self, bits: u32, key: &PublishKey, publish: &Publish) {
+        self.hairpins.insert(bits, *key, *publish);
+    }
+
+    fn mapping(&mut self, number: u32, mapping: &StaticMapping) {
+        self.mappings.insert(number, *mapping);
+    }
+
+    fn snat(&mut self, bits: u32, key: &SnatKey, snat: &Snat) {
+        self.snats.insert(bits, *key, *snat);
+    }
+
     fn policy_class(&mut self, bits: u32, key: &PolicyCidrKey, class: &PolicyClass) {
         self.policy_cidrs.insert(bits, *key, *class);
     }

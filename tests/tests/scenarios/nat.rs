@@ -183,8 +183,9 @@ fn dnat_to_endpoint(case: &Case) -> Result<()> {
     case.who_udp(&case.lab.outside, to)?;
     let (sibling, _) = case.attached("app", &[])?;
     case.who(&sibling, to)?;
+    case.who(&case.lab.host, to)?;
     let list = nat(case, "list")?.expect(0)?.json()?;
-    ensure!(list[0]["flows"] == 2, "{list}");
+    ensure!(list[0]["flows"] == 3, "{list}");
     nat(case, "clear")?.expect(0)?;
     refused(&case.lab.outside, to)
 }

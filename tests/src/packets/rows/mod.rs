@@ -15,6 +15,7 @@ mod hold;
 mod host;
 mod life;
 mod loopback;
+mod mapping;
 mod masquerade;
 mod mtu;
 mod neighbours;
@@ -156,6 +157,7 @@ pub fn cases() -> Vec<Case> {
         events::ROWS,
         runtime::ROWS,
         life::ROWS,
+        mapping::ROWS,
         hold::ROWS,
         loopback::ROWS,
     ]
