@@ -48,6 +48,16 @@ pub enum Removal {
     Planned,
 }
 
+/// Puts programs on uplinks that came up since the last call that did.
+fn manage_uplinks(session: &Session) -> Result<(), Error> {
+    let mut world = World::new(session);
+    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    match world.datapath {
+        Some(_) => world.apply(&Step::Uplinks),
+        None => Ok(()),
+    }
+}
+
 impl Host {
     /// Removes what is left over, or says what that is. What cannot be removed stops nothing
     /// else and is listed in the error. When nothing is left of nucnet's, datapath and state go
@@ -89,6 +99,8 @@ impl Host {
         if is_over && removal == Removal::Done {
             // It waits for no lock but its own, which is held.
             remove_all(self, session)?;
+        } else if removal == Removal::Done {
+            manage_uplinks(&session)?;
         }
         Ok(found)
     }

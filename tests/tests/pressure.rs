@@ -1,0 +1,228 @@
+//! More new sockets than there are ports and places, with the defaults, on the packet logic's own
+//! clock: nobody is refused, and what is old and alive stays.
+
+use std::time::Duration;
+
+use nucnet_common::{
+    abi::{Reason, Settings},
+    path::Way,
+};
+use nucnet_ctl::model::behaviour::BehaviourWish;
+use nucnet_tests::packets::{
+    bench::{Bench, Frame as _, ROUTER_MAC},
+    engine::{Engine as _, Hook, Outcome},
+    packet::{Packet, tcp, udp},
+    site::{self, CLIENT4, HOST4, SERVER4, UPLINK, WEB},
+    world::World,
+};
+
+/// New sockets a second.
+const RATE: u32 = 5_000;
+/// For so long: two minutes where the packet logic is compiled to be fast. Ports and places run out
+/// after four seconds already.
+const SECONDS: u32 = if cfg!(debug_assertions) { 12 } else { 120 };
+
+const PACE: Duration = Duration::from_micros(1_000_000 / RATE as u64);
+
+const OUT: Hook = Hook::FromEndpoint { link: WEB.link };
+const IN: Hook = Hook::FromUplink { link: UPLINK };
+
+/// Offsets in a frame with an IPv4 header without options.
+const ADDRESS: usize = 26;
+const SOURCE: usize = 34;
+const DESTINATION: usize = 36;
+const UDP_CHECKSUM: usize = 40;
+
+/// The site as `nucnet-ctl` sets it up.
+fn world() -> World {
+    let mut world = World::new();
+    let mut bench = Bench::new(&mut world);
+    bench.publish(&WEB, "8080:80");
+    world.settings(&Settings {
+        flows_per_endpoint: 32_768,
+        ..site::SETTINGS
+    });
+    for network in site::NETWORKS {
+        world.network(network, &BehaviourWish::default().resolved().abi());
+    }
+    world
+}
+
+fn out(packet: &Packet) -> Vec<u8> {
+    packet.framed(WEB.gateway_mac(), WEB.mac)
+}
+
+fn back(packet: &Packet) -> Vec<u8> {
+    packet.framed(site::interface(UPLINK).mac, ROUTER_MAC)
+}
+
+fn port(frame: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([frame[at], frame[at + 1]])
+}
+
+fn set_port(frame: &mut [u8], at: usize, port: u16) {
+    frame[at..at + 2].copy_from_slice(&port.to_be_bytes());
+}
+
+/// Sends a frame, which must go on.
+#[track_caller]
+fn carried(world: &mut World, hook: Hook, frame: &[u8]) -> Vec<u8> {
+    let (outcome, frame) = world.run(hook, frame);
+    assert!(
+        matches!(outcome, Outcome::Redirected(Some(way)) if way != Way::Pass),
+        "{hook:?}: {outcome:?}"
+    );
+    frame
+}
+
+/// A connection of WEB's that is older than the flood.
+struct Old {
+    out: Vec<u8>,
+    back: Vec<u8>,
+}
+
+impl Old {
+    fn establish(world: &mut World) -> Self {
+        let (web, server) = ((WEB.v4, 50_000), (SERVER4, 443));
+        let syn = carried(world, OUT, &out(&tcp("S", web, server)));
+        let host = (HOST4, port(&syn, SOURCE));
+        carried(world, IN, &back(&tcp("SA", server, host)));
+        let old = Self {
+            out: out(&tcp("A", web, server)),
+            back: back(&tcp("A", server, host)),
+        };
+        carried(world, OUT, &old.out);
+        old
+    }
+
+    #[track_caller]
+    fn is_alive(&self, world: &mut World) {
+        carried(world, IN, &self.back);
+        carried(world, OUT, &self.out);
+    }
+}
+
+/// Whether somebody answers.
+fn ask(is_answered: bool) {
+    let mut world = world();
+    let old = Old::establish(&mut world);
+    let mut question = out(&udp((WEB.v4, 0), (SERVER4, 53)));
+    let mut answer = back(&udp((SERVER4, 53), (HOST4, 0)));
+    for frame in [&mut question, &mut answer] {
+        set_port(frame, UDP_CHECKSUM, 0);
+    }
+    for number in 0..RATE * SECONDS {
+        // Every port of the range from which Linux takes them.
+        set_port(&mut question, SOURCE, 32_768 + (number % 28_232) as u16);
+        let asked = carried(&mut world, OUT, &question);
+        if is_answered {
+            set_port(&mut answer, DESTINATION, port(&asked, SOURCE));
+            let answered = carried(&mut world, IN, &answer);
+            assert_eq!(port(&answered, DESTINATION), port(&question, SOURCE));
+        }
+        world.pass(PACE);
+    }
+    old.is_alive(&mut world);
+    assert_eq!(world.state().problems(), Vec::<String>::new());
+}
+
+#[test]
+fn five_thousand_answered_questions_a_second_are_all_carried() {
+    ask(true);
+}
+
+#[test]
+fn five_thousand_unanswered_questions_a_second_are_all_carried() {
+    ask(false);
+}
+
+#[test]
+fn five_thousand_connections_a_second_from_distinct_clients_are_all_carried() {
+    let mut world = world();
+    let old = Old::establish(&mut world);
+    let (client, host, web) = ((CLIENT4, 0), (HOST4, 8080), (WEB.v4, 80));
+    let mut conversation: Vec<(Hook, Vec<u8>)> = [
+        (IN, "S"),
+        (OUT, "SA"),
+        (IN, "A"),
+        (IN, "FA"),
+        (OUT, "FA"),
+        (IN, "A"),
+    ]
+    .into_iter()
+    .map(|(hook, flags)| match hook {
+        IN => (hook, back(&tcp(flags, client, host))),
+        _ => (hook, out(&tcp(flags, web, client))),
+    })
+    .collect();
+    for number in 0..RATE * SECONDS {
+        // 198.51.100.x from every port of a client's.
+        let (last, client_port) = ((number % 200) as u8 + 1, 1024 + (number / 200) as u16);
+        for (hook, frame) in &mut conversation {
+            let (address, at) = match *hook {
+                IN => (ADDRESS, SOURCE),
+                _ => (ADDRESS + 4, DESTINATION),
+            };
+            frame[address + 3] = last;
+            set_port(frame, at, client_port);
+            carried(&mut world, *hook, frame);
+        }
+        world.pass(PACE);
+    }
+    old.is_alive(&mut world);
+    assert_eq!(world.state().problems(), Vec::<String>::new());
+}
+
+#[test]
+fn flood_of_half_open_connections_keeps_nobody_out() {
+    let mut world = world();
+    let old = Old::establish(&mut world);
+    let mut syn = back(&tcp("S", (CLIENT4, 0), (HOST4, 8080)));
+    for number in 0..RATE * 12 {
+        syn[ADDRESS + 3] = (number % 200) as u8 + 1;
+        set_port(&mut syn, SOURCE, 1024 + (number / 200) as u16);
+        carried(&mut world, IN, &syn);
+        world.pass(PACE);
+    }
+    old.is_alive(&mut world);
+}
+
+#[test]
+fn endpoint_with_live_flows_up_to_its_quota_is_refused_more_and_loses_none() {
+    let mut world = world();
+    world.settings(&Settings {
+        flows_per_endpoint: 2_000,
+        ..site::SETTINGS
+    });
+    let old = Old::establish(&mut world);
+    let mut datagram = out(&udp((WEB.v4, 0), (SERVER4, 443)));
+    set_port(&mut datagram, UDP_CHECKSUM, 0);
+    let mut refused = 0;
+    for number in 0..5_000 {
+        set_port(&mut datagram, SOURCE, 32_768 + number);
+        let (outcome, _) = world.run(OUT, &datagram);
+        let is_refused = matches!(
+            outcome,
+            Outcome::Refused {
+                reason: Reason::FlowQuota | Reason::FlowTableFull,
+                ..
+            } | Outcome::Dropped {
+                reason: Reason::FlowQuota | Reason::FlowTableFull,
+                ..
+            }
+        );
+        refused += u32::from(is_refused);
+    }
+    let usage = world.state().usage[&WEB.number];
+    let used = usage.flows + usage.bindings;
+    assert!(used <= 2_000, "{used} places of 2,000");
+    assert!(used > 1_900, "{used} places of 2,000");
+    assert!(refused > 3_900);
+    old.is_alive(&mut world);
+    // Their time comes: what is dead is found again, all of it.
+    world.pass(Duration::from_secs(400));
+    for number in 0..500 {
+        set_port(&mut datagram, SOURCE, 40_000 + number);
+        carried(&mut world, OUT, &datagram);
+    }
+}
