@@ -2,7 +2,7 @@
 //!
 //! The packet itself is the fourth such thing: [`crate::packet::Frame`].
 
-use core::ops::DerefMut;
+use core::ops::{Deref, DerefMut};
 
 use crate::{
     abi::{
@@ -133,6 +133,10 @@ pub trait Tables {
     fn scratch(&self) -> Option<Self::Scratch>;
     /// A flow, dead or alive.
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow>;
+    /// A flow that is only looked at.
+    fn peek_flow(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        self.flow(key)
+    }
     /// Adds a flow; false if there is one or the table is full.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Removes a flow; false if it was gone.
@@ -142,11 +146,23 @@ pub trait Tables {
     fn outside(&self, key: &OutsideKey, flow: &mut FlowKey) -> bool;
     /// Adds an external view; false if somebody has it or the table is full.
     fn insert_outside(&self, key: &OutsideKey, flow: &FlowKey) -> bool;
+    /// The same for a view that lets a peer in: nobody needs to know whether it succeeded.
+    fn insert_permission(&self, key: &OutsideKey, flow: &FlowKey) {
+        self.insert_outside(key, flow);
+    }
     /// Removes an external view.
     fn remove_outside(&self, key: &OutsideKey);
 
     /// A binding, dead or alive.
     fn binding(&self, key: &FlowKey) -> Option<Self::Binding>;
+    /// The same for a binding that a new flow is to use.
+    fn binding_to_use(&self, key: &FlowKey) -> Option<Self::Binding> {
+        self.binding(key)
+    }
+    /// A binding that is only looked at.
+    fn peek_binding(&self, key: &FlowKey) -> Option<impl Deref<Target = Binding>> {
+        self.binding(key)
+    }
     /// Adds a binding; false if there is one or the table is full.
     fn insert_binding(&self, key: &FlowKey, binding: &Binding) -> bool;
     /// Removes a binding; false if it was gone.

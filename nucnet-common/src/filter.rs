@@ -57,7 +57,7 @@ pub fn permit<E: Tables>(env: &E, key: &FlowKey, flow: &Flow, dead: &mut Dead, n
             return;
         }
         if same_binding(named, key)
-            && let Some(other) = env.flow(named)
+            && let Some(other) = env.peek_flow(named)
             && !is_dead(&other, now)
             && end(&other) >= end(flow)
         {
@@ -65,7 +65,7 @@ pub fn permit<E: Tables>(env: &E, key: &FlowKey, flow: &Flow, dead: &mut Dead, n
         }
         env.remove_outside(outside);
     }
-    env.insert_outside(outside, key);
+    env.insert_permission(outside, key);
 }
 
 /// When a flow dies if nothing more is sent.
@@ -160,7 +160,7 @@ fn begin<E: Env>(
         flow,
         ..
     } = scratch;
-    let binding = env.binding(inside).ok_or(Reason::Filtered)?;
+    let binding = env.peek_binding(inside).ok_or(Reason::Filtered)?;
     *key = FlowKey {
         endpoint: inside.endpoint,
         protocol: inside.protocol,

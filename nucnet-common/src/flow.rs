@@ -438,12 +438,12 @@ pub fn merit(standing: Standing, last_seen: u64, now: u64) -> u64 {
 #[inline(always)]
 fn holder<E: Env>(env: &E, held: &Held, index: u32, now: u64) -> u64 {
     if held.holds == SlotUse::Binding as u32 {
-        return match env.binding(&held.key) {
+        return match env.peek_binding(&held.key) {
             Some(binding) if binding.slot == index => binding_merit(&binding, now),
             _ => GONE,
         };
     }
-    match env.flow(&held.key) {
+    match env.peek_flow(&held.key) {
         Some(flow) if flow.slot == index => flow_merit(held.key.protocol, &flow, now),
         _ => GONE,
     }

@@ -316,7 +316,7 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
         ..
     } = scratch;
     *inside = binding_key(key, &flow.external);
-    if let Some(mut found) = env.binding(inside) {
+    if let Some(mut found) = env.binding_to_use(inside) {
         if !is_unbound(&found, now) {
             found.last_seen = now;
             if !is_question(key.protocol, flow) {
@@ -406,7 +406,7 @@ fn choose_port<E: Env>(
             return true;
         }
         if env.outside(bound, found)
-            && let Some(other) = env.binding(found)
+            && let Some(other) = env.peek_binding(found)
         {
             let merit = binding_merit(&other, now);
             if merit > dead.best {

@@ -254,6 +254,7 @@ fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     let family = scratch.packet.family;
     let Scratch { key, route, .. } = scratch;
     let asked = policy::judge(env, endpoint, key, route);
+    scratch.rule = asked.rule;
     if !asked.allowed {
         return Err(deny(scratch, endpoint, asked.rule));
     }

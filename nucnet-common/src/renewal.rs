@@ -31,7 +31,7 @@ pub fn is_lost<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> bool {
     } = scratch;
     // A connection is known by its peer, too, and does without.
     if flow.flags & flow_flag::BOUND != 0 && packet.kind != Kind::Tcp {
-        match env.binding(&binding_key(key, &flow.external)) {
+        match env.peek_binding(&binding_key(key, &flow.external)) {
             Some(binding) if binding.external_port == flow.external_port => {}
             _ => return true,
         }

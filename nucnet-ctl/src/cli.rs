@@ -16,13 +16,15 @@ use nucnet_ctl::{
         parse_ip, parse_sample,
         plan::Plan,
         policy::{Action, Policy},
+        probe::Payload,
         publish::{Protocol, PublishSpec},
         record::NetworkWish,
         rule::Rule,
     },
     verbs::{
-        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, Flows, MappingChoice,
-        MappingView, NetworkView, OpenFlows, Removal, Status, Step, chain, read_policy,
+        DatapathChoice, Dropped, EgressView, EndpointDetails, EndpointView, ExplainRequest, Flows,
+        MappingChoice, MappingView, NetworkView, OpenFlows, Origin, Removal, Status, Step, chain,
+        read_policy,
     },
 };
 use serde::Serialize;
@@ -233,6 +235,29 @@ enum Verb {
         /// Of this endpoint only
         #[arg(long, value_name = "ID")]
         endpoint: Option<String>,
+    },
+    /// Show what would become of a packet, and which rule decides
+    ///
+    /// The programs themselves are asked, in a form that changes nothing: routes, flows, publishes
+    /// and policy are those of this moment. Exit code 0 whatever the answer is.
+    #[command(
+        after_help = "Examples:\n  nucnet-ctl explain --from web --to 192.0.2.1:443\n  \
+        nucnet-ctl explain --from uplink --to 203.0.113.5:8080 --source 198.51.100.7\n  \
+        nucnet-ctl explain --from web --to 2001:db8::1 --proto icmp -o json | jq .rule"
+    )]
+    Explain {
+        /// Who sends it: an endpoint, or "uplink" for somebody outside the host
+        #[arg(long, value_name = "ID|uplink")]
+        from: String,
+        /// Where it goes
+        #[arg(long, value_name = "ADDR[:PORT]")]
+        to: String,
+        /// What it is [default: tcp where there is a port, else icmp]
+        #[arg(long, value_name = "PROTOCOL")]
+        proto: Option<ProbeProtocol>,
+        /// Its source [default: the endpoint's address, or that of a neighbour on the uplink]
+        #[arg(long, value_name = "ADDR[:PORT]")]
+        source: Option<String>,
     },
     /// Show what this kernel and this host offer and lack, and what mends it
     ///
@@ -449,6 +474,13 @@ enum FlowsVerb {
     /// open one: a TCP connection is cut off, UDP gets another external port.
     #[command(after_help = "Example:\n  nucnet-ctl flows flush --endpoint web")]
     Flush(FlowsArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProbeProtocol {
+    Tcp,
+    Udp,
+    Icmp,
 }
 
 #[derive(Debug, Subcommand)]
@@ -868,6 +900,28 @@ fn call(cli: Cli) -> Result<(), Error> {
         Verb::Monitor { endpoint } => {
             let only = endpoint.map(|id| one(&id, "--endpoint")).transpose()?;
             monitor(&host, &global, only)
+        }
+        Verb::Explain {
+            from,
+            to,
+            proto,
+            source,
+        } => {
+            let request = ExplainRequest {
+                from: match from.as_str() {
+                    "uplink" => Origin::Uplink,
+                    id => Origin::Endpoint(one(id, "--from")?),
+                },
+                to: one(&to, "--to")?,
+                payload: proto.map(|proto| match proto {
+                    ProbeProtocol::Tcp => Payload::Tcp,
+                    ProbeProtocol::Udp => Payload::Udp,
+                    ProbeProtocol::Icmp => Payload::Icmp,
+                }),
+                source: source.map(|side| one(&side, "--source")).transpose()?,
+            };
+            let explanation = host.explain(&request)?;
+            show(&global, &explanation, |out| writeln!(out, "{explanation}"))
         }
         Verb::Doctor => {
             let findings = host.doctor();

@@ -37,7 +37,7 @@ use nucnet_common::{
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
 };
 
-use crate::maps::*;
+use crate::{dry_run, maps::*};
 
 /// Linux address family numbers (`AF_INET`, `AF_INET6`).
 pub const AF_INET: u8 = 2;
@@ -55,7 +55,7 @@ pub struct Skb {
 /// The kernel frees an entry only after a grace period, and a program runs inside one, so the
 /// memory outlives the program. Another processor may write the same entry: fields are plain
 /// integers, and no decision relies on two of them agreeing.
-pub struct Entry<T>(*mut T);
+pub struct Entry<T>(pub *mut T);
 
 impl<T> Deref for Entry<T> {
     type Target = T;
@@ -283,6 +283,9 @@ impl Tables for Skb {
     fn count_mapped(&self, number: u32, more: &MappingCount) {
         // The control plane makes the entry with the mapping; what comes after its removal is
         // nobody's.
+        if dry_run::is_dry() {
+            return;
+        }
         if let Some(count) = MAPPING_COUNTS.get_ptr_mut(number) {
             // SAFETY: a per-CPU value, which nobody else writes while the program runs.
             unsafe {
@@ -341,17 +344,28 @@ impl Tables for Skb {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow> {
+        if dry_run::is_dry() {
+            return dry_run::flow(key);
+        }
+        FLOWS.get_ptr_mut(key).map(Entry)
+    }
+
+    #[inline(always)]
+    fn peek_flow(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
         FLOWS.get_ptr_mut(key).map(Entry)
     }
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        if dry_run::is_dry() {
+            return dry_run::insert_flow(key, flow);
+        }
         FLOWS.insert(key, flow, BPF_NOEXIST.into()).is_ok()
     }
 
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey) -> bool {
-        FLOWS.remove(key).is_ok()
+        dry_run::is_dry() || FLOWS.remove(key).is_ok()
     }
 
     #[inline(always)]
@@ -368,28 +382,58 @@ impl Tables for Skb {
 
     #[inline(always)]
     fn insert_outside(&self, key: &OutsideKey, flow: &FlowKey) -> bool {
+        if dry_run::is_dry() {
+            return dry_run::insert_outside(key);
+        }
         OUTSIDE.insert(key, flow, BPF_NOEXIST.into()).is_ok()
     }
 
     #[inline(always)]
+    fn insert_permission(&self, key: &OutsideKey, flow: &FlowKey) {
+        if !dry_run::is_dry() {
+            let _ = OUTSIDE.insert(key, flow, BPF_NOEXIST.into());
+        }
+    }
+
+    #[inline(always)]
     fn remove_outside(&self, key: &OutsideKey) {
+        if dry_run::is_dry() {
+            return;
+        }
         // Gone already is what was wanted.
         let _ = OUTSIDE.remove(key);
     }
 
     #[inline(always)]
     fn binding(&self, key: &FlowKey) -> Option<Self::Binding> {
+        // A dry run keeps no binding alive, and has no stack left for a copy here.
+        if dry_run::is_dry() {
+            return None;
+        }
+        BINDINGS.get_ptr_mut(key).map(Entry)
+    }
+
+    #[inline(never)]
+    fn binding_to_use(&self, key: &FlowKey) -> Option<Self::Binding> {
+        if dry_run::is_dry() {
+            return dry_run::binding(key);
+        }
         BINDINGS.get_ptr_mut(key).map(Entry)
     }
 
     #[inline(always)]
-    fn insert_binding(&self, key: &FlowKey, binding: &Binding) -> bool {
-        BINDINGS.insert(key, binding, BPF_NOEXIST.into()).is_ok()
+    fn peek_binding(&self, key: &FlowKey) -> Option<impl Deref<Target = Binding>> {
+        BINDINGS.get_ptr_mut(key).map(Entry)
     }
 
-    #[inline(always)]
+    #[inline(never)]
+    fn insert_binding(&self, key: &FlowKey, binding: &Binding) -> bool {
+        dry_run::is_dry() || BINDINGS.insert(key, binding, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(never)]
     fn remove_binding(&self, key: &FlowKey) -> bool {
-        BINDINGS.remove(key).is_ok()
+        dry_run::is_dry() || BINDINGS.remove(key).is_ok()
     }
 
     #[inline(always)]
@@ -411,6 +455,9 @@ impl Tables for Skb {
 
     #[inline(always)]
     fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool {
+        if dry_run::is_dry() {
+            return true;
+        }
         let Some(slot) = SLOTS.get_ptr_mut(index) else {
             return false;
         };
@@ -434,8 +481,11 @@ impl Tables for Skb {
         unsafe { USAGE.get(endpoint) }.copied()
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn count(&self, endpoint: u32, what: SlotUse, more: bool) {
+        if dry_run::is_dry() {
+            return;
+        }
         let Some(usage) = USAGE.get_ptr_mut(endpoint) else {
             return;
         };
@@ -474,6 +524,9 @@ impl Monitors for Skb {
 
     #[inline(always)]
     fn reads_until(&self, monitor: u32) -> u64 {
+        if dry_run::is_dry() {
+            return 0;
+        }
         MONITORS.get(monitor).map_or(0, |monitor| monitor.until)
     }
 

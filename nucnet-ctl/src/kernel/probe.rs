@@ -1,12 +1,7 @@
 //! What this kernel and this host are like, as far as `doctor` wants to know. Nothing is
 //! changed; what cannot be looked at is absent.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-};
+use std::{fs, io, path::Path, process::Command, thread};
 
 use aya::util::KernelVersion;
 use nix::{
@@ -111,30 +106,20 @@ pub fn firewalls() -> Vec<Rules> {
         ("nft", &["list", "chains"]),
     ]
     .into_iter()
-    .filter_map(|(tool, arguments)| {
-        let path = installed(tool)?;
-        let output = Command::new(path).args(arguments).output().ok();
-        let output = output.filter(|output| output.status.success());
-        Some(Rules {
-            tool,
-            text: output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()),
-        })
-    })
+    .filter_map(
+        |(tool, arguments)| match Command::new(tool).args(arguments).output() {
+            Ok(output) => Some(Rules {
+                tool,
+                text: output
+                    .status
+                    .success()
+                    .then(|| String::from_utf8_lossy(&output.stdout).into_owned()),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(_) => Some(Rules { tool, text: None }),
+        },
+    )
     .collect()
-}
-
-/// Where a tool is: in a directory that only root writes to, whatever `PATH` says. By its own
-/// name there, for what is behind it may be one program of many names.
-fn installed(tool: &str) -> Option<PathBuf> {
-    const DIRECTORIES: [&str; 5] = [
-        "/usr/sbin",
-        "/sbin",
-        "/usr/bin",
-        "/bin",
-        "/run/current-system/sw/bin",
-    ];
-    let paths = DIRECTORIES.map(|directory| Path::new(directory).join(tool));
-    paths.into_iter().find(|path| path.exists())
 }
 
 /// A service that configures interfaces of its own accord.

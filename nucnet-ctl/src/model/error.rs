@@ -174,6 +174,12 @@ pub enum Problem {
     Twice,
     #[error("is not a length of time of at most a minute")]
     Sample,
+    #[error("has a port, which icmp does not have")]
+    NoPort,
+    #[error("has no port, which tcp and udp need")]
+    NeedsPort,
+    #[error("is of a family of which no uplink has an address")]
+    NoUplinkOfFamily,
     #[error("is not a kind of filtering")]
     Filtering,
     #[error("is not a kind of mapping")]
@@ -207,6 +213,9 @@ impl Problem {
                 "1 to 15 letters, digits, '_', '.' or '-', not beginning with '-' or '.', and \
                  neither 'all', 'default' nor 'lo'"
             }
+            Self::NoUplinkOfFamily => "name a --source of that family",
+            Self::NoPort => "leave the port or --proto out",
+            Self::NeedsPort => "write ADDR:PORT, IPv6 in brackets, or --proto icmp",
             Self::Address => "write an IPv4 or IPv6 address, for instance 10.0.42.7 or fd00::7",
             Self::Cidr => "write ADDRESS/LENGTH, for instance 10.0.42.0/24 or fd00::/64",
             Self::NotV4 => "give an IPv4 subnet here and an IPv6 one with --subnet6",

@@ -20,6 +20,7 @@ pub mod policy;
 pub mod policy_file;
 pub mod ports;
 pub mod preset;
+pub mod probe;
 pub mod publish;
 pub mod record;
 pub mod resolv;

@@ -267,6 +267,9 @@ pub enum Error {
     /// The state cannot be used.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// No program sits on any interface that leads out of the host.
+    #[error("this host has no uplink")]
+    NoUplink,
     /// Signals cannot be taken over.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -315,7 +318,8 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Invalid(_) | Self::PolicyFile { .. } | Self::ReadPolicy { .. } => Kind::Usage,
-            Self::NoEndpoint(_)
+            Self::NoUplink
+            | Self::NoEndpoint(_)
             | Self::NoPublish { .. }
             | Self::NoNetwork(_)
             | Self::NoInterface(_) => Kind::NotFound,

@@ -6,6 +6,7 @@ mod doctor;
 mod down;
 mod egress;
 mod error;
+mod explain;
 #[cfg(any(debug_assertions, feature = "faults"))]
 mod faults;
 mod flows;
@@ -28,6 +29,7 @@ pub use attach::{AttachRequest, Attachment, Container};
 pub use detach::Detached;
 pub use egress::{EgressView, OpenFlows, read_policy};
 pub use error::{Error, Left, chain};
+pub use explain::{ExplainRequest, Explanation, Origin, Verdict};
 pub use flows::Flows;
 pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};

@@ -26,6 +26,7 @@ mod programs;
 pub mod seeds;
 mod snapshot;
 pub mod sniffer;
+mod tables;
 pub mod udp;
 pub mod wait;
 pub mod web;

@@ -16,6 +16,7 @@ mod conversation;
 mod egress;
 mod errors;
 mod events;
+mod explain;
 mod flows;
 mod frames;
 mod hold;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         frames::SCENARIOS,
         errors::SCENARIOS,
         events::SCENARIOS,
+        explain::SCENARIOS,
         mtu::SCENARIOS,
         load::SCENARIOS,
         lifecycle::SCENARIOS,

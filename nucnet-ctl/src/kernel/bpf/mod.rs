@@ -6,6 +6,7 @@
 
 mod attach;
 mod clsact;
+mod dry_run;
 mod endpoint;
 mod error;
 mod events;

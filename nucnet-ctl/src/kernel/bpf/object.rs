@@ -76,14 +76,14 @@ fn load_program(name: &str, program: &mut Program) -> Result<(), BpfError> {
 }
 
 /// Before Linux 5.11 the memory of maps counts as locked memory of the process.
-fn raise_memory_limit() {
+pub(super) fn raise_memory_limit() {
     if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 11, 0)) {
         // When it is refused, and the limit is too low, making a map says so.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     }
 }
 
-fn object_error(source: EbpfError) -> BpfError {
+pub(super) fn object_error(source: EbpfError) -> BpfError {
     let object = match &source {
         EbpfError::MapError(MapError::CreateError { name, .. }) => format!("map {name}"),
         _ => "BPF object".into(),

@@ -1,0 +1,222 @@
+//! Asking beforehand what would happen.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, ensure};
+use nucnet_tests::lab::{FAR, Family, HOST, OUTSIDE};
+use serde_json::{Value, json};
+
+use crate::case::{Case, Families, Scenario, silent};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "explain_says_what_then_happens_to_a_new_connection",
+        what: "one asks before one changes a policy, or after a complaint",
+        families: Families::Each,
+        run: outbound,
+    },
+    Scenario {
+        name: "explain_follows_a_packet_from_outside_to_a_publish",
+        what: "why does nobody reach my server",
+        families: Families::Each,
+        run: inbound,
+    },
+    Scenario {
+        name: "explain_changes_nothing",
+        what: "a question must not cost a flow, a port or a count",
+        families: Families::Each,
+        run: nothing,
+    },
+    Scenario {
+        name: "explain_refuses_questions_that_make_no_sense",
+        what: "exit codes of the contract",
+        families: Families::Together,
+        run: nonsense,
+    },
+];
+
+/// Asks, and expects an answer with these values.
+fn explain(case: &Case, arguments: &[&str], expected: &[(&str, Value)]) -> Result<Value> {
+    let mut all = vec!["-o", "json", "explain"];
+    all.extend(arguments);
+    let outcome = case.lab.nucnet(&all)?.expect(0)?;
+    let answer = outcome.json()?;
+    for (key, value) in expected {
+        ensure!(answer[*key] == *value, "{key} is not {value}: {answer}");
+    }
+    Ok(answer)
+}
+
+fn one(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{address}/32"),
+        IpAddr::V6(address) => format!("[{address}/128]"),
+    }
+}
+
+fn outbound(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (to, far) = (OUTSIDE.port(case.family, 80), FAR.port(case.family, 80));
+    let allow = format!("{}:80/tcp", one(to.ip()));
+    let (client, endpoint) = case.attached("client", &["--allow", &allow])?;
+    let source = endpoint.address(case.family)?;
+    let allowed = json!(endpoint.json["egress"]["allow"][0]);
+    let from = ["--from", "client", "--to"];
+    let target = to.to_string();
+    let asked = [&from[..], &[&target]].concat();
+    let answer = explain(
+        case,
+        &asked,
+        &[
+            ("verdict", json!("pass")),
+            ("reason", json!("policy")),
+            ("rule", allowed),
+            ("endpoint", json!("client")),
+            ("src", json!(source.to_string())),
+            ("nat_dst", json!(to.ip().to_string())),
+            ("nat_dport", json!(80)),
+            ("interface", json!("eth0")),
+        ],
+    )?;
+    explain(
+        case,
+        &[&from[..], &[&far.to_string()]].concat(),
+        &[
+            ("verdict", json!("drop")),
+            ("reason", json!("policy")),
+            ("rule", json!("default")),
+            ("nat_src", Value::Null),
+        ],
+    )?;
+    explain(
+        case,
+        &[&from[..], &[&to.to_string(), "--proto", "udp"]].concat(),
+        &[("verdict", json!("drop")), ("rule", json!("default"))],
+    )?;
+    explain(
+        case,
+        &[&from[..], &[&to.ip().to_string()]].concat(),
+        &[("verdict", json!("drop")), ("protocol", json!("icmp"))],
+    )?;
+
+    // And that is what happens.
+    let _web = case.web(&case.lab.outside, 80)?;
+    let stream = client.connect(to, std::time::Duration::from_secs(5))?;
+    let seen = case
+        .lab
+        .nucnet(&["-o", "json", "flows"])?
+        .expect(0)?
+        .json()?;
+    ensure!(answer["nat_src"] == seen[0]["nat_src"], "{answer}\n{seen}");
+    silent(&client, far)?;
+    let local = stream.local_addr()?;
+    explain(
+        case,
+        &[&asked[..], &["--source", &local.to_string()]].concat(),
+        &[
+            ("verdict", json!("pass")),
+            ("reason", json!("flow")),
+            ("rule", Value::Null),
+            ("sport", json!(local.port())),
+            ("nat_sport", seen[0]["nat_sport"].clone()),
+        ],
+    )?;
+    Ok(())
+}
+
+fn inbound(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (_server, endpoint) = case.attached("server", &["-p", "8080:80"])?;
+    let to = HOST.port(case.family, 8080).to_string();
+    let client = SocketAddr::new(OUTSIDE.of(case.family), 5000).to_string();
+    let from = ["--from", "uplink", "--source", &client, "--to"];
+    explain(
+        case,
+        &[&from[..], &[&to]].concat(),
+        &[
+            ("verdict", json!("pass")),
+            ("reason", json!("published")),
+            ("rule", Value::Null),
+            ("endpoint", json!("server")),
+            ("nat_src", json!(OUTSIDE.of(case.family).to_string())),
+            ("nat_sport", json!(5000)),
+            ("nat_dst", json!(endpoint.address(case.family)?.to_string())),
+            ("nat_dport", json!(80)),
+        ],
+    )?;
+    let other = HOST.port(case.family, 8081).to_string();
+    explain(
+        case,
+        &["--from", "uplink", "--to", &other],
+        &[("verdict", json!("pass")), ("reason", json!("host"))],
+    )?;
+    Ok(())
+}
+
+fn nothing(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let far = FAR.of(case.family);
+    let (client, _) = case.attached("client", &["-p", "8080:80", "--deny", &one(far)])?;
+    let (_other, other) = case.attached("other", &[])?;
+    let _udp = case.udp(&case.lab.outside, 53)?;
+    case.who_udp(&client, OUTSIDE.port(case.family, 53))?;
+    let monitor = case.lab.monitor(&[])?;
+    silent(&client, SocketAddr::new(far, 443))?;
+    monitor.wait_for("a denial", |event| event["event"] == "denied")?;
+    let (told, before) = (monitor.events()?, case.lab.tables()?);
+    let address = OUTSIDE.of(case.family).to_string();
+    let host = HOST.of(case.family).to_string();
+    let sibling = other.address(case.family)?.to_string();
+    let with = |address: &str, port: u16| match case.family {
+        Family::V4 => format!("{address}:{port}"),
+        Family::V6 => format!("[{address}]:{port}"),
+    };
+    for (from, to, proto) in [
+        ("client", with(&address, 443), "tcp"),
+        ("client", with(&address, 53), "udp"),
+        ("client", with(&address, 54), "udp"),
+        ("client", address.clone(), "icmp"),
+        ("client", with(&far.to_string(), 443), "tcp"),
+        ("client", with(&sibling, 80), "tcp"),
+        ("client", with(&host, 8080), "tcp"),
+        ("client", with(&host, 22), "tcp"),
+        ("uplink", with(&host, 8080), "tcp"),
+        ("uplink", with(&host, 8080), "udp"),
+        ("uplink", with(&host, 22), "tcp"),
+    ] {
+        case.lab
+            .nucnet(&["explain", "--from", from, "--to", &to, "--proto", proto])?
+            .expect(0)?;
+    }
+    let after = case.lab.tables()?;
+    ensure!(
+        before == after,
+        "before\n  {}\nafter\n  {}",
+        before.join("\n  "),
+        after.join("\n  ")
+    );
+    ensure!(monitor.events()? == told, "{:?}", monitor.events());
+    Ok(())
+}
+
+fn nonsense(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let explain = |arguments: &[&str], code| {
+        let all = [&["explain"], arguments].concat();
+        case.lab.nucnet(&all)?.expect(code)
+    };
+    explain(&["--from", "client", "--to", "192.0.2.1:80"], 3)?;
+    let (_client, _) = case.attached("client", &[])?;
+    explain(&["--from", "nobody", "--to", "192.0.2.1:80"], 3)?;
+    for wrong in [
+        &["--to", "192.0.2"][..],
+        &["--to", "192.0.2.1:80", "--proto", "icmp"],
+        &["--to", "192.0.2.1", "--proto", "udp"],
+        &["--to", "192.0.2.1:80", "--source", "fd00::1"],
+        &["--to", "192.0.2.1:80", "--proto", "gre"],
+    ] {
+        explain(&[&["--from", "client"], wrong].concat(), 2)?;
+    }
+    explain(&["--from", "client", "--to", "192.0.2.1:80"], 0)?;
+    Ok(())
+}
