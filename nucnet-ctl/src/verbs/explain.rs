@@ -147,7 +147,7 @@ impl Host {
             (None, Origin::Uplink) => return Err(gone()),
         };
         let way_in = match &request.from {
-            Origin::Endpoint(id) => self.from_endpoint(&datapath, id, request)?,
+            Origin::Endpoint(id) => self.by_endpoint(&datapath, id, request)?,
             Origin::Uplink => from_uplink(&datapath, request)?,
         };
         let port = request.source.and_then(|source| source.port);
@@ -167,7 +167,7 @@ impl Host {
         self.view(&datapath, &probe, &way_in, &explained)
     }
 
-    fn from_endpoint(
+    fn by_endpoint(
         &self,
         datapath: &Datapath,
         id: &EndpointId,

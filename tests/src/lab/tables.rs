@@ -6,15 +6,14 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuHashMap},
 };
 use nucnet_common::abi::{
-    Binding, DropCount, DropKey, EventLimit, Flow, FlowKey, OutsideKey, Reason, Slot, SlotUse,
-    Usage, map,
+    Binding, DropCount, DropKey, Flow, FlowKey, OutsideKey, Reason, Slot, SlotUse, Usage, map,
 };
 
 use super::Lab;
 
 impl Lab {
     /// Every entry that only programs write: flows, external views, bindings, places, usage,
-    /// drops (but of what interfaces say by themselves), limits of events.
+    /// drops (but of what interfaces say by themselves).
     ///
     /// # Errors
     /// Nothing is pinned.
@@ -23,7 +22,6 @@ impl Lab {
         lines.extend(self.table::<OutsideKey, FlowKey>(map::OUTSIDE)?);
         lines.extend(self.table::<FlowKey, Binding>(map::BINDINGS)?);
         lines.extend(self.table::<u32, Usage>(map::USAGE)?);
-        lines.extend(self.table::<u32, EventLimit>(map::EVENT_LIMITS)?);
         let drops: PerCpuHashMap<_, DropKey, DropCount> =
             Map::PerCpuHashMap(self.map(map::DROPS)?).try_into()?;
         for entry in drops.iter() {
