@@ -158,6 +158,26 @@ fn object_loads_without_pins() {
     });
 }
 
+/// The reader of ELF objects that bpftool uses is stricter than ours.
+#[test]
+fn bpftool_loads_the_object() {
+    in_private_namespaces(|root| {
+        let object = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/nucnet.o");
+        let pins = root.join("by_hand");
+        let output = match Command::new("bpftool")
+            .args(["prog", "loadall", object])
+            .arg(&pins)
+            .output()
+        {
+            Ok(output) => output,
+            Err(error) => return eprintln!("skipped: no bpftool here: {error}"),
+        };
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        assert!(names(&pins).contains(&"from_endpoint".to_owned()));
+    });
+}
+
 #[test]
 fn first_use_pins_every_map_and_program() {
     in_private_namespaces(|root| {

@@ -548,10 +548,10 @@ impl Monitors for Skb {
     #[inline(always)]
     fn tell(&self, monitor: u32, event: &Event) {
         let told = match monitor {
-            0 => EVENTS_0.output(event, 0),
-            1 => EVENTS_1.output(event, 0),
-            2 => EVENTS_2.output(event, 0),
-            _ => EVENTS_3.output(event, 0),
+            0 => EVENTS_0.output_untyped::<Event>(event, 0),
+            1 => EVENTS_1.output_untyped::<Event>(event, 0),
+            2 => EVENTS_2.output_untyped::<Event>(event, 0),
+            _ => EVENTS_3.output_untyped::<Event>(event, 0),
         };
         if told.is_err()
             && let Some(lost) = EVENTS_LOST.get_ptr_mut(monitor)

@@ -63,14 +63,15 @@ pub static POLICY_CIDRS: LpmTrie<PolicyCidrKey, PolicyClass, { size::POLICY_CIDR
 pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyRule, { size::POLICY_PORTS }> =
     LpmTrie::new();
 
+// Of values without a size: to libbpf, and so to bpftool, a ring buffer has none.
 #[btf_map(name = "events0")]
-pub static EVENTS_0: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+pub static EVENTS_0: RingBuf<(), { size::EVENTS }> = RingBuf::new();
 #[btf_map(name = "events1")]
-pub static EVENTS_1: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+pub static EVENTS_1: RingBuf<(), { size::EVENTS }> = RingBuf::new();
 #[btf_map(name = "events2")]
-pub static EVENTS_2: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+pub static EVENTS_2: RingBuf<(), { size::EVENTS }> = RingBuf::new();
 #[btf_map(name = "events3")]
-pub static EVENTS_3: RingBuf<Event, { size::EVENTS }> = RingBuf::new();
+pub static EVENTS_3: RingBuf<(), { size::EVENTS }> = RingBuf::new();
 #[btf_map(name = "monitors")]
 pub static MONITORS: Array<Monitor, { size::MONITORS }> = Array::new();
 #[btf_map(name = "events_lost")]
