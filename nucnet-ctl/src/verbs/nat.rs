@@ -7,7 +7,7 @@ use crate::{
         claims::Holder,
         netlink::{self, BridgeSpec, Netlink, Owner},
         sockets::{self, Sockets},
-        sysctl::{self, Family, LinkKey, Sysctl},
+        sysctl::{self, Family},
     },
     model::{
         Cidr, EndpointId, Invalid, Mac, Mtu, Problem,
@@ -500,11 +500,10 @@ impl World<'_> {
             alias: &alias,
         })?;
         for family in [Family::Ipv4, Family::Ipv6] {
-            let forwarding = Sysctl::link(family, ROUTES, LinkKey::Forwarding);
-            match forwarding.write("1") {
+            match sysctl::forward(family, ROUTES) {
                 // No IPv6.
                 Err(sysctl::Error::NotFound { .. }) => {}
-                result => drop(result?),
+                result => result?,
             }
         }
         let network = BehaviourWish::default().resolved().abi();

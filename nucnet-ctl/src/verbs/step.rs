@@ -561,7 +561,7 @@ impl<'a> World<'a> {
                 // A link-local address would be looked for twice and asked after by nobody.
                 Sysctl::link(family, bridge, LinkKey::AddrGenMode).write("1")?;
             }
-            Sysctl::link(family, bridge, LinkKey::Forwarding).write("1")?;
+            sysctl::forward(family, bridge)?;
         }
         Ok(())
     }

@@ -7,4 +7,5 @@ mod flows;
 mod lab;
 mod repair;
 mod resolv;
+mod router;
 mod status;
