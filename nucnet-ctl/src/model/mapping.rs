@@ -532,7 +532,7 @@ mod tests {
 
     #[test]
     fn ranges_cost_prefixes_and_not_ports() {
-        assert_eq!(dnat("30000-60000", None).unwrap().port_entries(1).len(), 18);
+        assert_eq!(dnat("30000-60000", None).unwrap().port_entries(1).len(), 12);
         let entries = dnat("80-81", Some(8080)).unwrap().port_entries(7);
         assert_eq!(entries.len(), 1);
         let (bits, key, value) = entries[0];

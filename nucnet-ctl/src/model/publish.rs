@@ -474,7 +474,14 @@ mod tests {
             spec("80:80").entries(owner, false, true)[0].1.address,
             abi::ANY_V6
         );
-        assert_eq!(spec("127.0.0.1:80:80").entries(owner, true, true).len(), 1);
+        // The one address takes packets; under "any" it keeps sockets of the host's away.
+        let one = spec("127.0.0.1:80:80").entries(owner, true, true);
+        let uses: Vec<_> = one.iter().map(|(_, key, _)| key.kind).collect();
+        assert_eq!(
+            uses,
+            [abi::PublishUse::Packets, abi::PublishUse::Held].map(|kind| kind as u8)
+        );
+        assert_eq!(one[1].1.address, abi::ANY_V4);
         assert_eq!(spec("0:80").entries(owner, true, true).len(), 0);
         let [(bits, key, value)] = spec("8000-8063:80-143/udp").entries(owner, true, false)[..]
         else {
