@@ -1000,7 +1000,7 @@ reasons! {
     /// A helper of the kernel refused what should always work.
     Helper = 27, "helper";
     /// Router solicitations, duplicate address detection and listener reports of an endpoint:
-    /// every start sends some, and nobody has to hear them.
+    /// every start sends some, and nobody has to hear them; monitors are not told.
     Discovery = 28, "discovery";
     /// Longer than the link takes that it is to leave by, or the endpoint that it is for.
     TooBig = 29, "too-big";

@@ -42,7 +42,8 @@ pub fn is_watched<M: Monitors>(monitors: &M) -> bool {
 /// may be of another packet, if it got no further than the Ethernet header.
 #[inline(never)]
 pub fn refused<E: Env>(env: &E, drop: &Drop, l3: u32, ethertype: u16) {
-    if !is_watched(env) {
+    // What every start of a container sends is no news.
+    if drop.reason == Reason::Discovery || !is_watched(env) {
         return;
     }
     let (Some(mut scratch), Some(mut event)) = (env.scratch(), env.draft()) else {

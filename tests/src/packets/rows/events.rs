@@ -7,11 +7,11 @@ use nucnet_common::{
 };
 use nucnet_ctl::model::{policy::Action, to_abi};
 
-use super::{Family, Row, each_family};
+use super::{Family, Row, each_family, row};
 use crate::packets::{
     bench::{Bench, Egress},
-    packet::{echo_request, tcp, udp},
-    site::{UPLINK, WEB},
+    packet::{echo_request, icmp, tcp, udp},
+    site::{UPLINK, WEB, address},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -21,6 +21,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(denied_flow_names_the_rule_of_the_new_policy),
     each_family!(retransmission_is_no_news),
     each_family!(dropped_packet_is_told_with_its_reason),
+    row!(discovery_is_counted_and_not_told),
     each_family!(masqueraded_flow_is_told_when_it_is_opened_and_closed),
     each_family!(published_flow_is_told_as_the_client_sees_it),
     each_family!(idle_flow_is_told_when_its_entry_goes),
@@ -167,6 +168,18 @@ fn dropped_packet_is_told_with_its_reason(bench: &mut Bench<'_>, ip: &Family) {
     assert_eq!(event.reason, Reason::SpoofedAddress as u32);
     assert_eq!((event.source, event.protocol), (to_abi(ip.app), UDP.into()));
     assert_eq!((event.policy, event.rule), (0, 0));
+}
+
+fn discovery_is_counted_and_not_told(bench: &mut Bench<'_>) {
+    bench.watch();
+    // Router solicitation, listener report.
+    for (source, group, kind) in [("fe80::2", "ff02::2", 133), ("::", "ff02::16", 143)] {
+        let packet = icmp(address(source), address(group), [kind, 0, 0, 0, 0, 0, 0, 0]);
+        bench
+            .from_endpoint(&WEB, &packet.ttl(255))
+            .is_dropped(Reason::Discovery);
+    }
+    assert_eq!(bench.events(), []);
 }
 
 fn masqueraded_flow_is_told_when_it_is_opened_and_closed(bench: &mut Bench<'_>, ip: &Family) {
