@@ -91,6 +91,14 @@ pub fn is_for_binding<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     tables.outside(bound, inside)
 }
 
+/// Whether a packet from outside is for a socket of the host, which may have bound the port of a
+/// binding since.
+#[inline(never)]
+pub fn is_for_host<E: Env>(env: &E, scratch: &mut Scratch) -> bool {
+    scratch.outside = scratch.packet.received_key();
+    env.has_socket(&scratch.outside)
+}
+
 /// Opens the flow of a packet that arrives for the binding of `scratch.inside`, as the network's
 /// filtering allows.
 ///

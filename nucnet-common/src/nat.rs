@@ -311,6 +311,7 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
         key,
         flow,
         binding,
+        outside,
         inside,
         dead,
         ..
@@ -318,6 +319,12 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
     *inside = binding_key(key, &flow.external);
     if let Some(mut found) = env.binding_to_use(inside) {
         if !is_unbound(&found, now) {
+            // Connected since, and found by its peer only: its answers are not the endpoint's.
+            *outside = outside_key(key.protocol, flow);
+            outside.external_port = found.external_port;
+            if env.has_socket(outside) {
+                return Err(Reason::PortsExhausted);
+            }
             found.last_seen = now;
             if !is_question(key.protocol, flow) {
                 found.is_for_questions = 0;
@@ -389,6 +396,7 @@ fn choose_port<E: Env>(
         flow,
         binding,
         inside,
+        outside,
         bound,
         dead,
         ..
@@ -396,9 +404,12 @@ fn choose_port<E: Env>(
     let mut ports = PortDraw::new(settings, network, key.inside_port);
     dead.best = 0;
     *bound = bound_key(key.protocol, &flow.external, 0);
+    *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
         bound.external_port = port;
-        if !is_free(env, bound) {
+        // A connected UDP socket of the host is found by its peer only.
+        outside.external_port = port;
+        if !is_free(env, bound) || env.has_socket(outside) {
             continue;
         }
         if env.insert_outside(bound, inside) {

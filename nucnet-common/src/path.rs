@@ -11,7 +11,7 @@ use crate::{
     embedded,
     env::{Env, RouteKind, Scratch},
     event,
-    filter::{admit, is_for_binding, permit},
+    filter::{admit, is_for_binding, is_for_host, permit},
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow, set_timeout},
     fragment, guard, loopback, mapping,
     mtu::{self, fits},
@@ -581,6 +581,9 @@ fn arrived<E: Env>(
             return mapping::carry(env, link, scratch, env.now());
         }
         if (may_open || scratch.packet.kind == Kind::EchoReply) && is_for_binding(env, scratch) {
+            if is_for_host(env, scratch) {
+                return Ok(Way::Pass);
+            }
             *account = scratch.inside.endpoint;
             admit(env, link, scratch)?;
             is_opened = true;

@@ -12,6 +12,7 @@
 //! before nucnet to the same list, which checks the list rather than them.
 
 mod case;
+mod collisions;
 mod conversation;
 mod egress;
 mod errors;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         publish::SCENARIOS,
         nat::SCENARIOS,
         outbound::SCENARIOS,
+        collisions::SCENARIOS,
         neighbours::SCENARIOS,
         network::SCENARIOS,
         egress::SCENARIOS,
