@@ -36,10 +36,13 @@ pub(crate) mod tool {
 
     pub(crate) const BPFTOOL: Tool = Tool { program: "bpftool", package: "bpftool" };
     pub(crate) const CURL: Tool = Tool { program: "curl", package: "curl" };
+    pub(crate) const DIG: Tool = Tool { program: "dig", package: "bind9-dnsutils" };
     pub(crate) const ETHTOOL: Tool = Tool { program: "ethtool", package: "ethtool" };
     pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2" };
     pub(crate) const IPTABLES: Tool = Tool { program: "iptables", package: "iptables" };
+    pub(crate) const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
     pub(crate) const PING: Tool = Tool { program: "ping", package: "iputils-ping" };
+    pub(crate) const TRACEROUTE: Tool = Tool { program: "traceroute", package: "traceroute" };
     pub(crate) const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
 }
 

@@ -24,13 +24,16 @@ use crate::{
 };
 
 /// What the tests of the loaded programs run.
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 9] = [
     tool::BPFTOOL,
     tool::CURL,
+    tool::DIG,
     tool::ETHTOOL,
     tool::IP,
+    tool::IPERF3,
     tool::IPTABLES,
     tool::PING,
+    tool::TRACEROUTE,
 ];
 
 /// The package with the lab, the packet tables and the scenarios.

@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
-/// Most bytes that `/bytes/N` has.
+/// Bytes of [`payload`]; a larger `/bytes/N` repeats it.
 pub const LARGEST: usize = 32 << 20;
 
 /// Serves until it is dropped.
@@ -95,10 +95,17 @@ fn answer(stream: TcpStream, client: SocketAddr) -> io::Result<()> {
                 .strip_prefix("/bytes/")
                 .and_then(|length| length.parse().ok())
             {
-                Some(length) if length <= LARGEST => {
-                    reply(&mut writer, "200 OK", &payload()[..length])
+                Some(length) => {
+                    begin(&mut writer, "200 OK", length)?;
+                    let mut left: usize = length;
+                    while left > 0 {
+                        let part = left.min(LARGEST);
+                        writer.write_all(&payload()[..part])?;
+                        left -= part;
+                    }
+                    writer.shutdown(Shutdown::Write)
                 }
-                _ => reply(&mut writer, "404 Not Found", b"/who or /bytes/N\n"),
+                None => reply(&mut writer, "404 Not Found", b"/who or /bytes/N\n"),
             }
         }
         _ => reply(&mut writer, "400 Bad Request", b""),
@@ -106,13 +113,16 @@ fn answer(stream: TcpStream, client: SocketAddr) -> io::Result<()> {
 }
 
 fn reply(writer: &mut TcpStream, status: &str, body: &[u8]) -> io::Result<()> {
-    let length = body.len();
+    begin(writer, status, body.len())?;
+    writer.write_all(body)?;
+    writer.shutdown(Shutdown::Write)
+}
+
+fn begin(writer: &mut TcpStream, status: &str, length: usize) -> io::Result<()> {
     writer.write_all(
         format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
             .as_bytes(),
-    )?;
-    writer.write_all(body)?;
-    writer.shutdown(Shutdown::Write)
+    )
 }
 
 /// First line and content length of a request or a reply.
@@ -225,6 +235,22 @@ pub fn payload() -> &'static [u8] {
 /// SHA-256, as `sha256sum` prints it.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of bytes that come in parts.
+#[derive(Clone, Debug, Default)]
+pub struct Digest(Sha256);
+
+impl Digest {
+    /// Takes the next part.
+    pub fn update(&mut self, part: &[u8]) {
+        self.0.update(part);
+    }
+
+    /// What [`sha256`] says of all parts.
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

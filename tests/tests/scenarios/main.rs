@@ -5,6 +5,7 @@
 //! cargo test -p nucnet-tests --test scenarios                 all
 //! cargo test -p nucnet-tests --test scenarios hairpin         those whose names contain it
 //! cargo test -p nucnet-tests --test scenarios -- --list
+//! cargo test -p nucnet-tests --test scenarios -- --include-ignored   the slow ones too
 //! ```
 //!
 //! `NUCNET_CTL` names the binary under test (else the newest one in the target directory is
@@ -31,6 +32,7 @@ mod network;
 mod outbound;
 mod publish;
 mod robustness;
+mod transfers;
 mod vantage;
 
 use std::process::ExitCode;
@@ -63,7 +65,7 @@ fn main() -> ExitCode {
 
     let skipped = Arc::new(Mutex::new(Vec::new()));
     let mut trials = Vec::new();
-    for module in [
+    let modules = [
         publish::SCENARIOS,
         nat::SCENARIOS,
         outbound::SCENARIOS,
@@ -83,7 +85,11 @@ fn main() -> ExitCode {
         robustness::SCENARIOS,
         vantage::SCENARIOS,
         hold::SCENARIOS,
-    ] {
+        transfers::SCENARIOS,
+    ];
+    let slow = [(transfers::SLOW, true)];
+    let modules = modules.into_iter().map(|module| (module, false));
+    for (module, is_slow) in modules.chain(slow) {
         for scenario in module {
             let families = match scenario.families {
                 Families::Each => &Family::ALL[..],
@@ -96,7 +102,7 @@ fn main() -> ExitCode {
                     Families::Together => scenario.name.to_owned(),
                 };
                 let title = name.clone();
-                trials.push(Trial::ignorable_test(name, move || {
+                let trial = Trial::ignorable_test(name, move || {
                     let outcome = match &obstacle {
                         Some(reason) => Err(Skip(reason.clone()).into()),
                         None => run(scenario, way, family),
@@ -114,7 +120,8 @@ fn main() -> ExitCode {
                             Err(error) => Err(Failed::from(chain(&error))),
                         },
                     }
-                }));
+                });
+                trials.push(trial.with_ignored_flag(is_slow));
             }
         }
     }
