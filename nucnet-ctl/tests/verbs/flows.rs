@@ -109,6 +109,38 @@ fn a_hundred_thousand_flows_are_listed_in_two_seconds() {
 }
 
 #[test]
+fn what_lists_prints_one_array_also_when_it_is_empty() {
+    on_a_host(|lab| {
+        let lists = ["list", "network list", "nat list", "flows"];
+        let all_are_empty = |when: &str| {
+            for verb in lists {
+                let text = lab.ok(&format!("{verb} -o json"));
+                let shown: Value = serde_json::from_str(&text).expect("one JSON text");
+                assert_eq!(shown, serde_json::json!([]), "{verb}, {when}");
+            }
+        };
+        all_are_empty("nothing was ever attached");
+        let netns = lab.container("web");
+        lab.ok(&format!("attach --netns {} --id web", netns.display()));
+        lab.ok("nat add snat --int 10.5.0.0/24 --ext-ip 192.0.2.1");
+        let (number, _) = endpoint(lab, "web");
+        let mut datapath = lab.datapath();
+        insert(&mut datapath, &[flow(number, 1)]);
+        let usage = Usage {
+            flows: 1,
+            bindings: 0,
+        };
+        datapath.usage.insert(&number, &usage).expect("insert");
+        for verb in lists {
+            assert_eq!(list(&lab.json(verb)).len(), 1, "{verb}");
+        }
+        lab.ok("nat clear");
+        lab.ok("detach web");
+        all_are_empty("nothing is left");
+    });
+}
+
+#[test]
 fn flows_are_shown_while_they_live_and_by_endpoint() {
     on_a_host(|lab| {
         assert_eq!(lab.json("flows"), serde_json::json!([]));
