@@ -289,7 +289,11 @@ impl Compiled {
     /// later one are not judged again.
     pub fn enforce(&self, since: u32, endpoint: &mut abi::Endpoint) {
         endpoint.policy = self.number;
-        endpoint.policy_default = self.default.abi() as u32;
+        // Where there is none, the entry is that of an endpoint which never had one.
+        endpoint.policy_default = match self.number {
+            0 => 0,
+            _ => self.default.abi() as u32,
+        };
         endpoint.policy_since = since;
         endpoint.policy_host = self.host_class;
         endpoint.policy_flags = match self.is_quiet {

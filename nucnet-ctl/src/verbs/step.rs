@@ -426,13 +426,26 @@ impl<'a> World<'a> {
         let (bpffs, host) = (self.session.bpffs(), &self.session.bpf_host);
         self.loaded = Datapath::open_existing(bpffs, host)?.is_none();
         let datapath = Datapath::open_or_load(bpffs, host)?;
+        let hooked = self.hook_host(&datapath);
+        if hooked.is_err() && self.loaded {
+            drop(datapath);
+            // The error that led here is the one to report.
+            let _ = Datapath::remove(bpffs);
+            return hooked;
+        }
+        hooked?;
+        self.datapath = Some(datapath);
+        Ok(())
+    }
+
+    /// Puts the programs about the host's own sockets where they belong.
+    fn hook_host(&self, datapath: &Datapath) -> Result<(), Error> {
         datapath.attach_loopback()?;
-        match self
+        let held = self
             .session
             .cgroup()
-            .and_then(|cgroup| Ok(datapath.attach_bind(&cgroup)?))
-        {
-            Ok(()) => {}
+            .and_then(|cgroup| Ok(datapath.attach_bind(&cgroup)?));
+        match held {
             // Who publishes nothing has no ports to hold, and without control groups nobody can.
             Err(error)
                 if self.session.host.options().cgroup.is_none()
@@ -445,18 +458,10 @@ impl<'a> World<'a> {
                     error = &error as &dyn std::error::Error,
                     "sockets of the host can take published ports"
                 );
+                Ok(())
             }
-            Err(error) => {
-                if self.loaded {
-                    drop(datapath);
-                    // The error that led here is the one to report.
-                    let _ = Datapath::remove(bpffs);
-                }
-                return Err(error);
-            }
+            held => held,
         }
-        self.datapath = Some(datapath);
-        Ok(())
     }
 
     /// Puts programs on all uplinks and takes them off what is none any more.
@@ -1217,6 +1222,7 @@ impl World<'_> {
                 | Step::PublishClaims(_)
                 | Step::PublishRecord(_)
                 | Step::EgressIntent(_)
+                | Step::EgressRecord(_)
                 | Step::Entries(_)
                 | Step::Neighbours(_)
                 | Step::ResolvConf(_)

@@ -270,6 +270,18 @@ fn ten_thousand_prefixes_with_ports_are_in_force_within_a_second() {
 }
 
 #[test]
+fn a_policy_that_was_removed_leaves_no_drift() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        attach(lab, &web, OLD);
+        lab.ok("egress clear web");
+        assert_eq!(entry(lab).policy_default, 0);
+        let status = lab.json("status --sample 0s");
+        assert_eq!(list(&status["drift"]), [] as [Value; 0]);
+    });
+}
+
+#[test]
 fn a_dry_run_shows_the_steps_and_changes_nothing() {
     on_a_host(|lab| {
         let web = lab.container("web");
