@@ -357,7 +357,10 @@ impl Collection<'_> {
         for (link, _) in stale.iter().filter(|_| is_removed) {
             datapath.remove_endpoint(*link)?;
         }
-        let known: HashSet<u32> = networks.iter().map(|n| n.number).collect();
+        let mut known: HashSet<u32> = networks.iter().map(|n| n.number).collect();
+        if !mappings.is_empty() {
+            known.insert(abi::MAPPED);
+        }
         let mut stale = datapath.networks.entries()?;
         stale.retain(|(number, _)| !known.contains(number));
         count(abi::map::NETWORKS, stale.len());

@@ -1,6 +1,6 @@
 //! `nat add|list|remove|clear`: static mappings.
 
-use super::{Error, Host, Step, attach::failed, error::Left, host::Session, step::World};
+use super::{Error, Host, Step, attach::failed, error::Left, host::Session, repair, step::World};
 use crate::{
     kernel::{
         bpf::{Datapath, MappingEntries, Prefix},
@@ -18,6 +18,7 @@ use crate::{
         record::{MappingRecord, State},
     },
 };
+use nucnet_common::abi;
 use serde::Serialize;
 use std::net::IpAddr;
 
@@ -98,12 +99,7 @@ impl Host {
         if added.is_err() {
             session.abandon_if_fresh();
         }
-        let record = added?;
-        let datapath = Datapath::open_existing(
-            self.options.bpffs.as_path(),
-            &crate::kernel::bpf::Host::current()?,
-        )?;
-        view(&Netlink::open()?, datapath.as_ref(), record)
+        added
     }
 
     /// What adding a mapping would do. Nothing is changed.
@@ -229,7 +225,7 @@ enum Intent {
     New(MappingRecord),
 }
 
-fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingRecord, Error> {
+fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingView, Error> {
     // What a call that died had begun, or begun to remove, is neither there nor in the way.
     for record in session.state.sound_mappings()? {
         if record.state != State::Active {
@@ -237,26 +233,32 @@ fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingRecord, Error
             remove(session, record)?;
         }
     }
-    let (record, is_new) = match intend(session, spec)? {
-        Intent::Whole(record) => return Ok(record),
+    let intent = intend(session, spec)?;
+    // Whatever is to be told is asked for now: once the mapping is there, nothing may fail.
+    let (Intent::Whole(record) | Intent::Damaged(record) | Intent::New(record)) = &intent;
+    let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    let mut shown = view(&session.netlink, datapath.as_ref(), record.clone())?;
+    drop(datapath);
+    shown.state = State::Active;
+    let (record, is_new) = match intent {
+        Intent::Whole(_) => return Ok(shown),
         Intent::Damaged(record) => (record, false),
         Intent::New(record) => (record, true),
     };
     session.state.put_host(&session.record)?;
-    let plan: Plan<Step> = std::iter::once(Step::Datapath(session.bpffs().display().to_string()))
-        .chain(steps(&record))
-        .collect();
+    let mut steps = steps(&record);
+    steps.insert(0, Step::Datapath(session.bpffs().display().to_string()));
     let mut world = World::new(session);
     world.mapping = Some(record);
     if is_new {
+        let plan: Plan<Step> = steps.into_iter().collect();
         plan::run(&plan, &mut world).map_err(|failure| failed(&plan, failure))?;
     } else {
-        // It is not undone: what was there before stays.
-        for step in plan.steps() {
-            plan::Executor::apply(&mut world, step)?;
-        }
+        // It is on record, and what was active is not taken for unfinished if this fails.
+        steps.retain(|step| !matches!(step, Step::MappingIntent(_)));
+        repair::run(&mut world, steps)?;
     }
-    Ok(world.mapping.expect("a mapping is added"))
+    Ok(shown)
 }
 
 /// Decides everything about a mapping, and checks it against all that is there. Nothing is
@@ -336,7 +338,8 @@ fn is_whole(session: &Session, record: &MappingRecord) -> Result<bool, Error> {
                 .settings()
                 .is_ok_and(|settings| settings.mapping_link == link.index)
     });
-    Ok(is_ours && datapath.missing_entries(&entries(record))? == 0)
+    let has_behaviour = datapath.networks.get(&abi::MAPPED)?.is_some();
+    Ok(is_ours && has_behaviour && datapath.missing_entries(&entries(record))? == 0)
 }
 
 /// Fails, naming the owner, if somebody has what the mapping wants.

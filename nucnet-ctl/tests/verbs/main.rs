@@ -5,6 +5,7 @@ mod endpoints;
 mod faults;
 mod flows;
 mod lab;
+mod nat;
 mod repair;
 mod resolv;
 mod router;
