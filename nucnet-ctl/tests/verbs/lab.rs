@@ -213,8 +213,8 @@ impl Lab {
             .collect()
     }
 
-    /// How many entries the maps have that attaches fill.
-    fn entries(&self) -> Vec<String> {
+    /// How many entries the maps have that attaches and mappings fill.
+    pub(crate) fn entries(&self) -> Vec<String> {
         let host = bpf::Host::current().expect("host");
         let datapath = Datapath::open_existing(&self.options().bpffs, &host).expect("open");
         let Some(datapath) = datapath else {
@@ -228,6 +228,10 @@ impl Lab {
             ("usage", datapath.usage.count()),
             ("policy_cidrs", datapath.policy_cidrs.count()),
             ("policy_ports", datapath.policy_ports.count()),
+            ("mappings", datapath.mappings.count()),
+            ("hairpins", datapath.hairpins.count()),
+            ("snats", datapath.snats.count()),
+            ("mapping_counts", datapath.mapping_counts.count()),
         ];
         let shown = |(map, count): (&str, Result<usize, _>)| {
             format!("{} entries of map {map}", count.expect("count"))
