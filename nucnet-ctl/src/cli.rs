@@ -226,9 +226,9 @@ enum Verb {
     /// A packet that is refused is shown once, however often its sender repeats it, with the rule
     /// of the egress policy that denies it, or "default". Of an endpoint, at most 20 refusals and
     /// 200 flows a second are shown; how many were left out is shown with the next one, and
-    /// `inspect` counts each packet. A flow that falls silent is shown as closed when its place is
-    /// taken. With -o json, each event is an object on a line of its own. Up to four monitors can
-    /// run at once.
+    /// `inspect` counts each packet, also those of discovery that each start sends, which are not
+    /// shown. A flow that falls silent is shown as closed when its place is taken. With -o json,
+    /// each event is an object on a line of its own. Up to four monitors can run at once.
     #[command(after_help = "Examples:\n  nucnet-ctl monitor --endpoint web\n  \
         nucnet-ctl monitor -o json | jq -c 'select(.event == \"denied\")'")]
     Monitor {
