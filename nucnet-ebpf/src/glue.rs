@@ -334,7 +334,7 @@ impl Tables for Skb {
     #[inline(always)]
     fn insert_budget(&self, account: &Account, used_up: u64) {
         // Somebody else was faster: that error is free.
-        let _ = BUDGETS.insert(account, &used_up, BPF_NOEXIST.into());
+        let _ = BUDGETS.insert(account, used_up, BPF_NOEXIST.into());
     }
 
     #[inline(always)]
