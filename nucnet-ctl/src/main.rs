@@ -1,7 +1,6 @@
 //! The command line of nucnet: parse, call, print, exit.
 
 mod cli;
-mod columns;
 
 use std::process::ExitCode;
 

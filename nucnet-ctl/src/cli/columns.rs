@@ -1,4 +1,4 @@
-//! Aligned columns, of very many lines: the cells are one string.
+//! Aligned columns, also of very many lines: the cells are one string.
 
 use std::{
     fmt::{self, Display, Write as _},
@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Lines of `N` cells.
-pub(crate) struct Columns<const N: usize> {
+pub(super) struct Columns<const N: usize> {
     text: String,
     /// Where each cell ends.
     ends: Vec<usize>,
@@ -15,7 +15,7 @@ pub(crate) struct Columns<const N: usize> {
 
 impl<const N: usize> Columns<N> {
     /// With titles.
-    pub(crate) fn new(titles: [&str; N]) -> Self {
+    pub(super) fn new(titles: [&str; N]) -> Self {
         let mut columns = Self {
             text: String::new(),
             ends: Vec::new(),
@@ -26,7 +26,7 @@ impl<const N: usize> Columns<N> {
     }
 
     /// Adds a line.
-    pub(crate) fn line(&mut self, cells: [&dyn Display; N]) {
+    pub(super) fn line(&mut self, cells: [&dyn Display; N]) {
         for (cell, width) in cells.into_iter().zip(&mut self.widths) {
             let start = self.text.len();
             // A string takes all that is written to it.
@@ -37,7 +37,7 @@ impl<const N: usize> Columns<N> {
     }
 
     /// Prints all, two spaces between columns.
-    pub(crate) fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub(super) fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let widest = self.widths.iter().max().copied().unwrap_or(0);
         let spaces = " ".repeat(widest + 2);
         let mut start = 0;
@@ -52,6 +52,18 @@ impl<const N: usize> Columns<N> {
             out.write_all(b"\n")?;
         }
         Ok(())
+    }
+}
+
+/// A cell: something, or what stands for nothing.
+pub(super) struct Or<T>(pub(super) Option<T>, pub(super) &'static str);
+
+impl<T: Display> Display for Or<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(it) => it.fmt(f),
+            None => f.write_str(self.1),
+        }
     }
 }
 

@@ -1,0 +1,113 @@
+//! `list` and `inspect`; how an endpoint is shown.
+
+use std::{
+    io::{self, Write},
+    net::IpAddr,
+};
+
+use clap::Args;
+use nucnet_ctl::{
+    Error, Host,
+    model::record::Published,
+    verbs::{Dropped, EndpointDetails, EndpointView},
+};
+
+use super::{
+    columns::Columns,
+    egress,
+    global::Global,
+    output::{joined, show},
+    value::one,
+};
+
+/// Show all endpoints
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nucnet-ctl list -o json | jq -r '.[].addresses[]'")]
+pub(super) struct ListArgs;
+
+impl ListArgs {
+    pub(super) fn call(self, host: &Host, global: &Global) -> Result<(), Error> {
+        let endpoints = host.list()?;
+        show(global, &endpoints, |out| list(out, &endpoints))
+    }
+}
+
+/// Show one endpoint with its counters
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  nucnet-ctl inspect web")]
+pub(super) struct InspectArgs {
+    /// The endpoint
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+impl InspectArgs {
+    pub(super) fn call(self, host: &Host, global: &Global) -> Result<(), Error> {
+        let details = host.inspect(&one(&self.id, "ID")?)?;
+        show(global, &details, |out| inspected(out, &details))
+    }
+}
+
+fn list(out: &mut dyn Write, views: &[EndpointView]) -> io::Result<()> {
+    let mut columns = Columns::new(["ID", "STATE", "NETWORK", "ADDRESSES", "PUBLISHED"]);
+    for view in views {
+        columns.line([
+            &view.id,
+            &view.state,
+            &view.network,
+            &joined(&view.addresses),
+            &joined(published(view)),
+        ]);
+    }
+    columns.print(out)
+}
+
+fn inspected(out: &mut dyn Write, details: &EndpointDetails) -> io::Result<()> {
+    writeln!(out, "{}", details.endpoint.id)?;
+    show_details(out, &details.endpoint)?;
+    writeln!(out, "  flows      {}", details.flows)?;
+    writeln!(out, "  bindings   {}", details.bindings)?;
+    for (reason, Dropped { packets, bytes }) in &details.dropped {
+        writeln!(
+            out,
+            "  dropped    {packets} packets ({bytes} bytes): {reason}"
+        )?;
+    }
+    Ok(())
+}
+
+/// All of it but the id.
+pub(super) fn show_details(out: &mut dyn Write, view: &EndpointView) -> io::Result<()> {
+    writeln!(out, "  state      {}", view.state)?;
+    writeln!(out, "  network    {}", view.network)?;
+    writeln!(out, "  namespace  {}", view.netns.display())?;
+    writeln!(
+        out,
+        "  interface  {}, host side {}, {}, MTU {}",
+        view.ifname, view.host_ifname, view.mac, view.mtu
+    )?;
+    writeln!(out, "  addresses  {}", joined(&view.addresses))?;
+    writeln!(out, "  gateways   {}", joined(&view.gateways))?;
+    writeln!(out, "  published  {}", joined(published(view)))?;
+    egress::show_policy(out, &view.egress)
+}
+
+pub(super) fn published(view: &EndpointView) -> Vec<String> {
+    let ports = |first: u16, last: u16| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    let one = |p: &Published| {
+        let host = match p.host_ip {
+            None => "*".to_owned(),
+            Some(IpAddr::V4(v4)) => v4.to_string(),
+            Some(IpAddr::V6(v6)) => format!("[{v6}]"),
+        };
+        let (outside, inside) = (
+            ports(p.host_port, p.host_port_end),
+            ports(p.port, p.port_end),
+        );
+        format!("{host}:{outside}->{inside}/{}", p.protocol)
+    };
+    view.published.iter().map(one).collect()
+}
