@@ -174,25 +174,13 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         }
     };
     let is_answered_back = same(&flow.next_hop, &NOBODY);
-    let way = if !is_inside {
-        Way::Uplink {
-            link: flow.link,
-            next_hop: flow.inside_hop,
+    if is_inside && is_answered_back {
+        if packet.l3 == 0 {
+            // Without an Ethernet header there is no room for the client's address.
+            return Err(Reason::NoRoute);
         }
-    } else if !is_answered_back {
-        Way::Uplink {
-            link: flow.peer_link,
-            next_hop: flow.next_hop,
-        }
-    } else if packet.l3 != 0 {
         env.store(0, &flow.macs, Balance::Balanced)?;
-        Way::Link {
-            link: flow.peer_link,
-        }
-    } else {
-        // Without an Ethernet header there is no room for the client's address.
-        return Err(Reason::NoRoute);
-    };
+    }
     let side = if is_inside { Side::Inside } else { Side::Peer };
     advance(env, key, &mut flow, packet, side, now);
     if !is_inside && is_answered_back {
@@ -200,7 +188,22 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     }
     count(env, &flow, packet);
     rewrite.apply(env, packet)?;
-    Ok(way)
+    // Said last: Linux 5.10 lets no value be kept meanwhile of which some bytes are not set.
+    if !is_inside {
+        return Ok(Way::Uplink {
+            link: flow.link,
+            next_hop: flow.inside_hop,
+        });
+    }
+    if is_answered_back {
+        return Ok(Way::Link {
+            link: flow.peer_link,
+        });
+    }
+    Ok(Way::Uplink {
+        link: flow.peer_link,
+        next_hop: flow.next_hop,
+    })
 }
 
 /// Counts a packet of a flow, which has counted it already, for the mapping that the flow came
