@@ -67,6 +67,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: next_owner,
     },
     Scenario {
+        name: "large_answers_reach_clients_of_the_host",
+        what: "an answer in fragments comes over lo as a short one does: DNS with signatures",
+        families: Families::Each,
+        run: large_answers,
+    },
+    Scenario {
         name: "connections_of_the_host_end_with_their_publish",
         what: "a client that waits for an answer hears at once that there will be none",
         families: Families::Each,
@@ -535,6 +541,23 @@ fn next_owner(case: &Case) -> Result<()> {
         .expect(0)?;
     for (unconnected, _, to) in &sockets {
         udp::exchange(unconnected, *to, "who", SOON)?;
+    }
+    Ok(())
+}
+
+fn large_answers(case: &Case) -> Result<()> {
+    let served = Served::new(case, "web", &["-p", "5300:53/udp"])?;
+    let gateway = served.endpoint.gateway(case.family)?;
+    let question = match case.family {
+        Family::V4 => "?".repeat(1500 - 28),
+        Family::V6 => "?".repeat(1500 - 48),
+    };
+    for own in [case.family.loopback(), HOST.of(case.family), gateway] {
+        let socket = case.lab.host.udp(case.any(0))?;
+        let to = SocketAddr::new(own, 5300);
+        // The answer says more, and does not fit any more.
+        let seen = udp::exchange(&socket, to, &question, SOON)?;
+        ensure!(seen.text == question, "{to} understood {:?}", seen.text);
     }
     Ok(())
 }
