@@ -33,7 +33,9 @@ pub struct FileError {
 /// Not even a damaged record is larger, in bytes: what is, is not read.
 const LARGEST: u64 = 64 << 20;
 
-/// How the names of files end that are being written.
+/// What a file is called while it is being written. One name for all of a directory, which has
+/// one writer at a time: what a process began and died over is overwritten by the next one,
+/// whatever that writes.
 const UNFINISHED: &str = ".new";
 
 /// An open directory. Names are single components.
@@ -119,7 +121,6 @@ impl Directory {
     /// Replaces a file as a whole: whoever reads it, and whatever happens meanwhile, finds the
     /// old bytes or the new ones. One writer at a time.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
-        let new = unfinished(name);
         let flags = OFlag::O_WRONLY
             | OFlag::O_CREAT
             | OFlag::O_TRUNC
@@ -127,8 +128,8 @@ impl Directory {
             | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let mut file: File = before_change()
-            .and_then(|()| openat(&self.fd, new.as_str(), flags, mode))
-            .map_err(self.failed("create", &new))?
+            .and_then(|()| openat(&self.fd, UNFINISHED, flags, mode))
+            .map_err(self.failed("create", UNFINISHED))?
             .into();
         let written = before_change()
             .map_err(io::Error::from)
@@ -142,21 +143,19 @@ impl Directory {
             })
             .and_then(|()| {
                 before_change()
-                    .and_then(|()| renameat(&self.fd, new.as_str(), &self.fd, name))
+                    .and_then(|()| renameat(&self.fd, UNFINISHED, &self.fd, name))
                     .map_err(self.failed("replace", name))
             });
         if placed.is_err() {
             // The error that led here is the one to report.
-            let _ = self.remove(&new);
+            let _ = self.remove(UNFINISHED);
         }
         placed.and_then(|()| self.sync())
     }
 
     /// Whether a name is that of a file which is being written, or was left by that.
     pub(crate) fn is_unfinished(name: &str) -> bool {
-        name.strip_prefix('.')
-            .and_then(|name| name.strip_suffix(UNFINISHED))
-            .is_some()
+        name == UNFINISHED
     }
 
     fn sync(&self) -> Result<(), FileError> {
@@ -258,11 +257,6 @@ impl AsFd for Directory {
     }
 }
 
-/// What a file is called while it is being written.
-fn unfinished(name: &str) -> String {
-    format!(".{name}{UNFINISHED}")
-}
-
 fn before_change() -> Result<(), Errno> {
     fault::before(Operation::File)
 }
@@ -291,6 +285,23 @@ mod tests {
         assert_eq!(directory.names().unwrap(), ["a"]);
         assert!(directory.remove("a").unwrap());
         assert!(!directory.remove("a").unwrap());
+    }
+
+    /// A mapping that is added again gets another number, and its record another name.
+    #[test]
+    fn what_somebody_died_over_is_overwritten_by_whatever_is_written_next() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::open(place.path()).unwrap().unwrap();
+        // Made, and neither written nor put in its place.
+        fault::dying::after(Some(1));
+        directory.write("a", b"much").unwrap_err();
+        fault::dying::after(None);
+        let left = directory.names().unwrap();
+        assert!(left.iter().all(|name| Directory::is_unfinished(name)));
+        assert_eq!(left.len(), 1);
+        directory.write("b", b"2").unwrap();
+        assert_eq!(directory.names().unwrap(), ["b"]);
+        assert_eq!(directory.read("b").unwrap().unwrap(), b"2");
     }
 
     #[test]
