@@ -19,5 +19,6 @@ pub mod resolv;
 pub mod sockets;
 pub mod store;
 pub mod sysctl;
+pub mod tool;
 
 pub use directory::FileError;

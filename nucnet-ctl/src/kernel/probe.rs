@@ -1,7 +1,7 @@
 //! What this kernel and this host are like, as far as `doctor` wants to know. Nothing is
 //! changed; what cannot be looked at is absent.
 
-use std::{fs, io, path::Path, process::Command, thread};
+use std::{fs, io, path::Path, thread, time::Duration};
 
 use aya::util::KernelVersion;
 use nix::{
@@ -9,7 +9,10 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::netlink::{self, BridgeSpec, Netlink, Port, VethSpec};
+use super::{
+    netlink::{self, BridgeSpec, Netlink, Port, VethSpec},
+    tool::Tool,
+};
 use crate::model::Mac;
 
 /// The first line of a file of the kernel's; none: it is not there, or not readable.
@@ -93,12 +96,14 @@ fn try_bridge_port() -> Result<bool, Error> {
 pub struct Rules {
     /// The tool.
     pub tool: &'static str,
-    /// What it said; none: it is there, and could not be run.
+    /// What it said; none: it is there, and could not be asked.
     pub text: Option<String>,
 }
 
 /// The rules of the host's firewalls, of each tool that is installed.
 pub fn firewalls() -> Vec<Rules> {
+    /// For as many rules as there may be.
+    const PATIENCE: Duration = Duration::from_secs(20);
     // Without a table's name, `iptables-save` shows those that exist, and loads none.
     [
         ("iptables-save", &[][..]),
@@ -106,19 +111,17 @@ pub fn firewalls() -> Vec<Rules> {
         ("nft", &["list", "chains"]),
     ]
     .into_iter()
-    .filter_map(
-        |(tool, arguments)| match Command::new(tool).args(arguments).output() {
-            Ok(output) => Some(Rules {
-                tool,
-                text: output
-                    .status
-                    .success()
-                    .then(|| String::from_utf8_lossy(&output.stdout).into_owned()),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(_) => Some(Rules { tool, text: None }),
-        },
-    )
+    .filter_map(|(tool, arguments)| {
+        let said = Tool::find(tool)
+            .transpose()?
+            .and_then(|tool| tool.run(arguments, PATIENCE));
+        let text = said
+            .inspect_err(|error| {
+                tracing::warn!(error = error as &dyn std::error::Error, "cannot ask {tool}");
+            })
+            .ok();
+        Some(Rules { tool, text })
+    })
     .collect()
 }
 
