@@ -61,15 +61,19 @@ fn look(
     };
     let view = View::new(&session.netlink, links, datapath.as_ref(), mounts)?;
     let sight = view.endpoint(endpoint, Some(network), Some(netns))?;
-    let mut host = Unexplained::default();
+    let mut unexplained = Unexplained::default();
     if let Some(datapath) = &datapath {
         let (name, direction) = (program::FROM_LOOPBACK, Direction::Egress);
         let (_, hooked) = view.hooked(bpf::LOOPBACK, name, direction)?;
-        host.loopback_gone = hooked != Hooked::Yes;
-        host.bind_hooks = datapath.missing_bind_hooks()?;
+        unexplained.loopback_gone = hooked != Hooked::Yes;
+        unexplained.bind_hooks = datapath.missing_bind_hooks()?;
+    }
+    let mut host = unexplained.drift();
+    for seen in view.uplinks()? {
+        host.extend(drift::of_uplink(&seen.uplink.link.name, seen.hooked, 1));
     }
     Ok(Damage {
-        host: host.drift(),
+        host,
         network: drift::of_network(network, &view.network(network)?),
         resolv_conf: endpoint.resolv.is_some() && !sight.resolv_conf,
         endpoint: drift::of_endpoint(endpoint, &sight),
@@ -115,6 +119,8 @@ pub(super) fn plan(
     ];
     if !damage.network.is_empty() {
         steps.extend(network_repair(network));
+    } else if damage.endpoint.is_empty() {
+        return Ok(steps);
     }
     for step in endpoint_steps(endpoint, &bridge, None) {
         match step {

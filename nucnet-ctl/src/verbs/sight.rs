@@ -7,8 +7,10 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::{self, Attachment, Datapath, Prefix},
-        netlink::{self, Direction, Link, Neighbour, Netlink, State as LinkState},
+        bpf::{self, Attachment, Datapath, LinkLayer, Prefix},
+        netlink::{
+            self, Direction, Link, LinkType, Neighbour, Netlink, State as LinkState, Uplink,
+        },
         netns::{self, NetnsFd},
         resolv,
         sysctl::{Family, LinkKey, Sysctl},
@@ -21,6 +23,25 @@ use crate::{
 };
 use nucnet_common::abi::{self, program};
 use std::{cell::RefCell, collections::HashMap, net::IpAddr};
+
+/// An interface by which packets come and go.
+pub(super) struct SeenUplink {
+    pub(super) uplink: Uplink,
+    pub(super) layer: LinkLayer,
+    /// How the program sits there.
+    pub(super) kind: Option<bpf::AttachKind>,
+    /// Whether it does.
+    pub(super) hooked: Hooked,
+}
+
+/// How frames begin on an interface; none: there is no program for it.
+pub(super) fn link_layer(link: &Link) -> Option<LinkLayer> {
+    match link.link_type {
+        LinkType::Ethernet => Some(LinkLayer::Ethernet),
+        LinkType::Loopback => None,
+        LinkType::Other(kind) => LinkLayer::from_hardware_type(kind),
+    }
+}
 
 /// What is there, looked at once.
 pub(super) struct View<'a> {
@@ -106,6 +127,25 @@ impl<'a> View<'a> {
         };
         let hooked = if is_there { Hooked::Yes } else { Hooked::Lost };
         Ok((Some(noted.kind), hooked))
+    }
+
+    /// All uplinks that there is a program for.
+    pub(super) fn uplinks(&self) -> Result<Vec<SeenUplink>, Error> {
+        let mut seen = Vec::new();
+        for uplink in self.netlink.uplinks()? {
+            let Some(layer) = link_layer(&uplink.link) else {
+                continue;
+            };
+            let (kind, hooked) =
+                self.hooked(uplink.link.index, layer.program(), Direction::Ingress)?;
+            seen.push(SeenUplink {
+                uplink,
+                layer,
+                kind,
+                hooked,
+            });
+        }
+        Ok(seen)
     }
 
     fn link(&self, name: &str, alias: &str, index: Option<u32>) -> LinkSight {

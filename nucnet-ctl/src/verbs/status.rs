@@ -10,7 +10,7 @@ use crate::{
     OBJECT_HASH,
     kernel::{
         bpf::{self, AttachKind, Datapath, Pinned, RunTimeStatistics},
-        netlink::{Direction, LinkType, Netlink, Uplink},
+        netlink::{Direction, Netlink},
         netns::NetnsFd,
         resolv,
     },
@@ -171,7 +171,7 @@ impl Host {
         let mounts = resolv::mounts(&self.options.state_dir)?;
         let view = View::new(&netlink, netlink.links()?, datapath.as_ref(), mounts)?;
         let mut found = Vec::new();
-        let uplinks = view.uplinks(&networks, &mut found)?;
+        let uplinks = view.uplinks_of(&networks, &mut found)?;
         let network_views = view.networks(&networks, &endpoints, &mut found)?;
         for endpoint in &endpoints {
             let network = networks.iter().find(|n| n.number == endpoint.network);
@@ -256,21 +256,15 @@ fn hook_name(kind: AttachKind) -> &'static str {
 }
 
 impl View<'_> {
-    fn uplinks(
+    fn uplinks_of(
         &self,
         networks: &[NetworkRecord],
         found: &mut Vec<Drift>,
     ) -> Result<Vec<UplinkStatus>, Error> {
         let mut uplinks = Vec::new();
-        for Uplink { link, addresses } in self.netlink.uplinks()? {
-            let layer = match link.link_type {
-                LinkType::Ethernet => Some(bpf::LinkLayer::Ethernet),
-                LinkType::Loopback => None,
-                LinkType::Other(kind) => bpf::LinkLayer::from_hardware_type(kind),
-            };
-            let Some(layer) = layer else { continue };
-            let (kind, hooked) = self.hooked(link.index, layer.program(), Direction::Ingress)?;
-            found.extend(drift::of_uplink(&link.name, hooked, networks.len()));
+        for seen in self.uplinks()? {
+            let link = seen.uplink.link;
+            found.extend(drift::of_uplink(&link.name, seen.hooked, networks.len()));
             let serves = networks
                 .iter()
                 .map(NetworkRecord::uplinks)
@@ -278,10 +272,10 @@ impl View<'_> {
             uplinks.push(UplinkStatus {
                 id: link.name,
                 index: link.index,
-                addresses,
-                hook: kind.map(hook_name),
-                program: layer.program(),
-                present: hooked == Hooked::Yes,
+                addresses: seen.uplink.addresses,
+                hook: seen.kind.map(hook_name),
+                program: seen.layer.program(),
+                present: seen.hooked == Hooked::Yes,
                 serves,
             });
         }

@@ -4,14 +4,13 @@
 //! place for each thing that is made and removed. Undoing what was never done, or is gone, is
 //! no error.
 
-use super::{Error, OpenFlows, host::Session, publish};
+use super::{Error, OpenFlows, host::Session, publish, sight::link_layer};
 use crate::{
     kernel::{
-        bpf::{Datapath, HostInterface, LinkLayer, Prefix},
+        bpf::{Datapath, HostInterface, Prefix},
         claims::{Claim, Holder, Use},
         netlink::{
-            self, BridgeSpec, Change, Link, LinkType, Neighbour, Netlink, Owner, Port, Route,
-            VethSpec,
+            self, BridgeSpec, Change, Link, Neighbour, Netlink, Owner, Port, Route, VethSpec,
         },
         netns::{self, NetnsFd},
         resolv::Root,
@@ -471,14 +470,9 @@ impl<'a> World<'a> {
             .uplinks()?
             .into_iter()
             .filter_map(|uplink| {
-                let link_layer = match uplink.link.link_type {
-                    LinkType::Ethernet => LinkLayer::Ethernet,
-                    LinkType::Loopback => return None,
-                    LinkType::Other(kind) => LinkLayer::from_hardware_type(kind)?,
-                };
                 Some(HostInterface {
                     index: uplink.link.index,
-                    link_layer,
+                    link_layer: link_layer(&uplink.link)?,
                     mtu: uplink.link.mtu,
                     addresses: uplink.addresses.iter().map(IpNet::addr).collect(),
                     name: uplink.link.name,

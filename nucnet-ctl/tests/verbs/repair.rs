@@ -59,6 +59,24 @@ fn the_queueing_discipline_of_the_program_is_put_back() {
     });
 }
 
+#[test]
+fn an_uplink_whose_program_somebody_took_off_gets_it_back() {
+    repaired(|lab, _, _| {
+        let link = lab.options().bpffs.join("links/from_uplink@up0");
+        command("bpftool", &format!("link detach pinned {}", link.display()));
+    });
+}
+
+#[test]
+fn an_uplink_that_came_up_since_the_attach_gets_its_program() {
+    repaired(|lab, _, _| {
+        let link = lab.options().bpffs.join("links/from_uplink@up0");
+        fs::remove_file(link).expect("remove");
+        let mut datapath = lab.datapath();
+        assert!(datapath.uplinks.remove(&index("up0")).expect("remove"));
+    });
+}
+
 fn index(interface: &str) -> u32 {
     nix::net::if_::if_nametoindex(interface).expect("index")
 }
