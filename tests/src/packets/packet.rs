@@ -249,6 +249,12 @@ impl Packet {
         self
     }
 
+    /// As the next router forwards it.
+    pub fn one_hop_on(mut self) -> Self {
+        self.ttl -= 1;
+        self
+    }
+
     /// As a router's own: of internetwork control, and in IPv4 without identification.
     pub fn of_router(mut self) -> Self {
         self.control = true;

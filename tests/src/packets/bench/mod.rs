@@ -77,7 +77,23 @@ fn compile(policy: &Policy, party: &Party, number: u32) -> (Endpoint, Compiled) 
     (endpoint, compiled)
 }
 
-impl Egress<'_> {
+impl<'a> Egress<'a> {
+    /// What these rules allow, and nothing else.
+    pub fn allow(rules: &'a [&'a str]) -> Self {
+        Self {
+            allow: rules,
+            ..Self::default()
+        }
+    }
+
+    /// All but what these rules deny.
+    pub fn deny(rules: &'a [&'a str]) -> Self {
+        Self {
+            deny: rules,
+            ..Self::default()
+        }
+    }
+
     /// The entry of an endpoint under this policy, of that number, and the policy's own entries.
     pub fn compile(self, party: &Party, number: u32) -> (Endpoint, Compiled) {
         compile(&self.policy(), party, number)
@@ -332,6 +348,26 @@ impl<'e> Bench<'e> {
     pub fn from_uplink(&mut self, link: u32, frame: &impl Frame) -> Sent {
         let frame = frame.framed(site::interface(link).mac, ROUTER_MAC);
         self.send(Hook::FromUplink { link }, frame, 0)
+    }
+
+    /// An endpoint sends a packet, which leaves by the uplink from this address and port.
+    #[track_caller]
+    pub fn goes_out(&mut self, party: &Party, packet: &Packet, external: impl Into<SocketAddr>) {
+        let router = match packet.destination() {
+            IpAddr::V4(_) => site::ROUTER4,
+            IpAddr::V6(_) => site::ROUTER6,
+        };
+        let seen = packet.clone().from(external).one_hop_on();
+        let sent = self.from_endpoint(party, packet);
+        sent.leaves(site::UPLINK, router, &seen);
+    }
+
+    /// A packet comes in by the uplink, and reaches an endpoint at this address and port.
+    #[track_caller]
+    pub fn comes_in(&mut self, packet: &Packet, party: &Party, inside: impl Into<SocketAddr>) {
+        let seen = packet.clone().to(inside).one_hop_on();
+        let sent = self.from_uplink(site::UPLINK, packet);
+        sent.reaches(party, &seen);
     }
 
     /// A packet comes in by an uplink without link-layer header.

@@ -96,11 +96,7 @@ fn error_of_every_kind_is_translated(bench: &mut Bench<'_>, ip: &Family) {
         ]
     };
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     for start in kinds {
         let error = icmp(ip.router, ip.host, *start).payload(tcp("S", host, server).bytes());
         let expected = icmp(ip.router, ip.web, *start).payload(tcp("S", web, server).bytes());
@@ -112,11 +108,7 @@ fn error_of_every_kind_is_translated(bench: &mut Bench<'_>, ip: &Family) {
 
 fn error_of_a_router_on_the_way_is_taken_from_anybody(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     for router in [ip.router, ip.client, ip.nowhere] {
         bench
             .from_uplink(UPLINK, &about(router, ip.host, &udp(host, server)))
@@ -127,9 +119,7 @@ fn error_of_a_router_on_the_way_is_taken_from_anybody(bench: &mut Bench<'_>, ip:
 fn error_from_outside_about_a_reply_of_a_published_port(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
     bench
         .from_uplink(UPLINK, &about(ip.router, ip.host, &tcp("SA", host, client)))
         .reaches(
@@ -143,9 +133,7 @@ fn error_with_another_client_port_inside(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80");
     bench.publish(&WEB, "8081:80");
     let (client, web) = ((ip.client, 40_000), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, (ip.host, 8080)))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, (ip.host, 8080)), &WEB, web);
     let host = (ip.host, 8081);
     let sent = bench.from_uplink(UPLINK, &tcp("S", client, host));
     let state = bench.state();
@@ -174,9 +162,7 @@ fn error_with_another_client_port_inside(bench: &mut Bench<'_>, ip: &Family) {
 fn error_of_an_endpoint_leaves_with_the_published_address(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
+    bench.comes_in(&udp(client, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &about(ip.web, ip.client, &udp(client, web)))
         .leaves(
@@ -189,14 +175,8 @@ fn error_of_an_endpoint_leaves_with_the_published_address(bench: &mut Bench<'_>,
 fn error_of_an_endpoint_about_what_it_asked_for_leaves(bench: &mut Bench<'_>, ip: &Family) {
     // The socket is closed when the answer comes.
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.goes_out(&WEB, &udp(web, server), host);
+    bench.comes_in(&udp(server, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &about(ip.web, ip.server, &udp(server, web)))
         .leaves(
@@ -298,11 +278,7 @@ fn cut(packet: &Packet, after_ip: usize) -> Vec<u8> {
 
 fn quote_cut_after_eight_bytes(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     let error =
         |to, quoted: &Packet, after_ip| about(ip.router, to, quoted).payload(cut(quoted, after_ip));
     // Without checksum, then with it.
@@ -320,11 +296,7 @@ fn quote_cut_after_eight_bytes(bench: &mut Bench<'_>, ip: &Family) {
             .passes();
     }
     // Of a datagram the checksum is always quoted.
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench
         .from_uplink(UPLINK, &error(ip.host, &udp(host, server), 8))
         .reaches(&WEB, &error(ip.web, &udp(web, server), 8).ttl(63));
@@ -348,11 +320,7 @@ fn extensions_after_the_quote_are_carried_along(bench: &mut Bench<'_>, ip: &Fami
     // RFC 4884: an extension structure after a quote padded to 128 bytes; the length is in
     // words of four bytes, in IPv6 of eight.
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let error = |to, quoted: Packet| {
         let start = if ip.web.is_ipv4() {
             [11, 0, 0, 0, 0, 32, 0, 0]
@@ -399,11 +367,7 @@ fn options_in_the_quote_are_stepped_over(bench: &mut Bench<'_>) {
 
 fn wrong_checksum_of_an_error_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench
         .from_uplink(
             UPLINK,
@@ -420,11 +384,7 @@ fn wrong_checksum_of_an_error_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
 
 fn wrong_checksum_of_a_quoted_header_is_none_of_ours(bench: &mut Bench<'_>) {
     let (web, host, server) = ((WEB.v4, 5000), (V4.host, 5000), (V4.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        V4.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let mut quoted = udp(host, server).bytes();
     quoted[11] ^= 1;
     bench
@@ -445,11 +405,7 @@ fn wrong_checksum_of_a_quoted_header_is_none_of_ours(bench: &mut Bench<'_>) {
 
 fn long_error_of_odd_length_is_summed_up_whole(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let ip_header = if ip.web.is_ipv4() { 20 } else { 40 };
     // An error of 576 and 1,280 bytes, around these, and longer than is summed up.
     for length in [547, 548, 549, 1231, 1232, 1233, 1400] {
@@ -469,14 +425,8 @@ fn long_error_of_odd_length_is_summed_up_whole(bench: &mut Bench<'_>, ip: &Famil
 
 fn error_neither_makes_nor_refreshes_nor_ends_a_flow(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.goes_out(&WEB, &udp(web, server), host);
+    bench.comes_in(&udp(server, host), &WEB, web);
     let before = bench.state();
     bench
         .from_uplink(UPLINK, &about(ip.server, ip.host, &udp(host, server)))
@@ -506,11 +456,7 @@ fn error_about_an_unknown_or_dead_flow_is_the_hosts(bench: &mut Bench<'_>, ip: &
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     let error = about(ip.server, ip.host, &udp(host, server));
     bench.from_uplink(UPLINK, &error).passes();
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     // To another address than that of the sender of what it quotes.
     let elsewhere = about(ip.server, ip.gateway, &udp(host, server));
     bench.from_uplink(UPLINK, &elsewhere).passes();
@@ -538,9 +484,7 @@ fn error_of_an_endpoint_goes_to_the_sender_of_what_it_quotes_only(
 ) {
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
+    bench.comes_in(&udp(client, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &about(ip.web, ip.server, &udp(client, web)))
         .is_dropped(Reason::NoFlow);
@@ -552,11 +496,7 @@ fn error_of_an_endpoint_goes_to_the_sender_of_what_it_quotes_only(
 
 fn error_about_an_error_is_about_nothing(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let error = about(ip.host, ip.server, &udp(server, host));
     bench
         .from_uplink(UPLINK, &about(ip.server, ip.host, &error))
@@ -569,11 +509,7 @@ fn error_about_an_error_is_about_nothing(bench: &mut Bench<'_>, ip: &Family) {
 
 fn error_from_an_impossible_source_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let (loopback, group) = if ip.web.is_ipv4() {
         ("127.0.0.1", "224.0.0.1")
     } else {
@@ -598,26 +534,14 @@ fn error_passes_the_policy_that_its_flow_passed(bench: &mut Bench<'_>, ip: &Fami
         IpAddr::V4(v4) => format!("{v4}:443/udp"),
         IpAddr::V6(v6) => format!("[{v6}]:443/udp"),
     };
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[&allowed],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[&allowed]));
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench
         .from_uplink(UPLINK, &about(ip.router, ip.host, &udp(host, server)))
         .reaches(&WEB, &about(ip.router, ip.web, &udp(web, server)).ttl(63));
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
+    bench.comes_in(&udp(client, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &about(ip.web, ip.client, &udp(client, web)))
         .leaves(
@@ -629,18 +553,8 @@ fn error_passes_the_policy_that_its_flow_passed(bench: &mut Bench<'_>, ip: &Fami
 
 fn error_of_a_flow_that_is_denied_by_now_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["any"],
-            ..Egress::default()
-        },
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
+    bench.egress(&WEB, Egress::deny(&["any"]));
     bench
         .from_endpoint(&WEB, &about(ip.web, ip.server, &udp(server, web)))
         .is_dropped(Reason::Policy);
@@ -648,11 +562,7 @@ fn error_of_a_flow_that_is_denied_by_now_is_dropped(bench: &mut Bench<'_>, ip: &
 
 fn last_hop_of_an_error_ends_at_the_router_without_another(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench
         .from_uplink(
             UPLINK,
@@ -666,11 +576,7 @@ fn last_hop_of_an_error_ends_at_the_router_without_another(bench: &mut Bench<'_>
 
 fn source_quench_is_not_translated(bench: &mut Bench<'_>) {
     let (web, host, server) = ((WEB.v4, 5000), (V4.host, 5000), (V4.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        V4.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let quench = [4, 0, 0, 0, 0, 0, 0, 0];
     bench
         .from_uplink(

@@ -42,17 +42,13 @@ fn socket(ip: &Family) -> [(std::net::IpAddr, u16); 2] {
 #[track_caller]
 fn ask(bench: &mut Bench<'_>, ip: &Family, peer: (std::net::IpAddr, u16)) {
     let [web, host] = socket(ip);
-    bench
-        .from_endpoint(&WEB, &udp(web, peer))
-        .leaves(UPLINK, ip.router, &udp(host, peer).ttl(63));
+    bench.goes_out(&WEB, &udp(web, peer), host);
 }
 
 #[track_caller]
 fn gets_in(bench: &mut Bench<'_>, ip: &Family, peer: (std::net::IpAddr, u16)) {
     let [web, host] = socket(ip);
-    bench
-        .from_uplink(UPLINK, &udp(peer, host))
-        .reaches(&WEB, &udp(peer, web).ttl(63));
+    bench.comes_in(&udp(peer, host), &WEB, web);
 }
 
 #[track_caller]
@@ -127,10 +123,7 @@ fn policy_keeps_strangers_out_whatever_the_network_says(bench: &mut Bench<'_>, i
     filter(bench, Filtering::EndpointIndependent);
     bench.egress(
         &WEB,
-        Egress {
-            allow: &["198.51.100.0/24:443-444", "[2001:db8:f::/64]:443-444"],
-            ..Egress::default()
-        },
+        Egress::allow(&["198.51.100.0/24:443-444", "[2001:db8:f::/64]:443-444"]),
     );
     ask(bench, ip, (ip.server, 443));
     is_filtered(bench, ip, (ip.client, 443));
@@ -139,10 +132,7 @@ fn policy_keeps_strangers_out_whatever_the_network_says(bench: &mut Bench<'_>, i
 
 fn filtering_opens_no_way_out_past_a_policy(bench: &mut Bench<'_>, ip: &Family) {
     let [web, host] = socket(ip);
-    let allowed = Egress {
-        allow: &["198.51.100.80/32:443", "[2001:db8:f::80]:443"],
-        ..Egress::default()
-    };
+    let allowed = Egress::allow(&["198.51.100.80/32:443", "[2001:db8:f::80]:443"]);
     bench.egress(&WEB, allowed);
     ask(bench, ip, (ip.server, 443));
     // What may not be answered does not come in either.
@@ -235,11 +225,7 @@ fn permission_is_renewed_by_the_flow_that_lives_on(bench: &mut Bench<'_>, ip: &F
 fn permission_is_one_socket_s(bench: &mut Bench<'_>, ip: &Family) {
     ask(bench, ip, (ip.server, 443));
     let (app, client) = ((ip.app, 5001), (ip.client, 443));
-    bench.from_endpoint(&APP, &udp(app, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp((ip.host, 5001), client).ttl(63),
-    );
+    bench.goes_out(&APP, &udp(app, client), (ip.host, 5001));
     bench
         .from_uplink(UPLINK, &udp((ip.server, 443), (ip.host, 5001)))
         .is_dropped_for(APP.number, Reason::Filtered);
@@ -247,13 +233,11 @@ fn permission_is_one_socket_s(bench: &mut Bench<'_>, ip: &Family) {
 
 fn echo_replies_come_from_whom_was_asked(bench: &mut Bench<'_>, ip: &Family) {
     filter(bench, Filtering::EndpointIndependent);
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.server, 5000).ttl(63),
-        );
+    bench.goes_out(
+        &WEB,
+        &echo_request(ip.web, ip.server, 5000),
+        (ip.host, 5000),
+    );
     bench
         .from_uplink(UPLINK, &echo_reply(ip.client, ip.host, 5000))
         .is_dropped_for(WEB.number, Reason::Filtered);
@@ -266,11 +250,7 @@ fn connections_mapped_per_flow_are_filtered_by_address_and_port(
     // No by design for RFC 5382 REQ-3: a port that several peers share lets in nobody else.
     filter(bench, Filtering::EndpointIndependent);
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     for peer in [(ip.server, 444), (ip.client, 443)] {
         bench.from_uplink(UPLINK, &tcp("S", peer, host)).passes();
     }
@@ -279,28 +259,16 @@ fn connections_mapped_per_flow_are_filtered_by_address_and_port(
 fn connection_comes_in_by_an_endpoint_independent_port(bench: &mut Bench<'_>, ip: &Family) {
     bench.set_network(|network| network.tcp_mapping = Mapping::EndpointIndependent as u32);
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     let other = (ip.server, 444);
     bench
         .from_uplink(UPLINK, &tcp("S", (ip.client, 444), host))
         .is_dropped_for(WEB.number, Reason::Filtered);
     // What opens nothing is the host's to refuse.
     bench.from_uplink(UPLINK, &tcp("SA", other, host)).passes();
-    bench
-        .from_uplink(UPLINK, &tcp("S", other, host))
-        .reaches(&WEB, &tcp("S", other, web).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("SA", web, other)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, other).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("A", other, host))
-        .reaches(&WEB, &tcp("A", other, web).ttl(63));
+    bench.comes_in(&tcp("S", other, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("SA", web, other), host);
+    bench.comes_in(&tcp("A", other, host), &WEB, web);
 }
 
 fn flood_that_nobody_answers_makes_room(bench: &mut Bench<'_>, ip: &Family) {

@@ -47,13 +47,7 @@ fn later(from: IpAddr, to: IpAddr, protocol: u8, offset: u16, more: bool) -> Pac
 
 fn fragments_follow_the_first_one_out_and_back(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
-    bench
-        .from_endpoint(&WEB, &udp(web, server).fragment(0, true))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, server).fragment(0, true).ttl(63),
-        );
+    bench.goes_out(&WEB, &udp(web, server).fragment(0, true), host);
     for (offset, more) in [(6, true), (9, false)] {
         bench
             .from_endpoint(&WEB, &later(ip.web, ip.server, UDP, offset, more))
@@ -63,9 +57,7 @@ fn fragments_follow_the_first_one_out_and_back(bench: &mut Bench<'_>, ip: &Famil
                 &later(ip.host, ip.server, UDP, offset, more).ttl(63),
             );
     }
-    bench
-        .from_uplink(UPLINK, &udp(server, host).fragment(0, true))
-        .reaches(&WEB, &udp(server, web).fragment(0, true).ttl(63));
+    bench.comes_in(&udp(server, host).fragment(0, true), &WEB, web);
     for (offset, more) in [(6, true), (9, false)] {
         bench
             .from_uplink(UPLINK, &later(ip.server, ip.host, UDP, offset, more))
@@ -110,19 +102,11 @@ fn fragments_of_every_kind_follow(bench: &mut Bench<'_>, ip: &Family) {
 fn fragments_follow_to_a_published_port_and_back(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &udp(client, host).fragment(0, true))
-        .reaches(&WEB, &udp(client, web).fragment(0, true).ttl(63));
+    bench.comes_in(&udp(client, host).fragment(0, true), &WEB, web);
     bench
         .from_uplink(UPLINK, &later(ip.client, ip.host, UDP, 9, false))
         .reaches(&WEB, &later(ip.client, ip.web, UDP, 9, false).ttl(63));
-    bench
-        .from_endpoint(&WEB, &udp(web, client).fragment(0, true))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, client).fragment(0, true).ttl(63),
-        );
+    bench.goes_out(&WEB, &udp(web, client).fragment(0, true), host);
     bench
         .from_endpoint(&WEB, &later(ip.web, ip.client, UDP, 9, false))
         .leaves(
@@ -198,13 +182,7 @@ fn fragment_before_the_first_one_is_dropped(bench: &mut Bench<'_>, ip: &Family) 
 
 fn fragment_long_after_the_first_one_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
-    bench
-        .from_endpoint(&WEB, &udp(web, server).fragment(0, true))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, server).fragment(0, true).ttl(63),
-        );
+    bench.goes_out(&WEB, &udp(web, server).fragment(0, true), host);
     bench.wait(4.0);
     let last = later(ip.web, ip.server, UDP, 9, false);
     bench.from_endpoint(&WEB, &last).leaves(
@@ -221,9 +199,7 @@ fn fragment_long_after_the_first_one_is_dropped(bench: &mut Bench<'_>, ip: &Fami
 fn fragment_of_another_packet_does_not_follow(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &udp(client, host).fragment(0, true))
-        .reaches(&WEB, &udp(client, web).fragment(0, true).ttl(63));
+    bench.comes_in(&udp(client, host).fragment(0, true), &WEB, web);
     // Of another sender, by another uplink, with another identification.
     let last = later(ip.client, ip.host, UDP, 9, false);
     bench
@@ -235,31 +211,18 @@ fn fragment_of_another_packet_does_not_follow(bench: &mut Bench<'_>, ip: &Family
         .from_uplink(UPLINK, &last.clone().patched(identification, &[7, 7]))
         .passes();
     // Nor are those of one endpoint another's.
-    bench
-        .from_endpoint(
-            &APP,
-            &udp((ip.app, 5000), (ip.server, 53)).fragment(0, true),
-        )
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp((ip.host, 5000), (ip.server, 53))
-                .fragment(0, true)
-                .ttl(63),
-        );
+    bench.goes_out(
+        &APP,
+        &udp((ip.app, 5000), (ip.server, 53)).fragment(0, true),
+        (ip.host, 5000),
+    );
     bench
         .from_endpoint(&WEB, &later(ip.web, ip.server, UDP, 9, false))
         .is_dropped(Reason::Fragment);
 }
 
 fn fragments_are_judged_by_the_first_one(bench: &mut Bench<'_>, ip: &Family) {
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &["any:53/udp"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&["any:53/udp"]));
     let (web, host) = ((ip.web, 5000), (ip.host, 5000));
     let last = later(ip.web, ip.server, UDP, 9, false);
     bench
@@ -268,13 +231,7 @@ fn fragments_are_judged_by_the_first_one(bench: &mut Bench<'_>, ip: &Family) {
     bench
         .from_endpoint(&WEB, &last)
         .is_dropped(Reason::Fragment);
-    bench
-        .from_endpoint(&WEB, &udp(web, (ip.server, 53)).fragment(0, true))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, (ip.server, 53)).fragment(0, true).ttl(63),
-        );
+    bench.goes_out(&WEB, &udp(web, (ip.server, 53)).fragment(0, true), host);
     bench.from_endpoint(&WEB, &last).leaves(
         UPLINK,
         ip.router,
@@ -288,20 +245,8 @@ fn fragments_are_judged_by_the_first_one(bench: &mut Bench<'_>, ip: &Family) {
 
 fn fragment_of_a_flow_that_is_denied_by_now_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
-    bench
-        .from_endpoint(&WEB, &udp(web, server).fragment(0, true))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, server).fragment(0, true).ttl(63),
-        );
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["any"],
-            ..Egress::default()
-        },
-    );
+    bench.goes_out(&WEB, &udp(web, server).fragment(0, true), host);
+    bench.egress(&WEB, Egress::deny(&["any"]));
     let last = later(ip.web, ip.server, UDP, 9, false);
     bench.from_endpoint(&WEB, &last).is_dropped(Reason::Policy);
     bench
@@ -311,14 +256,8 @@ fn fragment_of_a_flow_that_is_denied_by_now_is_dropped(bench: &mut Bench<'_>, ip
 
 fn later_fragments_change_no_state(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host).fragment(0, true))
-        .reaches(&WEB, &tcp("SA", server, web).fragment(0, true).ttl(63));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    bench.comes_in(&tcp("SA", server, host).fragment(0, true), &WEB, web);
     let before = bench.only_state();
     bench
         .from_uplink(UPLINK, &later(ip.server, ip.host, TCP, 9, false))
@@ -346,11 +285,7 @@ fn fragments_that_the_hosts_stack_forwards_are_dropped(bench: &mut Bench<'_>, ip
 
 fn fragmented_error_is_not_translated(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let kind = if ip.web.is_ipv4() { 3 } else { 1 };
     let error = icmp(ip.server, ip.host, [kind, 3, 0, 0, 0, 0, 0, 0])
         .payload(udp(host, server).bytes())
@@ -498,11 +433,7 @@ fn packet_that_is_its_only_fragment_is_whole(bench: &mut Bench<'_>) {
 
 fn extension_headers_in_a_quote_are_stepped_over(bench: &mut Bench<'_>) {
     let (web, host, server) = ((WEB.v6, 5000), (site::HOST6, 5000), (site::SERVER6, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        site::ROUTER6,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     for headers in [
         &[(60, PADDING)][..],
         &[(60, PADDING), (44, [0, 1, 0, 0, 0, 9])],

@@ -79,9 +79,7 @@ impl Connection<'_> {
     #[track_caller]
     fn back(&self, bench: &mut Bench<'_>, flags: &str) {
         let [web, host, server] = self.ends();
-        bench
-            .from_uplink(UPLINK, &tcp(flags, server, host))
-            .reaches(&WEB, &tcp(flags, server, web).ttl(63));
+        bench.comes_in(&tcp(flags, server, host), &WEB, web);
     }
 
     fn ends(&self) -> [(std::net::IpAddr, u16); 3] {
@@ -168,15 +166,9 @@ fn tcp_of_a_published_port_closes_the_same_way(bench: &mut Bench<'_>, ip: &Famil
     ];
     for (is_in, flags, state) in steps {
         if is_in {
-            bench
-                .from_uplink(UPLINK, &tcp(flags, client, host))
-                .reaches(&WEB, &tcp(flags, client, web).ttl(63));
+            bench.comes_in(&tcp(flags, client, host), &WEB, web);
         } else {
-            bench.from_endpoint(&WEB, &tcp(flags, web, client)).leaves(
-                UPLINK,
-                ip.router,
-                &tcp(flags, host, client).ttl(63),
-            );
+            bench.goes_out(&WEB, &tcp(flags, web, client), host);
         }
         assert_eq!(bench.only_state(), state, "after {flags}");
     }
@@ -327,15 +319,9 @@ fn simultaneous_open_of_a_published_port_is_established(bench: &mut Bench<'_>, i
         (true, "A"),
     ] {
         if inbound {
-            bench
-                .from_uplink(UPLINK, &tcp(flags, client, host))
-                .reaches(&WEB, &tcp(flags, client, web).ttl(63));
+            bench.comes_in(&tcp(flags, client, host), &WEB, web);
         } else {
-            bench.from_endpoint(&WEB, &tcp(flags, web, client)).leaves(
-                UPLINK,
-                ip.router,
-                &tcp(flags, host, client).ttl(63),
-            );
+            bench.goes_out(&WEB, &tcp(flags, web, client), host);
         }
     }
     assert_eq!(bench.only_state(), FlowState::Established);
@@ -358,20 +344,14 @@ fn reopened_connection_waits_for_its_answer(bench: &mut Bench<'_>, ip: &Family) 
 #[track_caller]
 fn ask(bench: &mut Bench<'_>, ip: &Family, port: u16) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, port));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
 }
 
 /// The server's answer, which comes in.
 #[track_caller]
 fn answer(bench: &mut Bench<'_>, ip: &Family, port: u16) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, port));
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.comes_in(&udp(server, host), &WEB, web);
 }
 
 /// The server's answer, which comes too late.
@@ -401,17 +381,13 @@ fn question_to_a_resolver_dies_sooner(bench: &mut Bench<'_>, ip: &Family) {
 }
 
 fn echo_flow_dies_after_its_time(bench: &mut Bench<'_>, ip: &Family) {
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.server, 5000).ttl(63),
-        );
+    bench.goes_out(
+        &WEB,
+        &echo_request(ip.web, ip.server, 5000),
+        (ip.host, 5000),
+    );
     bench.wait(28.0);
-    bench
-        .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, 5000))
-        .reaches(&WEB, &echo_reply(ip.server, ip.web, 5000).ttl(63));
+    bench.comes_in(&echo_reply(ip.server, ip.host, 5000), &WEB, (ip.web, 5000));
     bench.wait(2.0);
     bench
         .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, 5000))
@@ -438,16 +414,10 @@ fn inbound_packets_keep_a_published_flow_alive(bench: &mut Bench<'_>, ip: &Famil
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
     for _ in 0..3 {
-        bench
-            .from_uplink(UPLINK, &udp(client, host))
-            .reaches(&WEB, &udp(client, web).ttl(63));
+        bench.comes_in(&udp(client, host), &WEB, web);
         bench.wait(45.0);
     }
-    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, client), host);
     let (_, flow) = bench.only_flow();
     assert_eq!((flow.packets_in, flow.packets_out), (3, 1));
 }
@@ -470,11 +440,7 @@ fn binding_outlives_its_flows(bench: &mut Bench<'_>, ip: &Family) {
     // A new peer, the same external port: were the binding dead, it could be another.
     let (web, client) = ((ip.web, 5000), (ip.client, 9999));
     let before = only_binding(bench);
-    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp((ip.host, 5000), client).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, client), (ip.host, 5000));
     assert_eq!(only_binding(bench), before, "the binding is another");
     answer(bench, ip, 443);
 }
@@ -487,11 +453,7 @@ fn binding_lives_while_one_of_its_flows_does(bench: &mut Bench<'_>, ip: &Family)
         ask(bench, ip, 443);
     }
     let (web, host, client) = ((ip.web, 5000), (ip.host, 5000), (ip.client, 9999));
-    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, client), host);
     assert_eq!(only_binding(bench), binding, "the binding is another");
 }
 
@@ -503,11 +465,7 @@ fn binding_in_use_keeps_its_port_for_new_peers(bench: &mut Bench<'_>, ip: &Famil
         bench.wait(45.0);
         let client = (ip.client, port);
         let host = (ip.host, external);
-        bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, client).ttl(63),
-        );
+        bench.goes_out(&WEB, &udp(web, client), host);
     }
 }
 
@@ -538,27 +496,17 @@ fn endpoint_at_its_quota_opens_no_more_and_keeps_what_it_has(bench: &mut Bench<'
     let server = (ip.server, 443);
     for port in [5000, 5001] {
         let (web, host) = ((ip.web, port), (ip.host, port));
-        bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-            UPLINK,
-            ip.router,
-            &tcp("S", host, server).ttl(63),
-        );
+        bench.goes_out(&WEB, &tcp("S", web, server), host);
     }
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
         .is_refused(Reason::FlowQuota);
     // Its own flood is nobody else's trouble, and does not touch what it has.
     let (app, host) = ((ip.app, 5002), (ip.host, 5002));
-    bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&APP, &tcp("S", app, server), host);
     for port in [5000, 5001] {
         let (web, host) = ((ip.web, port), (ip.host, port));
-        bench
-            .from_uplink(UPLINK, &tcp("SA", server, host))
-            .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+        bench.comes_in(&tcp("SA", server, host), &WEB, web);
     }
     // From outside, too.
     bench.publish(&WEB, "8080:80");
@@ -607,11 +555,7 @@ fn dead_flow_makes_room_for_a_newcomer(bench: &mut Bench<'_>, ip: &Family) {
     Connection { ip }.establish(bench);
     bench.wait(61.0);
     let (web, host) = ((ip.web, 5001), (ip.host, 5001));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     assert_eq!(bench.counts(), (1, 0));
     bench
         .from_endpoint(&WEB, &tcp("A", (ip.web, 5000), server))
@@ -630,11 +574,7 @@ fn closed_flow_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
         .is_refused(Reason::FlowTableFull);
     connection.out(bench, "FA");
     let (web, host) = ((ip.web, 5001), (ip.host, 5001));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -642,20 +582,14 @@ fn closed_flow_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
 #[track_caller]
 fn question(bench: &mut Bench<'_>, ip: &Family, port: u16) {
     let (web, host, server) = ((ip.web, port), (ip.host, port), (ip.server, 53));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
 }
 
 /// The answer to it.
 #[track_caller]
 fn reply(bench: &mut Bench<'_>, ip: &Family, port: u16) {
     let (web, host, server) = ((ip.web, port), (ip.host, port), (ip.server, 53));
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.comes_in(&udp(server, host), &WEB, web);
 }
 
 fn answered_question_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
@@ -671,11 +605,7 @@ fn answered_question_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Famil
         .is_refused(Reason::FlowTableFull);
     reply(bench, ip, 5000);
     let (web, host) = ((ip.web, 5001), (ip.host, 5001));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -689,11 +619,7 @@ fn unanswered_question_makes_room_after_a_second(bench: &mut Bench<'_>, ip: &Fam
         .from_endpoint(&WEB, &tcp("S", web, server))
         .is_refused(Reason::FlowTableFull);
     bench.wait(0.1);
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -744,13 +670,9 @@ fn port_of_a_spent_question_is_taken_when_no_other_is_free(bench: &mut Bench<'_>
     bench.wait(1.0);
     ask(bench, &APP, app).leaves(UPLINK, ip.router, &asked);
     // The late answer is whose the port is now, and so is the permission.
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&APP, &udp(server, app).ttl(63));
+    bench.comes_in(&udp(server, host), &APP, app);
     let other = (ip.server, 5353);
-    bench
-        .from_uplink(UPLINK, &udp(other, host))
-        .reaches(&APP, &udp(other, app).ttl(63));
+    bench.comes_in(&udp(other, host), &APP, app);
     // Who lost its port asks again by another.
     bench.set(|settings| settings.dynamic_port_mask = SETTINGS.dynamic_port_mask);
     bench.wait(1.0);
@@ -780,11 +702,7 @@ fn port_of_a_closed_connection_is_taken_when_no_other_is_free(bench: &mut Bench<
         .from_endpoint(&APP, &tcp("S", app, server))
         .is_refused(Reason::PortsExhausted);
     let _ = bench.from_uplink(UPLINK, &tcp("RA", server, host));
-    bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&APP, &tcp("S", app, server), host);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -819,11 +737,7 @@ fn endpoint_at_its_quota_takes_the_places_of_its_own_dead_only(bench: &mut Bench
         .is_refused(Reason::FlowQuota);
     bench.draw(7);
     let (web, host) = ((ip.web, 5001), (ip.host, 5001));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -834,18 +748,10 @@ fn endpoint_at_its_quota_leaves_the_dead_of_others_alone(bench: &mut Bench<'_>, 
     bench.draw(7);
     let server = (ip.server, 443);
     let (app, host) = ((ip.app, 5001), (ip.host, 5001));
-    bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&APP, &tcp("S", app, server), host);
     let slot_of_app = bench.flow(TCP, app, server).slot;
     let (web, host) = ((ip.web, 5000), (ip.host, 5000));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     let slot_of_web = bench.flow(TCP, web, server).slot;
     bench.wait(41.0);
     bench.set(|settings| settings.flows_per_endpoint = 1);
@@ -857,10 +763,6 @@ fn endpoint_at_its_quota_leaves_the_dead_of_others_alone(bench: &mut Bench<'_>, 
         .is_refused(Reason::FlowQuota);
     bench.set(|settings| settings.flows_per_endpoint = 10);
     let (web, host) = ((ip.web, 5002), (ip.host, 5002));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     assert_eq!(bench.flow(TCP, web, server).slot, slot_of_app);
 }

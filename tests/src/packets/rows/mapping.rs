@@ -125,14 +125,8 @@ fn mapped_datagram_leads_to_a_host_beyond_and_its_replies_go_back(
 fn mapping_to_the_address_of_an_endpoint_is_a_publish(bench: &mut Bench<'_>, ip: &Family) {
     bench.map(1, &dnat(ip, "8080", Protocol::Tcp, ip.web), None, 0);
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("SA", web, client), host);
     let (key, flow) = bench.only_flow();
     assert_eq!((key.endpoint, flow.mapping), (WEB.number, 1));
 }
@@ -351,14 +345,8 @@ fn endpoint_within_the_sources_of_a_mapping_leaves_with_its_address(
     let snat = MappingSpec::snat(int, own, None).expect("snat");
     bench.map(1, &snat, None, 0);
     let (web, server) = ((ip.web, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp((own, 5000), server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &udp(server, (own, 5000)))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.goes_out(&WEB, &udp(web, server), (own, 5000));
+    bench.comes_in(&udp(server, (own, 5000)), &WEB, web);
 }
 
 fn flows_of_a_mapped_host_leave_nothing_when_they_are_over(bench: &mut Bench<'_>, ip: &Family) {

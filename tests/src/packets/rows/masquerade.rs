@@ -61,23 +61,13 @@ fn connection_leaves_with_the_hosts_address_and_its_replies_come_back(
     ip: &Family,
 ) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     bench
         .from_uplink(UPLINK, &tcp("SA", server, host).ttl(55))
         .reaches(&WEB, &tcp("SA", server, web).ttl(54));
-    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("A", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("A", web, server), host);
     assert_eq!(bench.only_state(), FlowState::Established);
-    bench
-        .from_uplink(UPLINK, &tcp("A", server, host).payload([1; 999]))
-        .reaches(&WEB, &tcp("A", server, web).payload([1; 999]).ttl(63));
+    bench.comes_in(&tcp("A", server, host).payload([1; 999]), &WEB, web);
     let flow = bench.flow(TCP, web, server);
     assert_eq!((flow.packets_out, flow.packets_in), (2, 2));
 }
@@ -87,14 +77,8 @@ fn datagram_leaves_with_the_hosts_address_and_its_reply_comes_back(
     ip: &Family,
 ) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &udp(server, host).payload("reply"))
-        .reaches(&WEB, &udp(server, web).payload("reply").ttl(63));
+    bench.goes_out(&WEB, &udp(web, server), host);
+    bench.comes_in(&udp(server, host).payload("reply"), &WEB, web);
     assert_eq!(bench.counts(), (1, 1));
     assert_eq!(bench.only_state(), FlowState::Established);
 }
@@ -113,31 +97,23 @@ fn echo_request_leaves_with_the_hosts_address_and_its_reply_comes_back(
         ip.router,
         &echo_request(ip.host, ip.server, identifier).ttl(63),
     );
-    bench
-        .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, identifier))
-        .reaches(&WEB, &echo_reply(ip.server, ip.web, 77).ttl(63));
+    bench.comes_in(
+        &echo_reply(ip.server, ip.host, identifier),
+        &WEB,
+        (ip.web, 77),
+    );
     assert_eq!(bench.counts(), (1, 1));
 }
 
 fn reply_to_a_microvm_leaves_by_its_interface(bench: &mut Bench<'_>, ip: &Family) {
     let (slot, host, server) = ((ip.slot, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&SLOT, &tcp("S", slot, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host))
-        .reaches(&SLOT, &tcp("SA", server, slot).ttl(63));
+    bench.goes_out(&SLOT, &tcp("S", slot, server), host);
+    bench.comes_in(&tcp("SA", server, host), &SLOT, slot);
 }
 
 fn reply_by_another_uplink_is_taken_too(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     bench
         .from_uplink(SECOND_UPLINK, &tcp("SA", server, host))
         .reaches(&WEB, &tcp("SA", server, web).ttl(63));
@@ -158,9 +134,7 @@ fn leaves_with_dynamic_port(bench: &mut Bench<'_>, ip: &Family, port: u16) -> u1
         ip.router,
         &tcp("S", (ip.host, external), server).ttl(63),
     );
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, (ip.host, external)))
-        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+    bench.comes_in(&tcp("SA", server, (ip.host, external)), &WEB, web);
     external
 }
 
@@ -169,22 +143,14 @@ fn port_of_the_hosts_own_range_is_replaced_by_a_dynamic_one(bench: &mut Bench<'_
     leaves_with_dynamic_port(bench, ip, 60_999);
     for beside in [32_767, 61_000] {
         let (web, host, server) = ((ip.web, beside), (ip.host, beside), (ip.server, 443));
-        bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-            UPLINK,
-            ip.router,
-            &tcp("S", host, server).ttl(63),
-        );
+        bench.goes_out(&WEB, &tcp("S", web, server), host);
     }
 }
 
 fn privileged_port_is_replaced_by_a_dynamic_one(bench: &mut Bench<'_>, ip: &Family) {
     leaves_with_dynamic_port(bench, ip, 1023);
     let (web, host, server) = ((ip.web, 1024), (ip.host, 1024), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
 }
 
 fn port_of_a_socket_of_the_host_is_replaced_by_a_dynamic_one(bench: &mut Bench<'_>, ip: &Family) {
@@ -192,11 +158,7 @@ fn port_of_a_socket_of_the_host_is_replaced_by_a_dynamic_one(bench: &mut Bench<'
     leaves_with_dynamic_port(bench, ip, 5000);
     // A socket of another protocol takes nothing away.
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench.socket(Socket::Udp((ip.host, 5001).into()));
     let (web, server) = ((ip.web, 5001), (ip.server, 443));
     let sent = bench.from_endpoint(&WEB, &udp(web, server));
@@ -216,37 +178,19 @@ fn second_endpoint_with_the_same_port_and_server_gets_another_port(
 ) {
     let (host, server) = ((ip.host, 5000), (ip.server, 443));
     let app = (ip.app, 5000);
-    bench.from_endpoint(&APP, &tcp("S", app, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&APP, &tcp("S", app, server), host);
     leaves_with_dynamic_port(bench, ip, 5000);
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host))
-        .reaches(&APP, &tcp("SA", server, app).ttl(63));
+    bench.comes_in(&tcp("SA", server, host), &APP, app);
 }
 
 fn external_tcp_port_serves_several_peers(bench: &mut Bench<'_>, ip: &Family) {
     let host = (ip.host, 5000);
     let (web, server) = ((ip.web, 5000), (ip.server, 443));
     let (app, client) = ((ip.app, 5000), (ip.client, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
-    bench.from_endpoint(&APP, &tcp("S", app, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, client).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host))
-        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
-    bench
-        .from_uplink(UPLINK, &tcp("SA", client, host))
-        .reaches(&APP, &tcp("SA", client, app).ttl(63));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    bench.goes_out(&APP, &tcp("S", app, client), host);
+    bench.comes_in(&tcp("SA", server, host), &WEB, web);
+    bench.comes_in(&tcp("SA", client, host), &APP, app);
 }
 
 fn external_udp_port_is_the_same_for_every_peer(bench: &mut Bench<'_>, ip: &Family) {
@@ -256,25 +200,15 @@ fn external_udp_port_is_the_same_for_every_peer(bench: &mut Bench<'_>, ip: &Fami
     let external = bench.flow(UDP, web, server).external_port;
     let host = (ip.host, external);
     sent.leaves(UPLINK, ip.router, &udp(host, server).ttl(63));
-    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, client).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
+    bench.goes_out(&WEB, &udp(web, client), host);
+    bench.comes_in(&udp(client, host), &WEB, web);
     assert_eq!(bench.counts(), (2, 1));
 }
 
 fn external_udp_port_is_never_given_to_two_endpoints(bench: &mut Bench<'_>, ip: &Family) {
     // Not even towards different peers: RFC 4787 REQ-3.
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     let (app, client) = ((ip.app, 5000), (ip.client, 443));
     let sent = bench.from_endpoint(&APP, &udp(app, client));
     let external = bench.flow(UDP, app, client).external_port;
@@ -283,33 +217,23 @@ fn external_udp_port_is_never_given_to_two_endpoints(bench: &mut Bench<'_>, ip: 
 }
 
 fn external_echo_identifier_is_the_same_for_every_peer(bench: &mut Bench<'_>, ip: &Family) {
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.server, 5000).ttl(63),
-        );
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.client, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.client, 5000).ttl(63),
-        );
-    bench
-        .from_uplink(UPLINK, &echo_reply(ip.client, ip.host, 5000))
-        .reaches(&WEB, &echo_reply(ip.client, ip.web, 5000).ttl(63));
+    bench.goes_out(
+        &WEB,
+        &echo_request(ip.web, ip.server, 5000),
+        (ip.host, 5000),
+    );
+    bench.goes_out(
+        &WEB,
+        &echo_request(ip.web, ip.client, 5000),
+        (ip.host, 5000),
+    );
+    bench.comes_in(&echo_reply(ip.client, ip.host, 5000), &WEB, (ip.web, 5000));
     assert_eq!(bench.counts(), (2, 1));
 }
 
 fn datagram_of_a_stranger_to_a_bound_port_is_filtered(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench
         .from_uplink(UPLINK, &udp((ip.client, 443), host))
         .is_dropped_for(WEB.number, Reason::Filtered);
@@ -317,13 +241,11 @@ fn datagram_of_a_stranger_to_a_bound_port_is_filtered(bench: &mut Bench<'_>, ip:
 }
 
 fn echo_reply_of_a_stranger_to_a_bound_identifier_is_filtered(bench: &mut Bench<'_>, ip: &Family) {
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.server, 5000).ttl(63),
-        );
+    bench.goes_out(
+        &WEB,
+        &echo_request(ip.web, ip.server, 5000),
+        (ip.host, 5000),
+    );
     bench
         .from_uplink(UPLINK, &echo_reply(ip.client, ip.host, 5000))
         .is_dropped_for(WEB.number, Reason::Filtered);
@@ -333,13 +255,11 @@ fn echo_request_for_the_host_passes_even_with_a_bound_identifier(
     bench: &mut Bench<'_>,
     ip: &Family,
 ) {
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.server, 5000).ttl(63),
-        );
+    bench.goes_out(
+        &WEB,
+        &echo_request(ip.web, ip.server, 5000),
+        (ip.host, 5000),
+    );
     for peer in [ip.server, ip.client] {
         bench
             .from_uplink(UPLINK, &echo_request(peer, ip.host, 5000))
@@ -352,11 +272,7 @@ fn segment_of_a_stranger_to_a_masquerade_port_passes_to_the_host(
     ip: &Family,
 ) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     for peer in [(ip.client, 443), (ip.server, 444)] {
         bench.from_uplink(UPLINK, &tcp("SA", peer, host)).passes();
     }
@@ -381,9 +297,7 @@ fn datagrams_mapped_per_flow_have_a_port_each(bench: &mut Bench<'_>, ip: &Family
         let sent = bench.from_endpoint(&WEB, &udp(web, peer));
         let host = (ip.host, bench.flow(UDP, web, peer).external_port);
         sent.leaves(UPLINK, ip.router, &udp(host, peer).ttl(63));
-        bench
-            .from_uplink(UPLINK, &udp(peer, host))
-            .reaches(&WEB, &udp(peer, web).ttl(63));
+        bench.comes_in(&udp(peer, host), &WEB, web);
         ports.push(host.1);
     }
     assert_eq!(bench.counts(), (3, 0));
@@ -402,11 +316,7 @@ fn connections_mapped_independently_of_the_endpoint_share_a_port(
     let sent = bench.from_endpoint(&WEB, &tcp("S", web, server));
     let host = (ip.host, bench.flow(TCP, web, server).external_port);
     sent.leaves(UPLINK, ip.router, &tcp("S", host, server).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("S", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, client), host);
     assert_eq!(bench.counts(), (2, 1));
     // RFC 5382 REQ-7: no other socket gets that port.
     bench.set(|settings| {
@@ -417,33 +327,21 @@ fn connections_mapped_independently_of_the_endpoint_share_a_port(
         .from_endpoint(&APP, &tcp("S", (ip.app, 40_000), (ip.server, 80)))
         .is_refused(Reason::PortsExhausted);
     // The binding lives as long as the longest-lived of its connections.
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host))
-        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+    bench.comes_in(&tcp("SA", server, host), &WEB, web);
     let _ = bench.from_endpoint(&WEB, &tcp("A", web, server));
     bench.wait(55.0);
-    bench.from_endpoint(&WEB, &tcp("S", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, client), host);
 }
 
 fn exhausted_ports_drop_the_newcomer_only(bench: &mut Bench<'_>, ip: &Family) {
     bench.set(|settings| settings.dynamic_port_mask = 0);
     let server = (ip.server, 443);
     let (web, host) = ((ip.web, 40_000), (ip.host, DYNAMIC_FIRST));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     bench
         .from_endpoint(&WEB, &tcp("S", (ip.web, 40_001), server))
         .is_refused(Reason::PortsExhausted);
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host))
-        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
+    bench.comes_in(&tcp("SA", server, host), &WEB, web);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -451,19 +349,11 @@ fn exhausted_bindings_drop_the_newcomer_only(bench: &mut Bench<'_>, ip: &Family)
     bench.set(|settings| settings.dynamic_port_mask = 0);
     let (server, client) = ((ip.server, 443), (ip.client, 443));
     let (web, host) = ((ip.web, 40_000), (ip.host, DYNAMIC_FIRST));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     bench
         .from_endpoint(&APP, &udp((ip.app, 40_000), client))
         .is_refused(Reason::PortsExhausted);
-    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, client), host);
     assert_eq!(bench.counts(), (2, 1));
 }
 
@@ -508,11 +398,7 @@ fn uplink_that_vanished_is_replaced_by_the_one_of_the_route(bench: &mut Bench<'_
     bench.remove_uplink(SECOND_UPLINK);
     // At most a second passes until that is noticed.
     bench.wait(1.0);
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("SA", web, client), host);
 }
 
 fn next_hop_is_looked_up_once_a_second(bench: &mut Bench<'_>, ip: &Family) {
@@ -551,9 +437,7 @@ fn established_flow_goes_straight_to_its_neighbour_between_probes(
             .from_endpoint(&WEB, &out)
             .leaves(UPLINK, ip.router, &seen);
     }
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.comes_in(&udp(server, host), &WEB, web);
     for _ in 0..2 {
         for _ in 0..2 {
             bench
@@ -574,17 +458,9 @@ fn published_flow_goes_straight_to_its_neighbour_between_probes(
     bench.neighbour(UPLINK, ip.router, RESOLVED);
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("A", client, host))
-        .reaches(&WEB, &tcp("A", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("SA", web, client), host);
+    bench.comes_in(&tcp("A", client, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &tcp("A", web, client))
         .goes_straight(UPLINK, RESOLVED, &tcp("A", host, client).ttl(63));
@@ -597,9 +473,7 @@ fn neighbour_that_moved_is_followed_within_a_second(bench: &mut Bench<'_>, ip: &
     bench
         .from_endpoint(&WEB, &out)
         .leaves(UPLINK, ip.router, &seen);
-    bench
-        .from_uplink(UPLINK, &udp(server, host))
-        .reaches(&WEB, &udp(server, web).ttl(63));
+    bench.comes_in(&udp(server, host), &WEB, web);
     let moved = [2, 0xee, 0, 0, 0, 10];
     bench.neighbour(UPLINK, ip.router, moved);
     bench
@@ -617,25 +491,15 @@ fn neighbour_that_moved_is_followed_within_a_second(bench: &mut Bench<'_>, ip: &
 fn uplink_without_resolved_neighbour_asks_the_kernel_each_time(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     for _ in 0..2 {
-        bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, server).ttl(63),
-        );
-        bench
-            .from_uplink(UPLINK, &udp(server, host))
-            .reaches(&WEB, &udp(server, web).ttl(63));
+        bench.goes_out(&WEB, &udp(web, server), host);
+        bench.comes_in(&udp(server, host), &WEB, web);
     }
 }
 
 fn address_of_the_uplink_serves_where_the_kernel_names_none(bench: &mut Bench<'_>, ip: &Family) {
     bench.hide_sources();
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     bench.set_uplink(UPLINK, |uplink| {
         uplink.address4 = [0; 16];
         uplink.address6 = [0; 16];
@@ -654,9 +518,7 @@ fn udp_checksum_zero_stays_zero_on_the_way_out_and_back(bench: &mut Bench<'_>) {
         ROUTER4,
         &udp(host, server).without_checksum().ttl(63),
     );
-    bench
-        .from_uplink(UPLINK, &udp(server, host).without_checksum())
-        .reaches(&WEB, &udp(server, web).without_checksum().ttl(63));
+    bench.comes_in(&udp(server, host).without_checksum(), &WEB, web);
 }
 
 fn udp_checksum_that_comes_to_zero_is_sent_as_ones(bench: &mut Bench<'_>, ip: &Family) {
@@ -673,7 +535,5 @@ fn udp_checksum_that_comes_to_zero_is_sent_as_ones(bench: &mut Bench<'_>, ip: &F
 
     let blank = udp(server, web).payload([0, 0]).bytes();
     let checksum = [blank[blank.len() - 4], blank[blank.len() - 3]];
-    bench
-        .from_uplink(UPLINK, &udp(server, host).payload(checksum))
-        .reaches(&WEB, &udp(server, web).payload(checksum).ttl(63));
+    bench.comes_in(&udp(server, host).payload(checksum), &WEB, web);
 }

@@ -71,9 +71,7 @@ fn reply_of_a_publish_obeys_the_uplink_too(bench: &mut Bench<'_>, ip: &Family) {
     bench.mtu(UPLINK, 1400);
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
+    bench.comes_in(&udp(client, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &sized(1401, web, client))
         .exceeds(WEB.number, 1400);
@@ -145,11 +143,7 @@ fn train_of_segments_that_fit_passes(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     bench.segment(1300 - headers(ip, 20));
     let train = |from| tcp("A", from, server).payload(vec![0x5a; 3000]);
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     bench
         .from_endpoint(&WEB, &train(web))
         .leaves(UPLINK, ip.router, &train(host).ttl(63));
@@ -163,11 +157,7 @@ fn train_of_segments_that_fit_passes(bench: &mut Bench<'_>, ip: &Family) {
 fn train_of_segments_that_do_not_fit_is_sent_back(bench: &mut Bench<'_>, ip: &Family) {
     bench.mtu(UPLINK, 1300);
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     bench.segment(1301 - headers(ip, 20));
     bench
         .from_endpoint(&WEB, &tcp("A", web, server).payload(vec![0x5a; 3000]))

@@ -104,13 +104,7 @@ fn is_denied(bench: &mut Bench<'_>, ip: &Family, port: u16, to: (std::net::IpAdd
 }
 
 fn allowed_prefix_is_reached_and_no_other(bench: &mut Bench<'_>, ip: &Family) {
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[internet(ip)],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[internet(ip)]));
     is_allowed(bench, ip, 5000, (ip.server, 443));
     is_allowed(bench, ip, 5000, (ip.client, 443));
     is_denied(bench, ip, 5000, (ip.router, 443));
@@ -125,13 +119,7 @@ fn allowed_prefix_is_reached_and_no_other(bench: &mut Bench<'_>, ip: &Family) {
 
 fn ports_and_protocols_of_a_rule_count(bench: &mut Bench<'_>, ip: &Family) {
     let rule = one(ip.server, "80,440-450/tcp");
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[&rule],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[&rule]));
     for port in [80, 440, 445, 450] {
         is_allowed(bench, ip, 5000, (ip.server, port));
     }
@@ -182,13 +170,7 @@ fn rules_of_all_covering_prefixes_count(bench: &mut Bench<'_>, ip: &Family) {
             "[::/0]"
         }
     );
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[&server, &all],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[&server, &all]));
     is_allowed(bench, ip, 5000, (ip.server, 80));
     is_allowed(bench, ip, 5000, (ip.server, 443));
     is_allowed(bench, ip, 5000, (ip.client, 443));
@@ -218,35 +200,19 @@ fn resolvers_are_allowed_on_their_port(bench: &mut Bench<'_>, ip: &Family) {
 }
 
 fn icmp_rules_cover_echo(bench: &mut Bench<'_>, ip: &Family) {
-    bench.egress(
+    bench.egress(&WEB, Egress::allow(&["any/icmp"]));
+    bench.goes_out(
         &WEB,
-        Egress {
-            allow: &["any/icmp"],
-            ..Egress::default()
-        },
+        &echo_request(ip.web, ip.server, 5000),
+        (ip.host, 5000),
     );
-    bench
-        .from_endpoint(&WEB, &echo_request(ip.web, ip.server, 5000))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &echo_request(ip.host, ip.server, 5000).ttl(63),
-        );
-    bench
-        .from_uplink(UPLINK, &echo_reply(ip.server, ip.host, 5000))
-        .reaches(&WEB, &echo_reply(ip.server, ip.web, 5000).ttl(63));
+    bench.comes_in(&echo_reply(ip.server, ip.host, 5000), &WEB, (ip.web, 5000));
     is_denied(bench, ip, 5000, (ip.server, 443));
 }
 
 fn siblings_and_host_are_destinations_like_any_other(bench: &mut Bench<'_>, ip: &Family) {
     let (sibling, gateway) = (one(ip.app, "80"), one(ip.gateway, "53"));
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[&sibling, &gateway],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[&sibling, &gateway]));
     let to_app = tcp("S", (ip.web, 5000), (ip.app, 80));
     bench.from_endpoint(&WEB, &to_app).reaches(&APP, &to_app);
     let to_host = udp((ip.web, 5000), (ip.gateway, 53));
@@ -258,27 +224,15 @@ fn siblings_and_host_are_destinations_like_any_other(bench: &mut Bench<'_>, ip: 
 }
 
 fn deny_all(bench: &mut Bench<'_>) {
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["any"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&["any"]));
 }
 
 fn reply_passes_under_default_deny(bench: &mut Bench<'_>, ip: &Family) {
     deny_all(bench);
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("SA", web, client), host);
     // The way that the client opened is for its connection only.
     is_denied(bench, ip, 5000, client);
     is_denied(bench, ip, 80, (ip.client, 40_001));
@@ -312,13 +266,7 @@ fn reply_to_a_sibling_passes_under_default_deny(bench: &mut Bench<'_>, ip: &Fami
 fn allow_is_judged_on_the_destination_that_was_asked_for(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&APP, "8080:80");
     let asked = one(ip.host, "8080");
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[&asked],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[&asked]));
     let (web, host, app) = ((ip.web, 5000), (ip.host, 8080), (ip.app, 80));
     bench
         .from_endpoint(&WEB, &tcp("S", web, host))
@@ -329,13 +277,7 @@ fn allow_is_judged_on_the_destination_that_was_asked_for(bench: &mut Bench<'_>, 
 fn deny_is_judged_on_where_the_packet_really_goes_too(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&APP, "8080-8081:80-81");
     let real = one(ip.app, "80");
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &[&real],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&[&real]));
     is_denied(bench, ip, 5000, (ip.host, 8080));
     is_denied(bench, ip, 5000, (ip.app, 80));
     let (web, host, app) = ((ip.web, 5000), (ip.host, 8081), (ip.app, 81));
@@ -346,11 +288,7 @@ fn deny_is_judged_on_where_the_packet_really_goes_too(bench: &mut Bench<'_>, ip:
 
 fn changed_policy_ends_a_live_flow_that_it_denies(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &udp(web, server), host);
     deny_all(bench);
     bench
         .from_endpoint(&WEB, &udp(web, server))
@@ -365,18 +303,8 @@ fn changed_policy_ends_a_live_flow_that_it_denies(bench: &mut Bench<'_>, ip: &Fa
 fn changed_policy_leaves_a_live_flow_that_it_allows(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     is_allowed(bench, ip, 5000, server);
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[internet(ip)],
-            ..Egress::default()
-        },
-    );
-    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("A", host, server).ttl(63),
-    );
+    bench.egress(&WEB, Egress::allow(&[internet(ip)]));
+    bench.goes_out(&WEB, &tcp("A", web, server), host);
     let (_, flow) = bench.only_flow();
     assert_eq!(flow.policy, 1);
 }
@@ -391,13 +319,7 @@ fn changed_policy_ends_a_live_flow_to_a_published_sibling_that_it_denies(
         .from_endpoint(&WEB, &tcp("S", web, host))
         .reaches(&APP, &tcp("S", web, app).ttl(63));
     let real = one(ip.app, "80");
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &[&real],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&[&real]));
     bench
         .from_endpoint(&WEB, &tcp("A", web, host))
         .is_dropped(Reason::Policy);
@@ -407,15 +329,9 @@ fn changed_policy_ends_a_live_flow_to_a_published_sibling_that_it_denies(
 fn changed_policy_leaves_flows_that_came_in_from_outside(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
     deny_all(bench);
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("SA", web, client), host);
 }
 
 fn lifted_policy_lets_everything_out_again(bench: &mut Bench<'_>, ip: &Family) {
@@ -427,33 +343,17 @@ fn lifted_policy_lets_everything_out_again(bench: &mut Bench<'_>, ip: &Family) {
 
 fn rules_for_all_of_ipv6_say_nothing_about_ipv4(bench: &mut Bench<'_>) {
     let ip = &super::V4;
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &["::/0"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&["::/0"]));
     is_denied(bench, ip, 5000, (ip.server, 443));
     is_allowed(bench, &V6, 5000, (V6.server, 443));
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["::/0"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&["::/0"]));
     is_allowed(bench, ip, 5001, (ip.server, 443));
     is_denied(bench, &V6, 5001, (V6.server, 443));
 }
 
 fn peer_of_a_flow_that_is_denied_now_reaches_nobody(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.from_endpoint(&WEB, &tcp("S", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("S", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
     deny_all(bench);
     // The peer is the first to speak under the new policy.
     bench
@@ -505,40 +405,22 @@ fn host_that_answers_a_flow_that_is_denied_now_finds_none(bench: &mut Bench<'_>,
 fn connection(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     is_allowed(bench, ip, 5000, server);
-    bench
-        .from_uplink(UPLINK, &tcp("SA", server, host))
-        .reaches(&WEB, &tcp("SA", server, web).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("A", host, server).ttl(63),
-    );
+    bench.comes_in(&tcp("SA", server, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("A", web, server), host);
 }
 
 /// That the connection goes on, whoever speaks first.
 #[track_caller]
 fn goes_on(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench
-        .from_uplink(UPLINK, &tcp("A", server, host))
-        .reaches(&WEB, &tcp("A", server, web).ttl(63));
+    bench.comes_in(&tcp("A", server, host), &WEB, web);
     bench.wait(1.5);
-    bench.from_endpoint(&WEB, &tcp("A", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("A", host, server).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("A", web, server), host);
 }
 
 fn flow_that_is_allowed_still_goes_on_in_both_directions(bench: &mut Bench<'_>, ip: &Family) {
     connection(bench, ip);
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &[internet(ip)],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&[internet(ip)]));
     goes_on(bench, ip);
     let (_, flow) = bench.only_flow();
     assert_eq!(flow.policy, 1, "judged by the peer's packet");
@@ -549,13 +431,7 @@ fn flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions(
     ip: &Family,
 ) {
     connection(bench, ip);
-    bench.egress_for_new_flows(
-        &WEB,
-        Egress {
-            deny: &["any"],
-            ..Egress::default()
-        },
-    );
+    bench.egress_for_new_flows(&WEB, Egress::deny(&["any"]));
     goes_on(bench, ip);
     is_denied(bench, ip, 5001, (ip.server, 443));
 }
@@ -563,31 +439,16 @@ fn flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions(
 fn connection_on_the_ports_of_a_kept_one_is_judged(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     connection(bench, ip);
-    bench.egress_for_new_flows(
-        &WEB,
-        Egress {
-            deny: &["any"],
-            ..Egress::default()
-        },
-    );
-    bench.from_endpoint(&WEB, &tcp("FA", web, server)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("FA", host, server).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("FA", server, host))
-        .reaches(&WEB, &tcp("FA", server, web).ttl(63));
+    bench.egress_for_new_flows(&WEB, Egress::deny(&["any"]));
+    bench.goes_out(&WEB, &tcp("FA", web, server), host);
+    bench.comes_in(&tcp("FA", server, host), &WEB, web);
     // It would open the closed flow anew in place.
     is_denied(bench, ip, 5000, server);
     assert_eq!(bench.counts(), (0, 0));
 }
 
 fn policy_after_one_that_kept_flows_judges_them(bench: &mut Bench<'_>, ip: &Family) {
-    let deny = Egress {
-        deny: &["any"],
-        ..Egress::default()
-    };
+    let deny = Egress::deny(&["any"]);
     connection(bench, ip);
     bench.egress_for_new_flows(&WEB, deny);
     goes_on(bench, ip);
@@ -601,13 +462,7 @@ fn rules_about_the_host_cover_each_of_its_addresses_and_no_other(
     bench: &mut Bench<'_>,
     ip: &Family,
 ) {
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &["host:22/tcp"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&["host:22/tcp"]));
     for address in [ip.host, ip.gateway] {
         let packet = tcp("S", (ip.web, 5000), (address, 22));
         bench
@@ -639,26 +494,14 @@ fn deny_of_the_host_beats_an_allow_of_its_prefix(bench: &mut Bench<'_>, ip: &Fam
 
 fn deny_of_the_host_covers_published_ports_of_its_addresses(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&APP, "8080:80");
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["host"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&["host"]));
     is_denied(bench, ip, 5000, (ip.host, 8080));
     let packet = tcp("S", (ip.web, 5000), (ip.app, 80));
     bench.from_endpoint(&WEB, &packet).reaches(&APP, &packet);
 }
 
 fn metadata_services_are_denied_by_name(bench: &mut Bench<'_>) {
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["metadata"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&["metadata"]));
     let address = |text: &str| -> std::net::IpAddr { text.parse().expect(text) };
     for text in ["169.254.169.254", "169.254.170.2"] {
         is_denied(bench, &super::V4, 5000, (address(text), 80));
@@ -670,13 +513,7 @@ fn metadata_services_are_denied_by_name(bench: &mut Bench<'_>) {
 
 fn private_and_internet_part_the_world(bench: &mut Bench<'_>) {
     let address = |text: &str| -> std::net::IpAddr { text.parse().expect(text) };
-    bench.egress(
-        &WEB,
-        Egress {
-            allow: &["internet"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::allow(&["internet"]));
     is_allowed(bench, &super::V4, 5000, (address("1.1.1.1"), 443));
     is_allowed(bench, &V6, 5000, (address("2606:4700::1111"), 443));
     for ip in [&super::V4, &V6] {
@@ -694,13 +531,7 @@ fn private_and_internet_part_the_world(bench: &mut Bench<'_>) {
     for text in ["fc00::1", "64:ff9b::a00:1", "2002:a00:1::1", "2001:db8::1"] {
         is_denied(bench, &V6, 5000, (address(text), 80));
     }
-    bench.egress(
-        &WEB,
-        Egress {
-            deny: &["private"],
-            ..Egress::default()
-        },
-    );
+    bench.egress(&WEB, Egress::deny(&["private"]));
     is_allowed(bench, &super::V4, 5001, (address("1.1.1.1"), 443));
     for text in ["192.168.1.1", "100.64.0.1", "10.9.9.9"] {
         is_denied(bench, &super::V4, 5001, (address(text), 80));
@@ -718,14 +549,8 @@ fn deny_all_is_no_opinion_about_what_came_in_by_a_published_port(
     bench
         .from_endpoint(&WEB, &udp(web, client))
         .is_dropped(Reason::Policy);
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
-    bench.from_endpoint(&WEB, &udp(web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &udp(host, client).ttl(63),
-    );
+    bench.comes_in(&udp(client, host), &WEB, web);
+    bench.goes_out(&WEB, &udp(web, client), host);
     for other in [(ip.client, 40_001), (ip.server, 40_000)] {
         bench
             .from_endpoint(&WEB, &udp(web, other))
@@ -755,9 +580,7 @@ fn options_of_ipv4_are_dropped_under_a_policy(bench: &mut Bench<'_>) {
     }
     // Replies are no exception.
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
     bench
         .from_endpoint(&WEB, &tcp("SA", web, client).options(&route))
         .is_dropped(Reason::IpOptions);

@@ -56,27 +56,10 @@ fn connection_to_a_published_port_reaches_the_endpoint_and_its_replies_go_back(
 ) {
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
-    bench
-        .from_uplink(UPLINK, &tcp("A", client, host).payload("GET / HTTP/1.1"))
-        .reaches(
-            &WEB,
-            &tcp("A", client, web).payload("GET / HTTP/1.1").ttl(63),
-        );
-    bench
-        .from_endpoint(&WEB, &tcp("A", web, client).payload([0x5a; 1_001]))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &tcp("A", host, client).payload([0x5a; 1_001]).ttl(63),
-        );
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("SA", web, client), host);
+    bench.comes_in(&tcp("A", client, host).payload("GET / HTTP/1.1"), &WEB, web);
+    bench.goes_out(&WEB, &tcp("A", web, client).payload([0x5a; 1_001]), host);
     assert_eq!(bench.only_state(), FlowState::Established);
     let flow = bench.flow(TCP, web, client);
     assert_eq!((flow.packets_in, flow.packets_out), (2, 2));
@@ -88,16 +71,8 @@ fn datagram_to_a_published_port_reaches_the_endpoint_and_its_replies_go_back(
 ) {
     bench.publish(&WEB, "5353:53/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 5353), (ip.web, 53));
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, web).ttl(63));
-    bench
-        .from_endpoint(&WEB, &udp(web, client).payload("an answer"))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &udp(host, client).payload("an answer").ttl(63),
-        );
+    bench.comes_in(&udp(client, host), &WEB, web);
+    bench.goes_out(&WEB, &udp(web, client).payload("an answer"), host);
     assert_eq!(bench.counts(), (1, 0));
 }
 
@@ -105,9 +80,11 @@ fn published_range_maps_port_by_port(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "9001-9006:7001-7006");
     for offset in 0..6 {
         let client = (ip.client, 40_000 + offset);
-        bench
-            .from_uplink(UPLINK, &tcp("S", client, (ip.host, 9001 + offset)))
-            .reaches(&WEB, &tcp("S", client, (ip.web, 7001 + offset)).ttl(63));
+        bench.comes_in(
+            &tcp("S", client, (ip.host, 9001 + offset)),
+            &WEB,
+            (ip.web, 7001 + offset),
+        );
     }
     for beside in [9000, 9007] {
         bench
@@ -121,9 +98,7 @@ fn publish_of_one_host_address_beats_the_one_of_any(bench: &mut Bench<'_>, ip: &
     bench.publish(&WEB, "8080:80");
     bench.publish(&SLOT, &format!("{host}:8080:81"));
     let (client, host) = ((ip.client, 40_000), (ip.host, 8080));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&SLOT, &tcp("S", client, (ip.slot, 81)).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &SLOT, (ip.slot, 81));
 }
 
 fn publish_of_another_host_address_takes_nothing(bench: &mut Bench<'_>, ip: &Family) {
@@ -152,14 +127,8 @@ fn publish_of_another_protocol_takes_nothing(bench: &mut Bench<'_>, ip: &Family)
 fn publish_to_a_microvm_leaves_by_its_interface(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&SLOT, "8080:80");
     let (client, host, slot) = ((ip.client, 40_000), (ip.host, 8080), (ip.slot, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&SLOT, &tcp("S", client, slot).ttl(63));
-    bench.from_endpoint(&SLOT, &tcp("SA", slot, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", host, client).ttl(63),
-    );
+    bench.comes_in(&tcp("S", client, host), &SLOT, slot);
+    bench.goes_out(&SLOT, &tcp("SA", slot, client), host);
 }
 
 fn publish_for_an_address_that_is_not_local_passes_untouched(bench: &mut Bench<'_>, ip: &Family) {
@@ -198,9 +167,7 @@ fn socket_of_the_host_wins_over_a_published_range(bench: &mut Bench<'_>, ip: &Fa
         .passes();
     // The socket has asked that one server; the port of anybody else's packet is published.
     let client = (ip.client, 53);
-    bench
-        .from_uplink(UPLINK, &udp(client, host))
-        .reaches(&WEB, &udp(client, (ip.web, 50_000)).ttl(63));
+    bench.comes_in(&udp(client, host), &WEB, (ip.web, 50_000));
 }
 
 fn packet_that_is_not_the_first_of_a_connection_passes_to_the_host(
@@ -223,13 +190,9 @@ fn live_connection_stays_with_its_endpoint_when_its_port_is_published_anew(
     // A flow is all that its packets need: nothing is looked up a second time.
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
     bench.publish(&SLOT, "8080:80");
-    bench
-        .from_uplink(UPLINK, &tcp("A", client, host))
-        .reaches(&WEB, &tcp("A", client, web).ttl(63));
+    bench.comes_in(&tcp("A", client, host), &WEB, web);
 }
 
 fn reply_from_unpublished_port_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
@@ -252,9 +215,7 @@ fn network_restricted_to_an_uplink_is_served_there_only(bench: &mut Bench<'_>, i
         .from_uplink(SECOND_UPLINK, &tcp("S", client, host))
         .reaches(&WEB, &tcp("S", client, web).ttl(63));
     // A matter of that network alone.
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, (ip.host, 8081)))
-        .reaches(&OTHER, &tcp("S", client, (ip.other, 80)).ttl(63));
+    bench.comes_in(&tcp("S", client, (ip.host, 8081)), &OTHER, (ip.other, 80));
 }
 
 fn network_restricted_to_absent_uplinks_is_served_nowhere(bench: &mut Bench<'_>, ip: &Family) {
@@ -305,9 +266,7 @@ fn publish_of_a_former_holder_of_the_interface_is_dropped(bench: &mut Bench<'_>,
 fn flow_of_a_former_holder_of_the_interface_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
     bench.set_endpoint(&WEB, |endpoint| endpoint.number += 1_000);
     bench
         .from_uplink(UPLINK, &tcp("A", client, host))
@@ -370,9 +329,7 @@ fn same_client_port_by_two_published_ports_stays_apart(bench: &mut Bench<'_>, ip
     bench.publish(&WEB, "8080-8081:80-81");
     bench.publish(&WEB, "9090:80");
     let (client, web) = ((ip.client, 40_000), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, (ip.host, 8080)))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, (ip.host, 8080)), &WEB, web);
     // The second connection needs another client port, drawn at random: it is read back.
     let second = bench.from_uplink(UPLINK, &tcp("S", client, (ip.host, 9090)));
     let state = bench.state();
@@ -386,11 +343,7 @@ fn same_client_port_by_two_published_ports_stays_apart(bench: &mut Bench<'_>, ip
         ip.router,
         &tcp("SA", (ip.host, 9090), client).ttl(63),
     );
-    bench.from_endpoint(&WEB, &tcp("SA", web, client)).leaves(
-        UPLINK,
-        ip.router,
-        &tcp("SA", (ip.host, 8080), client).ttl(63),
-    );
+    bench.goes_out(&WEB, &tcp("SA", web, client), (ip.host, 8080));
 }
 
 fn same_client_port_by_two_addresses_of_the_host_stays_apart(bench: &mut Bench<'_>, ip: &Family) {
@@ -400,9 +353,7 @@ fn same_client_port_by_two_addresses_of_the_host_stays_apart(bench: &mut Bench<'
     bench
         .from_uplink(UPLINK, &udp(client, (ip.host, 8080)))
         .passes();
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, (ip.host, 8080)))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, (ip.host, 8080)), &WEB, web);
     let second = bench.from_uplink(SECOND_UPLINK, &tcp("S", client, (ip.gateway, 8080)));
     let state = bench.state();
     let mut ports = state.flows.keys().map(|key| key.peer_port);

@@ -135,9 +135,7 @@ fn runtime_rules_are_resolvers_then_prefixes_then_drop(bench: &mut Bench<'_>, ip
     let text = r#"{"allowed_cidrs": ["SERVER"], "allowed_tcp_ports": [443]}"#;
     policy(bench, ip, text);
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, host))
-        .reaches(&WEB, &tcp("S", client, web).ttl(63));
+    bench.comes_in(&tcp("S", client, host), &WEB, web);
     passes_as(bench, ip, tcp("SA", web, client), host);
     udp_passes(bench, ip, (ip.client, 53));
     tcp_passes(bench, ip, (ip.client, 53));
@@ -294,13 +292,9 @@ fn runtime_deny_all_lets_published_services_answer(bench: &mut Bench<'_>, ip: &F
     bench.publish(&WEB, "8080:80");
     bench.publish(&WEB, "5353:53/udp");
     let client = (ip.client, 40_000);
-    bench
-        .from_uplink(UPLINK, &tcp("S", client, (ip.host, 8080)))
-        .reaches(&WEB, &tcp("S", client, (ip.web, 80)).ttl(63));
+    bench.comes_in(&tcp("S", client, (ip.host, 8080)), &WEB, (ip.web, 80));
     passes_as(bench, ip, tcp("SA", (ip.web, 80), client), (ip.host, 8080));
-    bench
-        .from_uplink(UPLINK, &udp(client, (ip.host, 5353)))
-        .reaches(&WEB, &udp(client, (ip.web, 53)).ttl(63));
+    bench.comes_in(&udp(client, (ip.host, 5353)), &WEB, (ip.web, 53));
     passes_as(bench, ip, udp((ip.web, 53), client), (ip.host, 5353));
     // The host's own connections, and its pings.
     let ping = echo_request(ip.gateway, ip.web, 9);
