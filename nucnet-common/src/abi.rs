@@ -13,7 +13,7 @@
 
 /// Rises with every change of a map's layout or meaning. Programs and control plane of
 /// different versions never share maps.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// An IPv6 address, or an IPv4 address in its mapped form; network byte order.
 pub type Address = [u8; 16];
@@ -38,6 +38,8 @@ pub mod map {
     pub const NETWORKS: &str = "networks";
     /// Interface index (`u32`) to [`super::Endpoint`].
     pub const ENDPOINTS: &str = "endpoints";
+    /// Interface index (`u32`) to [`super::Guest`].
+    pub const GUESTS: &str = "guests";
     /// [`super::Address`] to [`super::Owner`].
     pub const ADDRESSES: &str = "addresses";
     /// [`super::PublishKey`] (trie) to [`super::Publish`].
@@ -78,10 +80,11 @@ pub mod map {
     pub const EVENT_LIMITS: &str = "event_limits";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 26] = [
         SETTINGS,
         NETWORKS,
         ENDPOINTS,
+        GUESTS,
         ADDRESSES,
         PUBLISHES,
         HAIRPINS,
@@ -111,6 +114,11 @@ pub mod map {
 pub mod program {
     /// TC ingress of an endpoint's host side: everything that an endpoint sends.
     pub const FROM_ENDPOINT: &str = "from_endpoint";
+    /// TC ingress of a microVM's TAP, in the network namespace of its slot: everything that the
+    /// guest sends.
+    pub const FROM_GUEST: &str = "from_guest";
+    /// TC ingress of the slot's side of its veth pair: everything that the guest receives.
+    pub const TO_GUEST: &str = "to_guest";
     /// TC ingress of an uplink with Ethernet headers.
     pub const FROM_UPLINK: &str = "from_uplink";
     /// TC ingress of an uplink without link-layer header (tun, wireguard, ppp).
@@ -129,6 +137,8 @@ pub mod program {
 pub mod size {
     /// Endpoints of one host (a bridge takes at most 1023 ports; there may be many bridges).
     pub const ENDPOINTS: usize = 65_536;
+    /// Interfaces of microVM slots: two a piece.
+    pub const GUESTS: usize = 2 * ENDPOINTS;
     /// Addresses of endpoints: two a piece.
     pub const ADDRESSES: usize = 2 * ENDPOINTS;
     /// Prefixes of published ports; a range of ports takes at most 30 (IPv4 and IPv6: 60).
@@ -301,6 +311,31 @@ pub struct Endpoint {
     pub mtu: u32,
     /// Zero; for later versions.
     pub reserved: [u8; 16],
+}
+
+/// A microVM's guest, at either end of its slot. Map [`map::GUESTS`].
+///
+/// The two interfaces of a slot have indexes that no other slot's have, although each slot is a
+/// network namespace of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// The endpoint's number.
+    pub endpoint: u32,
+    /// The interface at the other end: the slot's side of its veth pair from the TAP, and the TAP
+    /// from there.
+    pub across: u32,
+    /// The address that the guest has itself.
+    pub address: Address,
+    /// Its gateway, as it has it.
+    pub gateway: Address,
+    /// The address that everybody else knows the guest by: the endpoint's.
+    pub outer_address: Address,
+    /// The host's address on the link to the slot, which the guest knows as its gateway: the
+    /// endpoint's gateway.
+    pub outer_gateway: Address,
+    /// Zero; for later versions.
+    pub reserved: [u8; 8],
 }
 
 /// Whose address it is. Map [`map::ADDRESSES`].
@@ -1025,6 +1060,7 @@ mod pod {
         Settings,
         Network,
         Endpoint,
+        Guest,
         Owner,
         PublishKey,
         Publish,

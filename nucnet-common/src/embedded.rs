@@ -132,7 +132,7 @@ fn quoting_key(quoted: &Packet) -> OutsideKey {
 /// [`Reason::NoFlow`] if it can be about no flow: an error is sent to the sender of what it
 /// quotes, which has ports and was no error itself. [`Reason::Malformed`].
 #[inline(never)]
-fn read<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
+pub(crate) fn read<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
     let Scratch { packet, quoted, .. } = scratch;
     quoted.l3 = packet.l4 + HEADER;
     quoted.family = packet.family;
@@ -374,7 +374,7 @@ fn check<F: Frame>(frame: &F, error: &Packet) -> Result<(), Reason> {
 /// The checksum of the header after IP's is changed along, if it is quoted: whether it is right
 /// cannot be known (RFC 5508 REQ-3c).
 #[inline(never)]
-fn rewrite_quote<F: Frame>(
+pub(crate) fn rewrite_quote<F: Frame>(
     frame: &F,
     error: &Packet,
     quoted: &Packet,

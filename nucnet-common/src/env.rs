@@ -6,7 +6,7 @@ use core::ops::{Deref, DerefMut};
 
 use crate::{
     abi::{
-        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, MappingCount, Network,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, MappingCount, Network,
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
@@ -100,6 +100,8 @@ pub trait Tables {
     fn network(&self, number: u32) -> Option<&Network>;
     /// The endpoint behind a host side interface.
     fn endpoint(&self, link: u32) -> Option<&Endpoint>;
+    /// The guest of a microVM behind an interface of its slot's.
+    fn guest(&self, link: u32) -> Option<&Guest>;
     /// The endpoint that has an address.
     fn owner(&self, address: &Address) -> Option<&Owner>;
     /// The host interface of an index, if a program sits on it.

@@ -14,6 +14,7 @@ pub mod filter;
 pub mod flow;
 pub mod fragment;
 pub mod guard;
+pub mod guest;
 pub mod hold;
 pub mod icmp;
 pub mod loopback;

@@ -27,7 +27,7 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, MappingCount, Network,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, MappingCount, Network,
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
@@ -244,6 +244,12 @@ impl Tables for Skb {
     fn endpoint(&self, link: u32) -> Option<&Endpoint> {
         // SAFETY: the control plane replaces entries whole; see `Entry` for the lifetime.
         unsafe { ENDPOINTS.get(link) }
+    }
+
+    #[inline(always)]
+    fn guest(&self, link: u32) -> Option<&Guest> {
+        // SAFETY: as above.
+        unsafe { GUESTS.get(link) }
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
     env::Host as _,
-    event,
+    event, guest,
     icmp::{self, Origin},
     loopback,
     packet::{ETHERNET, is_v4},
@@ -40,6 +40,26 @@ pub fn from_endpoint(ctx: TcContext) -> i32 {
     let link = skb.link();
     let verdict = path::from_endpoint(&skb, link);
     skb.conclude(Origin::Endpoint, verdict)
+}
+
+/// Everything that a microVM's guest sends.
+#[classifier]
+pub fn from_guest(ctx: TcContext) -> i32 {
+    let skb = Skb { ctx };
+    match guest::from_guest(&skb, skb.link(), skb.ethertype()) {
+        Ok(link) => skb.redirect(Ok(Way::Peer { link })),
+        Err(drop) => skb.drop(&drop),
+    }
+}
+
+/// Everything that a microVM's guest receives.
+#[classifier]
+pub fn to_guest(ctx: TcContext) -> i32 {
+    let skb = Skb { ctx };
+    match guest::to_guest(&skb, skb.link(), skb.ethertype()) {
+        Ok(link) => skb.redirect(Ok(Way::Link { link })),
+        Err(drop) => skb.drop(&drop),
+    }
 }
 
 /// Everything that comes in by an uplink with Ethernet headers.
@@ -70,11 +90,7 @@ pub fn from_loopback(ctx: TcContext) -> i32 {
         // SAFETY: the helper takes integers.
         Ok(Some(link)) => unsafe { bpf_redirect(link, 0) as i32 },
         Ok(None) => TC_ACT_UNSPEC,
-        Err(drop) => {
-            skb.count_drop(&drop);
-            event::refused(&skb, &drop, ETHERNET, skb.ethertype());
-            TC_ACT_SHOT
-        }
+        Err(drop) => skb.drop(&drop),
     }
 }
 
@@ -194,6 +210,14 @@ impl Skb {
             }
         }
         self.redirect(verdict)
+    }
+
+    /// Drops a packet without an answer to its sender: counts it, and tells monitors.
+    #[inline(never)]
+    fn drop(&self, drop: &Drop) -> i32 {
+        self.count_drop(drop);
+        event::refused(self, drop, ETHERNET, self.ethertype());
+        TC_ACT_SHOT
     }
 
     #[inline(always)]

@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use nucnet_common::{
     abi::{
-        Address, Binding, DropCount, DropKey, Endpoint, Event, EventLimit, Flow, FlowKey, Lost,
-        MappingCount, Monitor, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
+        Address, Binding, DropCount, DropKey, Endpoint, Event, EventLimit, Flow, FlowKey, Guest,
+        Lost, MappingCount, Monitor, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass,
         PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot, Snat, SnatKey,
         StaticMapping, Uplink, Usage, size,
     },
@@ -28,6 +28,8 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 pub static NETWORKS: HashMap<u32, Network, { size::NETWORKS }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: HashMap<u32, Endpoint, { size::ENDPOINTS }, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "guests")]
+pub static GUESTS: HashMap<u32, Guest, { size::GUESTS }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "addresses")]
 pub static ADDRESSES: HashMap<Address, Owner, { size::ADDRESSES }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "publishes")]

@@ -201,8 +201,10 @@ fn verify_bytes(workspace: &Workspace, bytes: &[u8]) -> Result<()> {
 }
 
 /// Every program of the object.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 9] = [
     abi::program::FROM_ENDPOINT,
+    abi::program::FROM_GUEST,
+    abi::program::TO_GUEST,
     abi::program::FROM_UPLINK,
     abi::program::FROM_UPLINK_L3,
     abi::program::FROM_HOST,

@@ -10,7 +10,7 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Event, Flow, FlowKey, FlowState, MAPPED, Mac, Network,
+        Address, Binding, Endpoint, Event, Flow, FlowKey, FlowState, Guest, MAPPED, Mac, Network,
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Reason, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
         flow_flag,
@@ -30,6 +30,16 @@ pub enum Hook {
     /// It comes from the endpoint behind an interface.
     FromEndpoint {
         /// The interface.
+        link: u32,
+    },
+    /// It comes from a microVM's guest, by its TAP.
+    FromGuest {
+        /// The TAP.
+        link: u32,
+    },
+    /// It comes to the slot of a microVM.
+    ToGuest {
+        /// The slot's side of its veth pair.
         link: u32,
     },
     /// It comes in by an uplink with Ethernet headers.
@@ -174,6 +184,8 @@ pub trait Engine {
     fn network(&mut self, number: u32, network: &Network);
     /// Writes, or removes, an endpoint.
     fn endpoint(&mut self, link: u32, endpoint: Option<&Endpoint>);
+    /// Writes who the guest behind an interface is.
+    fn guest(&mut self, link: u32, guest: &Guest);
     /// Writes who owns an address.
     fn owner(&mut self, address: &Address, owner: &Owner);
     /// Writes, or removes, an uplink.

@@ -315,6 +315,33 @@ impl Party {
     }
 }
 
+/// The endpoint that is the guest of a microVM: its slot is on these two interfaces.
+pub const GUEST: Party = WEB;
+/// The guest's TAP: a test run only needs an interface of that index.
+pub const TAP: u32 = APP.link;
+/// The slot's side of its veth pair.
+pub const WIRE: u32 = OTHER.link;
+/// The address that the guest has itself.
+pub const GUEST4: IpAddr = v4(169, 254, 0, 21);
+/// Its gateway, as it has it.
+pub const GUEST_GATEWAY4: IpAddr = v4(169, 254, 0, 22);
+
+/// The guest's entries: index and entry.
+pub fn guests() -> [(u32, abi::Guest); 2] {
+    [(TAP, WIRE), (WIRE, TAP)].map(|(link, across)| {
+        let guest = abi::Guest {
+            endpoint: GUEST.number,
+            across,
+            address: to_abi(GUEST4),
+            gateway: to_abi(GUEST_GATEWAY4),
+            outer_address: to_abi(GUEST.v4),
+            outer_gateway: to_abi(GATEWAY4),
+            ..abi::Guest::default()
+        };
+        (link, guest)
+    })
+}
+
 /// The uplinks with programs: index and entry.
 pub fn uplinks() -> [(u32, abi::Uplink); 3] {
     [UPLINK, SECOND_UPLINK, TUNNEL].map(|index| {

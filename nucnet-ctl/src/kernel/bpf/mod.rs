@@ -56,6 +56,8 @@ pub struct Datapath {
     pub networks: Table<u32, abi::Network>,
     /// Endpoints by the index of their host side interface.
     pub endpoints: Table<u32, abi::Endpoint>,
+    /// Guests of microVMs by the indexes of their slots' interfaces.
+    pub guests: Table<u32, abi::Guest>,
     /// Who has an address.
     pub addresses: Table<abi::Address, abi::Owner>,
     /// Published ports.
@@ -174,6 +176,7 @@ impl Datapath {
             settings: Cells::open(at(map::SETTINGS), 1, 0)?,
             networks: Table::open(at(map::NETWORKS), size::NETWORKS)?,
             endpoints: Table::open(at(map::ENDPOINTS), size::ENDPOINTS)?,
+            guests: Table::open(at(map::GUESTS), size::GUESTS)?,
             addresses: Table::open(at(map::ADDRESSES), size::ADDRESSES)?,
             publishes: Table::open(at(map::PUBLISHES), size::PUBLISHES)?,
             hairpins: Table::open(at(map::HAIRPINS), size::PUBLISHES)?,

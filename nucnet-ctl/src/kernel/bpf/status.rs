@@ -180,6 +180,7 @@ impl Datapath {
             array(map::SETTINGS, 1),
             counted(map::NETWORKS, self.networks.count()?, size::NETWORKS),
             counted(map::ENDPOINTS, self.endpoints.count()?, size::ENDPOINTS),
+            counted(map::GUESTS, self.guests.count()?, size::GUESTS),
             counted(map::ADDRESSES, self.addresses.count()?, size::ADDRESSES),
             counted(map::PUBLISHES, self.publishes.count()?, size::PUBLISHES),
             counted(map::HAIRPINS, self.hairpins.count()?, size::PUBLISHES),

@@ -136,6 +136,9 @@ impl<'e> Bench<'e> {
                 bench.engine.owner(&to_abi(address), &party.owner());
             }
         }
+        for (link, guest) in site::guests() {
+            bench.engine.guest(link, &guest);
+        }
         bench
     }
 
@@ -341,6 +344,32 @@ impl<'e> Bench<'e> {
     pub fn from_endpoint(&mut self, party: &Party, frame: &impl Frame) -> Sent {
         let frame = frame.framed(party.gateway_mac(), party.mac);
         self.send(Hook::FromEndpoint { link: party.link }, frame, party.number)
+    }
+
+    /// The guest of [`site::GUEST`] sends a frame.
+    #[track_caller]
+    pub fn from_guest(&mut self, frame: &impl Frame) -> Sent {
+        let guest = &site::GUEST;
+        let frame = frame.framed(guest.gateway_mac(), guest.mac);
+        let hook = Hook::FromGuest { link: site::TAP };
+        self.send(hook, frame, guest.number)
+    }
+
+    /// A frame comes from a TAP that belongs to no slot.
+    #[track_caller]
+    pub fn beside_slots(&mut self, frame: &impl Frame) -> Sent {
+        let link = site::SLOT.link;
+        let frame = frame.framed(site::GUEST.gateway_mac(), site::GUEST.mac);
+        self.send(Hook::FromGuest { link }, frame, 0)
+    }
+
+    /// A frame comes to the slot of [`site::GUEST`].
+    #[track_caller]
+    pub fn to_guest(&mut self, frame: &impl Frame) -> Sent {
+        let guest = &site::GUEST;
+        let frame = frame.framed(guest.mac, guest.gateway_mac());
+        let hook = Hook::ToGuest { link: site::WIRE };
+        self.send(hook, frame, guest.number)
     }
 
     /// A packet comes in by an uplink from the router there.

@@ -8,7 +8,7 @@ use nucnet_common::{
 };
 use nucnet_ctl::model::to_abi;
 
-use super::{Frame as _, ROUTER_MAC};
+use super::{Frame, ROUTER_MAC};
 use crate::packets::{
     engine::{Hook, Outcome},
     packet::{self, Packet},
@@ -127,7 +127,9 @@ impl Sent {
             Hook::FromUplink { link }
             | Hook::FromUplinkL3 { link }
             | Hook::FromHost { link, .. } => (link, destination),
-            Hook::FromLoopback { .. } => panic!("sockets of the host are told nothing"),
+            Hook::FromGuest { .. } | Hook::ToGuest { .. } | Hook::FromLoopback { .. } => {
+                panic!("nobody is told anything here")
+            }
         };
         self.expect(Outcome::Refused {
             endpoint,
@@ -206,6 +208,16 @@ impl Sent {
     pub fn reaches_host(&self, link: u32, packet: &Packet) {
         self.expect(Outcome::Redirected(Some(Way::Host { link })));
         self.expect_bytes(&packet.framed(self.mac_at(0), self.mac_at(6)));
+    }
+
+    /// It crosses the slot of a microVM, whichever way, as this frame.
+    #[track_caller]
+    pub fn crosses(&self, frame: &impl Frame) {
+        self.expect(Outcome::Redirected(Some(match self.hook {
+            Hook::FromGuest { .. } => Way::Peer { link: site::WIRE },
+            _ => Way::Link { link: site::TAP },
+        })));
+        self.expect_bytes(&frame.framed(self.mac_at(0), self.mac_at(6)));
     }
 
     /// It goes somewhere, changed or not.

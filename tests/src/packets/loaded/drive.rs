@@ -8,9 +8,9 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Event, Flow, Mac, Monitor, Network, Owner, PolicyCidrKey,
-        PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Snat, SnatKey,
-        StaticMapping, Uplink, Usage,
+        Address, Binding, Endpoint, Event, Flow, Guest, Mac, Monitor, Network, Owner,
+        PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Snat,
+        SnatKey, StaticMapping, Uplink, Usage,
     },
     env::Held,
 };
@@ -52,6 +52,10 @@ impl Engine for Loaded {
 
     fn endpoint(&mut self, link: u32, endpoint: Option<&Endpoint>) {
         set(&mut self.endpoints, link, endpoint);
+    }
+
+    fn guest(&mut self, link: u32, guest: &Guest) {
+        set(&mut self.guests, link, Some(guest));
     }
 
     fn owner(&mut self, address: &Address, owner: &Owner) {

@@ -26,9 +26,10 @@ use aya::{
     programs::{SchedClassifier, TcAttachType},
 };
 use nucnet_common::abi::{
-    Address, Binding, DropCount, DropKey, Endpoint, EventLimit, Flow, FlowKey, Monitor, Network,
-    OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey,
-    Reason, Settings, Slot, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, map, size,
+    Address, Binding, DropCount, DropKey, Endpoint, EventLimit, Flow, FlowKey, Guest, Monitor,
+    Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+    PublishKey, Reason, Settings, Slot, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, map,
+    size,
 };
 use nucnet_ctl::kernel::bpf::load_unpinned;
 
@@ -45,6 +46,7 @@ pub struct Loaded {
     settings: Array<MapData, Settings>,
     networks: Table<u32, Network>,
     endpoints: Table<u32, Endpoint>,
+    guests: Table<u32, Guest>,
     owners: Table<Address, Owner>,
     publishes: Prefixes<PublishKey, Publish>,
     hairpins: Prefixes<PublishKey, Publish>,
@@ -95,6 +97,7 @@ impl Loaded {
             settings: take(map::SETTINGS)?.try_into()?,
             networks: take(map::NETWORKS)?.try_into()?,
             endpoints: take(map::ENDPOINTS)?.try_into()?,
+            guests: take(map::GUESTS)?.try_into()?,
             owners: take(map::ADDRESSES)?.try_into()?,
             publishes: take(map::PUBLISHES)?.try_into()?,
             hairpins: take(map::HAIRPINS)?.try_into()?,
@@ -158,6 +161,7 @@ impl Loaded {
         clear(&mut self.usage);
         clear(&mut self.networks);
         clear(&mut self.endpoints);
+        clear(&mut self.guests);
         clear(&mut self.owners);
         clear(&mut self.uplinks);
         self.publishes.clear();

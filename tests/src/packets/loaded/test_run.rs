@@ -59,6 +59,8 @@ impl Loaded {
     ) -> io::Result<(i32, Vec<u8>, u32)> {
         let (name, link, ingress, mark) = match hook {
             Hook::FromEndpoint { link } => (program::FROM_ENDPOINT, link, 0, 0),
+            Hook::FromGuest { link } => (program::FROM_GUEST, link, link, 0),
+            Hook::ToGuest { link } => (program::TO_GUEST, link, link, 0),
             Hook::FromUplink { link } => (program::FROM_UPLINK, link, link, 0),
             Hook::FromUplinkL3 { link } => (program::FROM_UPLINK_L3, link, link, 0),
             Hook::FromHost { link, ingress } => (program::FROM_HOST, link, ingress, 0),

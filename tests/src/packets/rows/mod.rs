@@ -10,6 +10,7 @@ mod events;
 mod filtering;
 mod fragments;
 mod guard;
+mod guest;
 mod headers;
 mod hold;
 mod host;
@@ -152,6 +153,7 @@ pub fn cases() -> Vec<Case> {
         mtu::ROWS,
         filtering::ROWS,
         guard::ROWS,
+        guest::ROWS,
         neighbours::ROWS,
         policy::ROWS,
         events::ROWS,

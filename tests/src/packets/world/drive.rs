@@ -7,11 +7,11 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Endpoint, Event, Mac, Network, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey,
-        PolicyRule, Publish, PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink,
-        Usage,
+        Address, Endpoint, Event, Guest, Mac, Network, Owner, PolicyCidrKey, PolicyClass,
+        PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Snat, SnatKey,
+        StaticMapping, Uplink, Usage,
     },
-    event, hold,
+    event, guest, hold,
     icmp::{self, Origin},
     loopback,
     packet::Frame,
@@ -39,6 +39,10 @@ impl Engine for World {
             Some(endpoint) => self.endpoints.insert(link, *endpoint),
             None => self.endpoints.remove(&link),
         };
+    }
+
+    fn guest(&mut self, link: u32, guest: &Guest) {
+        self.guests.insert(link, *guest);
     }
 
     fn owner(&mut self, address: &Address, owner: &Owner) {
@@ -142,6 +146,12 @@ impl Engine for World {
             .map_or(0, |bytes: [u8; 2]| u16::from_be_bytes(bytes));
         let verdict = match hook {
             Hook::FromEndpoint { link } => path::from_endpoint(self, link),
+            Hook::FromGuest { link } => {
+                guest::from_guest(self, link, ethertype).map(|link| path::Way::Peer { link })
+            }
+            Hook::ToGuest { link } => {
+                guest::to_guest(self, link, ethertype).map(|link| path::Way::Link { link })
+            }
             Hook::FromUplink { link } => {
                 if frame.get(..6) == Some(&site::interface(link).mac) {
                     path::from_uplink(self, link, 14, ethertype)
@@ -183,7 +193,9 @@ impl Engine for World {
                         Some((Origin::Uplink, link))
                     }
                     Hook::FromHost { link, .. } => Some((Origin::Host, link)),
-                    Hook::FromLoopback { .. } => None,
+                    Hook::FromGuest { .. } | Hook::ToGuest { .. } | Hook::FromLoopback { .. } => {
+                        None
+                    }
                 };
                 match answer.and_then(|(origin, link)| icmp::answer(self, origin, link, &drop)) {
                     Some(link) => Outcome::Refused {

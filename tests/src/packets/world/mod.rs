@@ -21,8 +21,8 @@ use std::{
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Mac, MappingCount, Network,
-        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, Mac, MappingCount,
+        Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     env::{Held, Scratch},
@@ -41,6 +41,7 @@ pub struct World {
     settings: Settings,
     networks: HashMap<u32, Network>,
     endpoints: HashMap<u32, Endpoint>,
+    guests: HashMap<u32, Guest>,
     owners: HashMap<Address, Owner>,
     uplinks: HashMap<u32, Uplink>,
     publishes: Trie<PublishKey, Publish>,
@@ -98,6 +99,7 @@ impl World {
             settings: Settings::default(),
             networks: HashMap::new(),
             endpoints: HashMap::new(),
+            guests: HashMap::new(),
             owners: HashMap::new(),
             uplinks: HashMap::new(),
             publishes: Trie::default(),

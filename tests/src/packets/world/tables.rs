@@ -2,7 +2,7 @@
 
 use nucnet_common::{
     abi::{
-        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, MappingCount, Network,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, MappingCount, Network,
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
@@ -34,6 +34,10 @@ impl Tables for World {
 
     fn endpoint(&self, link: u32) -> Option<&Endpoint> {
         self.endpoints.get(&link)
+    }
+
+    fn guest(&self, link: u32) -> Option<&Guest> {
+        self.guests.get(&link)
     }
 
     fn owner(&self, address: &Address) -> Option<&Owner> {
