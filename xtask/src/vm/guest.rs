@@ -5,6 +5,8 @@ use std::{
     fs::{self, File},
     path::Path,
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -33,6 +35,15 @@ const DESCRIPTORS: u64 = 524_288;
 
 /// Starts every line of ours on the console.
 pub(super) const MARK: &str = "@@ ";
+
+/// What follows the mark when the guest says that it is at work.
+pub(super) const BUSY: &str = "busy";
+
+/// `USER_HZ`, which `/proc/stat` counts in.
+const TICKS_A_SECOND: f64 = 100.0;
+
+/// How often the guest says that it is at work, as long as it is.
+const BREATH: Duration = Duration::from_secs(60);
 
 /// A filesystem of the guest.
 pub(super) struct Mount {
@@ -123,6 +134,11 @@ fn run() -> Result<()> {
         }
     }
     let filter = fs::read_to_string(FILTER).ok();
+    thread::spawn(|| {
+        if let Err(error) = tell_work() {
+            println!("{MARK}error cannot tell whether the guest is at work: {error:#}");
+        }
+    });
     for tier in files(Path::new(TESTS))? {
         let name = tier.file_name().unwrap_or_default().to_string_lossy();
         println!("{MARK}tier {name}");
@@ -134,6 +150,37 @@ fn run() -> Result<()> {
         println!("{MARK}end {name}: {status}");
     }
     Ok(())
+}
+
+/// Says again and again that the processors are at work, as long as they are: emulated, the
+/// verifier takes minutes for the programs, and a test that waits for it prints nothing.
+fn tell_work() -> Result<()> {
+    let mut before = busy_ticks()?;
+    loop {
+        thread::sleep(BREATH);
+        let now = busy_ticks()?;
+        // A guest that hangs still has a timer and this thread.
+        let seconds = (now - before) as f64 / TICKS_A_SECOND;
+        if seconds > BREATH.as_secs_f64() / 10.0 {
+            println!("{MARK}{BUSY} at work for {seconds:.0} s of processor time");
+        }
+        before = now;
+    }
+}
+
+/// How long the processors were at work since the boot, in ticks.
+fn busy_ticks() -> Result<u64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let first = text.lines().next().context("/proc/stat is empty")?;
+    let fields = first.split_whitespace().skip(1).map(str::parse);
+    let ticks = fields.collect::<Result<Vec<u64>, _>>()?;
+    // The fourth and fifth are idle, and idle for input and output (proc_stat(5)).
+    let idle = [3, 4];
+    let busy = ticks
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !idle.contains(at));
+    Ok(busy.map(|(_, ticks)| ticks).sum())
 }
 
 fn files(directory: &Path) -> Result<Vec<std::path::PathBuf>> {

@@ -18,7 +18,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -42,8 +42,12 @@ const TIERS: [(&str, &str); 4] = [
     ("nucnet-tests", "scenarios"),
 ];
 
-/// A guest that says nothing for so long is ended.
+/// A guest that says nothing for so long is ended: it hangs, for while it is at work it says so.
 const SILENCE: Duration = Duration::from_secs(300);
+
+/// A guest whose tests say nothing for so long is ended even if it is at work. They are rightly
+/// silent while they load the programs, which takes an emulated verifier minutes.
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Run the tests of the loaded programs on other kernels, under QEMU
 #[derive(clap::Args)]
@@ -259,23 +263,29 @@ impl Qemu {
             }
         });
         let mut outcome = Outcome::default();
+        let mut tests_spoke = Instant::now();
         loop {
-            match lines.recv_timeout(SILENCE) {
+            let fault = match lines.recv_timeout(SILENCE) {
                 Ok(line) => {
                     step.note(&line);
                     writeln!(log, "{line}")?;
                     outcome.line(&line);
+                    if !outcome::is_breath(&line) {
+                        tests_spoke = Instant::now();
+                    }
+                    if tests_spoke.elapsed() < PATIENCE {
+                        continue;
+                    }
+                    format!("was at work for {} s without a word", PATIENCE.as_secs())
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    outcome.note(format!(
-                        "said nothing for {} s and was ended",
-                        SILENCE.as_secs()
-                    ));
-                    child.kill()?;
-                    break;
+                    format!("said nothing for {} s", SILENCE.as_secs())
                 }
-            }
+            };
+            outcome.note(fault + " and was ended");
+            child.kill()?;
+            break;
         }
         child.wait()?;
         drop(lines);

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{guest::MARK, kernel::Release};
+use super::{
+    guest::{BUSY, MARK},
+    kernel::Release,
+};
 
 /// What one guest reported.
 #[derive(Debug, Default)]
@@ -30,9 +33,18 @@ pub(super) enum Verdict {
     Failed(String),
 }
 
+/// Whether a line of the console only says that the guest is at work.
+pub(super) fn is_breath(line: &str) -> bool {
+    let ours = line.strip_prefix(MARK);
+    ours.is_some_and(|ours| ours.starts_with(BUSY))
+}
+
 impl Outcome {
     /// Takes a line of the console.
     pub(super) fn line(&mut self, line: &str) {
+        if is_breath(line) {
+            return;
+        }
         if let Some((_, ours)) = line.split_once(MARK) {
             self.speaking = None;
             match ours.split_once(' ') {
@@ -254,6 +266,19 @@ mod tests {
         assert_eq!(verdict(&outcome, "d"), Some(skipped));
         let failed = Verdict::Failed("error: no such program".to_owned());
         assert_eq!(verdict(&outcome, "e"), Some(failed));
+    }
+
+    #[test]
+    fn guest_that_says_it_is_at_work_interrupts_no_test() {
+        let outcome = outcome(
+            "@@ boot 6.1.0\n@@ tier t\n\
+             test a ... FAILED\n\
+             ---- a stdout ----\n\
+             @@ busy at work for 60 s of processor time\n\
+             left is not right\n",
+        );
+        let failed = Verdict::Failed("left is not right".to_owned());
+        assert_eq!(verdict(&outcome, "a"), Some(failed));
     }
 
     #[test]
