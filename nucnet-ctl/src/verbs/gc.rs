@@ -12,7 +12,7 @@ use super::{
     error::Left,
     host::Session,
     nat, network, publish,
-    step::{World, endpoint_alias, network_alias},
+    step::{MAPPING_ROUTES, World, endpoint_alias, mapping_routes_alias, network_alias},
 };
 use crate::{
     kernel::{
@@ -242,7 +242,7 @@ impl Collection<'_> {
         let set_aside = self.session.state.set_aside_endpoints()?;
         let is_recorded = |link: &Link| {
             let alias = link.alias.as_deref().unwrap_or_default();
-            has_mappings && link.name == nat::ROUTES && alias == nat::routes_alias()
+            has_mappings && link.name == MAPPING_ROUTES && alias == mapping_routes_alias()
                 || endpoints
                     .iter()
                     .any(|e| e.host_ifname.as_str() == link.name && endpoint_alias(e) == alias)

@@ -1,17 +1,22 @@
 //! `nat add|list|remove|clear`: static mappings.
 
-use super::{Error, Host, Step, attach::failed, error::Left, host::Session, repair, step::World};
+use super::{
+    Error, Host, Step,
+    attach::failed,
+    error::Left,
+    host::Session,
+    repair,
+    step::{MAPPING_ROUTES, World, mapping_entries, mapping_routes_alias, mapping_steps},
+};
 use crate::{
     kernel::{
-        bpf::{Datapath, MappingEntries, Prefix},
+        bpf::Datapath,
         claims::Holder,
-        netlink::{self, BridgeSpec, Netlink, Owner},
+        netlink::Netlink,
         sockets::{self, Sockets},
-        sysctl::{self, Family},
     },
     model::{
-        Cidr, EndpointId, Invalid, Mac, Mtu, Problem,
-        behaviour::BehaviourWish,
+        Cidr, EndpointId, Invalid, Problem,
         mapping::MappingSpec,
         plan::{self, Plan},
         publish::PublishSpec,
@@ -21,14 +26,6 @@ use crate::{
 use nucnet_common::abi;
 use serde::Serialize;
 use std::net::IpAddr;
-
-/// The interface from whose point of view routes are looked up for mappings. It carries nothing.
-pub(super) const ROUTES: &str = "nucnet-nat";
-
-/// Its alias. No id has a colon in it.
-pub(super) fn routes_alias() -> String {
-    format!("{}nat:routes", netlink::ALIAS_PREFIX)
-}
 
 /// A static mapping as the JSON shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -70,26 +67,6 @@ impl MappingChoice {
     }
 }
 
-/// The steps that make a mapping.
-fn steps(record: &MappingRecord) -> Vec<Step> {
-    let words = record.spec.to_string();
-    let mut steps = vec![
-        Step::MappingIntent(record.id.to_string()),
-        Step::MappingRoutes(ROUTES.to_owned()),
-        Step::Uplinks,
-    ];
-    if let MappingSpec::Dnat { ext_ip, .. } = &record.spec
-        && let Some((protocol, ports)) = record.spec.ports()
-    {
-        steps.push(Step::MappingClaims(format!("{ext_ip}, {ports}/{protocol}")));
-    }
-    steps.extend([
-        Step::Mapping(words),
-        Step::MappingRecord(record.id.to_string()),
-    ]);
-    steps
-}
-
 impl Host {
     /// Adds a static mapping. The same again changes nothing; on failure nothing stays.
     pub fn add_mapping(&self, spec: &MappingSpec) -> Result<MappingView, Error> {
@@ -111,7 +88,7 @@ impl Host {
         Ok(match planned? {
             Intent::Whole(_) => Plan::default(),
             Intent::New(record) | Intent::Damaged(record) => std::iter::once(Step::Datapath(bpffs))
-                .chain(steps(&record))
+                .chain(mapping_steps(&record))
                 .collect(),
         })
     }
@@ -184,7 +161,7 @@ impl Host {
         Ok(records
             .iter()
             .filter(|record| which.is_none_or(|which| which.is(record)))
-            .flat_map(steps)
+            .flat_map(mapping_steps)
             .collect())
     }
 }
@@ -246,7 +223,7 @@ fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingView, Error> 
         Intent::New(record) => (record, true),
     };
     session.state.put_host(&session.record)?;
-    let mut steps = steps(&record);
+    let mut steps = mapping_steps(&record);
     steps.insert(0, Step::Datapath(session.bpffs().display().to_string()));
     let mut world = World::new(session);
     world.mapping = Some(record);
@@ -331,15 +308,15 @@ fn is_whole(session: &Session, record: &MappingRecord) -> Result<bool, Error> {
     let Some(datapath) = Datapath::open_existing(session.bpffs(), &session.bpf_host)? else {
         return Ok(false);
     };
-    let routes = session.netlink.find_link(ROUTES)?;
+    let routes = session.netlink.find_link(MAPPING_ROUTES)?;
     let is_ours = routes.is_some_and(|link| {
-        link.alias.as_deref() == Some(&routes_alias())
+        link.alias.as_deref() == Some(&mapping_routes_alias())
             && datapath
                 .settings()
                 .is_ok_and(|settings| settings.mapping_link == link.index)
     });
     let has_behaviour = datapath.networks.get(&abi::MAPPED)?.is_some();
-    Ok(is_ours && has_behaviour && datapath.missing_entries(&entries(record))? == 0)
+    Ok(is_ours && has_behaviour && datapath.missing_entries(&mapping_entries(record))? == 0)
 }
 
 /// Fails, naming the owner, if somebody has what the mapping wants.
@@ -443,7 +420,7 @@ pub(super) fn in_the_way(session: &Session, spec: &PublishSpec) -> Result<Option
 /// Removes a mapping with all that it has.
 pub(super) fn remove(session: &Session, record: MappingRecord) -> Result<(), Error> {
     let what = format!("remove mapping {}", record.id);
-    let plan: Plan<Step> = steps(&record).into_iter().collect();
+    let plan: Plan<Step> = mapping_steps(&record).into_iter().collect();
     let mut world = World::new(session);
     world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
     world.mapping = Some(record);
@@ -453,127 +430,5 @@ pub(super) fn remove(session: &Session, record: MappingRecord) -> Result<(), Err
             what,
             left: Left(left),
         }),
-    }
-}
-
-/// The entries of a mapping.
-pub(super) fn entries(record: &MappingRecord) -> MappingEntries {
-    let ports = record.spec.port_entries(record.number).into_iter();
-    let sources = record.spec.source_keys(record.link);
-    let prefix = |at: usize| sources.map(|keys| Prefix::new(keys[at].0, keys[at].1));
-    MappingEntries {
-        number: record.number,
-        mapping: record.spec.entry(record.lan, record.link),
-        ports: ports
-            .map(|(bits, key, value)| (Prefix::new(bits, key), value))
-            .collect(),
-        is_hairpin: matches!(record.spec, MappingSpec::Hairpin { .. }),
-        source: prefix(0),
-        shared_source: prefix(1),
-    }
-}
-
-impl World<'_> {
-    pub(super) fn mapping(&self) -> &MappingRecord {
-        self.mapping
-            .as_ref()
-            .expect("steps of a mapping have its record")
-    }
-
-    pub(super) fn put_mapping(&mut self, state: State) -> Result<(), Error> {
-        if let Some(record) = &mut self.mapping {
-            record.state = state;
-            self.session.state.put_mapping(record)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn forget_mapping(&self) -> Result<(), Error> {
-        Ok(self.session.state.remove_mapping(&self.mapping().id)?)
-    }
-
-    /// The kernel answers route lookups only where it forwards. On an interface of nucnet's own,
-    /// which nothing ever comes in by, that changes nothing else.
-    pub(super) fn make_mapping_routes(&mut self) -> Result<(), Error> {
-        let alias = routes_alias();
-        let (index, _) = self.session.netlink.ensure_bridge(&BridgeSpec {
-            name: ROUTES,
-            mac: Mac::local(rand::random()).octets(),
-            mtu: Mtu::ETHERNET.bytes(),
-            alias: &alias,
-        })?;
-        for family in [Family::Ipv4, Family::Ipv6] {
-            match sysctl::forward(family, ROUTES) {
-                // No IPv6.
-                Err(sysctl::Error::NotFound { .. }) => {}
-                result => result?,
-            }
-        }
-        let network = BehaviourWish::default().resolved().abi();
-        Ok(self.datapath()?.begin_mapping(index, &network)?)
-    }
-
-    /// They go with the last mapping.
-    pub(super) fn remove_mapping_routes(&mut self) -> Result<(), Error> {
-        let number = self.mapping().number;
-        let records = self.session.state.sound_mappings()?;
-        if records.iter().any(|record| record.number != number) {
-            return Ok(());
-        }
-        if let Some(datapath) = &mut self.datapath {
-            datapath.end_mapping()?;
-        }
-        let alias = routes_alias();
-        let deleted = self
-            .session
-            .netlink
-            .delete_bridge(ROUTES, Owner::Alias(&alias));
-        Ok(deleted.map(drop)?)
-    }
-
-    fn mapping_holder(&self) -> Holder {
-        let record = self.mapping();
-        Holder {
-            number: record.number,
-            id: record.id.clone(),
-        }
-    }
-
-    pub(super) fn claim_mapping(&self) -> Result<(), Error> {
-        let holder = self.mapping_holder();
-        for publish in self.mapping().spec.publishes() {
-            self.session.state.claim_publish(&publish, &holder)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn release_mapping(&self) -> Result<(), Error> {
-        let number = self.mapping().number;
-        for publish in self.mapping().spec.publishes() {
-            self.session.state.release_publish(&publish, number)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn write_mapping(&mut self) -> Result<(), Error> {
-        let entries = entries(self.mapping());
-        Ok(self.datapath()?.put_mapping(&entries)?)
-    }
-
-    pub(super) fn unwrite_mapping(&mut self) -> Result<(), Error> {
-        let record = self.mapping().clone();
-        let records = self.session.state.sound_mappings()?;
-        let is_last = !records.iter().any(|other| {
-            other.number != record.number
-                && matches!(
-                    (&other.spec, &record.spec),
-                    (MappingSpec::Snat { int: theirs, .. }, MappingSpec::Snat { int, .. })
-                        if theirs == int
-                )
-        });
-        match &mut self.datapath {
-            Some(datapath) => Ok(datapath.remove_mapping(&entries(&record), is_last)?),
-            None => Ok(()),
-        }
     }
 }

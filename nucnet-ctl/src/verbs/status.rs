@@ -2,9 +2,9 @@
 //! may show as drift.
 
 use super::{
-    DatapathChoice, Error, Host, NetworkView, nat,
+    DatapathChoice, Error, Host, NetworkView,
     sight::View,
-    step::{endpoint_alias, network_alias},
+    step::{MAPPING_ROUTES, endpoint_alias, mapping_entries, mapping_routes_alias, network_alias},
 };
 use crate::{
     OBJECT_HASH,
@@ -308,13 +308,13 @@ impl View<'_> {
 
     fn mapping(&self, record: &MappingRecord) -> Result<MappingSight, Error> {
         let missing = match self.datapath {
-            Some(datapath) => datapath.missing_entries(&nat::entries(record))?,
+            Some(datapath) => datapath.missing_entries(&mapping_entries(record))?,
             None => 0,
         };
         let routes = self
             .links
-            .get(nat::ROUTES)
-            .filter(|link| link.alias.as_deref() == Some(&nat::routes_alias()));
+            .get(MAPPING_ROUTES)
+            .filter(|link| link.alias.as_deref() == Some(&mapping_routes_alias()));
         let told = match self.datapath {
             Some(datapath) => datapath.settings()?.mapping_link,
             None => 0,
@@ -340,7 +340,7 @@ impl View<'_> {
     ) -> Result<Unexplained, Error> {
         let mut aliases: HashSet<String> = endpoints.iter().map(endpoint_alias).collect();
         aliases.extend(networks.iter().map(network_alias));
-        aliases.extend((!mappings.is_empty()).then(nat::routes_alias));
+        aliases.extend((!mappings.is_empty()).then(mapping_routes_alias));
         let mut links: Vec<String> = self
             .links
             .values()
