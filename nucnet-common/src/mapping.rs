@@ -8,10 +8,11 @@
 
 use crate::{
     abi::{
-        Address, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner, PeerKind,
+        Address, EventKind, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner, PeerKind,
         Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping, flow_flag,
     },
     env::{Env, RouteKind, Scratch, Tables},
+    event,
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
     fragment, guard,
     mtu::{self, fits},
@@ -182,6 +183,9 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         env.store(0, &flow.macs, Balance::Balanced)?;
     }
     let side = if is_inside { Side::Inside } else { Side::Peer };
+    if flow.packets_in == 0 && flow.packets_out == 0 {
+        event::flow(env, EventKind::FlowNew, key, &flow);
+    }
     advance(env, key, &mut flow, packet, side, now);
     if !is_inside && is_answered_back {
         learn_macs(env, packet, &mut flow);
