@@ -8,8 +8,9 @@
 
 use crate::{
     abi::{
-        Address, EventKind, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner, PeerKind,
-        Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping, flow_flag,
+        Address, EventKind, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner,
+        PeerKind, Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping,
+        flow_flag,
     },
     env::{Env, RouteKind, Scratch, Tables},
     event,

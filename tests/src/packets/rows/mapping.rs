@@ -351,10 +351,7 @@ fn endpoint_within_the_sources_of_a_mapping_leaves_with_its_address(
     bench.comes_in(&udp(server, (own, 5000)), &WEB, web);
 }
 
-fn flow_of_a_mapped_host_is_told_when_it_is_opened_and_closed(
-    bench: &mut Bench<'_>,
-    ip: &Family,
-) {
+fn flow_of_a_mapped_host_is_told_when_it_is_opened_and_closed(bench: &mut Bench<'_>, ip: &Family) {
     let (_, server, _) = lan(ip);
     bench.map(1, &dnat(ip, "8080", Protocol::Tcp, server), None, 0);
     bench.watch();

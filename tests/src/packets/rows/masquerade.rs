@@ -169,10 +169,7 @@ fn port_of_a_socket_of_the_host_is_replaced_by_a_dynamic_one(bench: &mut Bench<'
     sent.leaves(UPLINK, ip.router, &udp((ip.host, external), server).ttl(63));
 }
 
-fn connected_socket_of_the_host_keeps_its_port_and_its_answers(
-    bench: &mut Bench<'_>,
-    ip: &Family,
-) {
+fn connected_socket_of_the_host_keeps_its_port_and_its_answers(bench: &mut Bench<'_>, ip: &Family) {
     // It is found by its peer only.
     let (host, server) = ((ip.host, 5000), (ip.server, 443));
     bench.socket(Socket::UdpTo(host.into(), server.into()));
