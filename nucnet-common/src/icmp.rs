@@ -15,7 +15,7 @@ use crate::{
     abi::{Address, Reason},
     env::{Env, Scratch},
     guard,
-    packet::{Balance, Delta, ETHERNET, Family, Frame, ICMP, ICMPV6, Packet, quarter, same, sum},
+    packet::{Balance, Delta, ETHERNET, Family, Frame, ICMP, ICMPV6, Packet, quarter, same},
     path::Drop,
 };
 
@@ -171,8 +171,8 @@ fn turn_round<F: Frame>(frame: &F) -> Result<(), Reason> {
 
 /// Puts the headers of an error before a packet.
 #[inline(always)]
-fn build<F: Frame>(
-    frame: &F,
+fn build<E: Env>(
+    env: &E,
     packet: &Packet,
     from: &Address,
     to: &Address,
@@ -189,23 +189,23 @@ fn build<F: Frame>(
         kept = packet.length;
     }
     let l3 = packet.l3;
-    frame.wrap(l3, kept, room)?;
+    env.wrap(l3, kept, room)?;
 
     let carried = HEADER + kept;
     let mut total = Delta::NONE;
     match packet.family {
-        Family::V4 => store_v4(frame, l3, from, to, (ip + carried) as u16)?,
+        Family::V4 => store_v4(env, l3, from, to, (ip + carried) as u16)?,
         Family::V6 => {
-            store_v6(frame, l3, from, to, carried as u16)?;
+            store_v6(env, l3, from, to, carried as u16)?;
             total = total.pseudo_header(from, to, carried, ICMPV6);
         }
     }
     let l4 = l3 + ip;
-    frame.store(l4, &start, Balance::Unbalanced)?;
-    sum(frame, l4, carried, &mut total)?;
+    env.store(l4, &start, Balance::Unbalanced)?;
+    total = total.and(env.sum(l4, carried).ok_or(Reason::Malformed)?);
     const CHECK: u32 = offset_of!(Icmpv4Hdr, check) as u32;
     let checksum = (!total.folded16()).to_ne_bytes();
-    frame.store(l4 + CHECK, &checksum, Balance::Unbalanced)
+    env.store(l4 + CHECK, &checksum, Balance::Unbalanced)
 }
 
 #[inline(always)]

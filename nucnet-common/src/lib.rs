@@ -26,3 +26,4 @@ pub mod packet;
 pub mod path;
 pub mod policy;
 pub mod renewal;
+pub mod step;

@@ -49,7 +49,7 @@ fn sent<E: Env>(
 ) -> Result<Option<u32>, Reason> {
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
-    if Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet).is_err() {
+    if env.parse(&mut scratch.packet, ETHERNET, ethertype).is_err() {
         return Ok(None);
     }
     if env.is_forwarded() {

@@ -213,6 +213,19 @@ fn first_use_pins_every_map_and_program() {
     });
 }
 
+/// The first attach after a boot waits for it.
+#[test]
+fn no_program_takes_long_to_verify() {
+    in_private_namespaces(|root| {
+        let datapath = load(&root.join("nucnet"));
+        for status in datapath.programs().expect("programs") {
+            // Kernels before 5.16 do not say.
+            let verified = status.verified_instructions.unwrap_or_default();
+            assert!(verified < 120_000, "{status:?}");
+        }
+    });
+}
+
 #[test]
 fn second_use_opens_what_the_first_pinned() {
     in_private_namespaces(|root| {

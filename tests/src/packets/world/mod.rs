@@ -28,6 +28,7 @@ use nucnet_common::{
     env::{Held, Scratch},
     flow, fragment,
     icmp::Account,
+    step::Steps,
 };
 
 use super::engine::Socket;
@@ -85,6 +86,8 @@ pub struct World {
     ingress: u32,
     mark: Cell<u32>,
 }
+
+impl Steps for World {}
 
 impl Default for World {
     fn default() -> Self {
