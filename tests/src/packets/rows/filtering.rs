@@ -5,7 +5,7 @@ use nucnet_common::{
     packet::UDP,
 };
 
-use super::{Family, Row, each_family};
+use super::{DRAWS, Family, Row, each_family};
 use crate::packets::{
     bench::{Bench, Egress},
     engine::Socket,
@@ -32,9 +32,6 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(connection_comes_in_by_an_endpoint_independent_port),
     each_family!(flood_that_nobody_answers_makes_room, logic_only: DRAWS),
 ];
-
-/// Why rows about places are about the logic alone.
-const DRAWS: &str = "the kernel's random numbers, which choose the places, cannot be chosen";
 
 /// WEB's socket, as it and as the outside sees it.
 fn socket(ip: &Family) -> [(std::net::IpAddr, u16); 2] {
