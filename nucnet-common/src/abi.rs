@@ -268,6 +268,8 @@ pub enum Delivery {
 pub mod policy_flag {
     /// Denials are counted, and told to nobody.
     pub const QUIET: u32 = 1;
+    /// What is denied is answered, so that whoever sent it need not wait.
+    pub const REJECT: u32 = 2;
 }
 
 /// A container or microVM. Map [`map::ENDPOINTS`], key: the index of its host side interface.
@@ -369,8 +371,8 @@ pub struct PublishKey {
 pub enum PublishUse {
     /// It takes packets.
     Packets = 0,
-    /// It only says, under "any address", that the port is published, or that of a dnat, on some
-    /// address of the family: no socket of the host's may bind it for all of them.
+    /// It only says, under "any address", that the port is published on some address of the
+    /// family: no socket of the host's may bind it for all of them.
     Held = 1,
 }
 
@@ -712,7 +714,7 @@ pub struct Uplink {
 pub enum PolicyAction {
     /// Goes on.
     Allow = 1,
-    /// Is dropped and counted.
+    /// Is dropped and counted; answered, if the policy says so ([`policy_flag::REJECT`]).
     Deny = 2,
 }
 
@@ -890,8 +892,8 @@ pub struct Explained {
     pub has_flow: u32,
     /// 1: that flow would be made.
     pub is_new: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: the sender would be told that the policy denies it.
+    pub is_rejected: u32,
     /// The flow as its endpoint sees it.
     pub key: FlowKey,
     /// The flow as the packet would leave it.

@@ -10,11 +10,9 @@ use crate::{
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
-    flow::Place,
+    answer::Account,
     fragment,
-    icmp::Account,
     packet::{Frame, Packet, Rewrite},
-    step::Steps,
 };
 
 /// The notes of a journey. A program's stack has 512 bytes, for all functions together; the
@@ -58,6 +56,8 @@ pub struct Scratch {
     pub policy: u32,
     /// The rule of that policy; 0: its default.
     pub rule: u32,
+    /// Whether the policy that denies the packet has its sender told, if that is why it is dropped.
+    pub rejects: bool,
 }
 
 /// A copy of what a [`crate::abi::Slot`] says, without its lock.
@@ -82,8 +82,6 @@ pub struct Dead {
     pub named: FlowKey,
     /// The greatest merit so far ([`crate::flow::merit`]).
     pub best: u64,
-    /// The place with that merit, if it is a place that is looked for.
-    pub place: Place,
 }
 
 /// The maps. Methods that change a table say whether *this* call did it, which is what keeps
@@ -257,6 +255,6 @@ pub trait Monitors {
 }
 
 /// Everything that a journey needs.
-pub trait Env: Frame + Tables + Host + Monitors + Steps + Sized {}
+pub trait Env: Frame + Tables + Host + Monitors {}
 
-impl<T: Frame + Tables + Host + Monitors + Steps> Env for T {}
+impl<T: Frame + Tables + Host + Monitors> Env for T {}

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod answer;
 pub mod embedded;
 pub mod env;
 pub mod event;
@@ -16,7 +17,7 @@ pub mod fragment;
 pub mod guard;
 pub mod guest;
 pub mod hold;
-pub mod icmp;
+mod icmp;
 pub mod loopback;
 pub mod mapping;
 pub mod mtu;
@@ -26,4 +27,4 @@ pub mod packet;
 pub mod path;
 pub mod policy;
 pub mod renewal;
-pub mod step;
+mod reset;

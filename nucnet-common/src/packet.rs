@@ -116,7 +116,7 @@ pub trait Frame {
 /// The change of an Internet checksum (RFC 1624): a one's complement sum over native-endian
 /// words, which is what the kernel's checksum helpers take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Delta(pub u64);
+pub struct Delta(u64);
 
 impl Delta {
     /// No change.
@@ -145,7 +145,7 @@ impl Delta {
         Self(self.0 + u64::from(u32::from_ne_bytes(word)))
     }
 
-    /// Adds an IPv6 address that was not there before.
+    /// Adds an address that was not there before.
     #[inline(always)]
     pub fn plus_address(self, address: &Address) -> Self {
         self.plus(quarter(address, 0))
@@ -154,7 +154,8 @@ impl Delta {
             .plus(quarter(address, 12))
     }
 
-    /// Adds the pseudo header of what an IPv6 packet carries (RFC 8200 section 8.1).
+    /// Adds the pseudo header of what a packet carries (RFC 8200 section 8.1; of IPv4, RFC 9293
+    /// section 3.1: what a mapped address has before the IPv4 one is zero to such a sum).
     #[inline(always)]
     pub fn pseudo_header(
         self,
@@ -207,10 +208,17 @@ const CHUNKS: u32 = 40;
 /// section 2.4c), an ICMP error should have no more than 576 (RFC 1812 section 4.3.2.3).
 pub(crate) const SUMMED: u32 = CHUNK * CHUNKS + CHUNK - 1;
 
-/// Sums up `length` bytes of a frame, at most [`SUMMED`]. `None`: it ends before.
-#[inline(always)]
-pub fn sum<F: Frame>(frame: &F, at: u32, length: u32) -> Option<Delta> {
-    let mut sum = Delta::NONE;
+/// Adds `length` bytes of a frame, at most [`SUMMED`], to a sum.
+///
+/// # Errors
+/// [`Reason::Malformed`] if the frame ends before.
+#[inline(never)]
+pub(crate) fn sum<F: Frame>(
+    frame: &F,
+    at: u32,
+    length: u32,
+    sum: &mut Delta,
+) -> Result<(), Reason> {
     let (mut at, mut left) = (at, length);
     let mut chunk = 0;
     while chunk < CHUNKS {
@@ -218,10 +226,10 @@ pub fn sum<F: Frame>(frame: &F, at: u32, length: u32) -> Option<Delta> {
         if left < CHUNK {
             break;
         }
-        let bytes: [u8; CHUNK as usize] = frame.load(at)?;
+        let bytes: [u8; CHUNK as usize] = frame.load(at).ok_or(Reason::Malformed)?;
         let mut word = 0;
         while word < CHUNK as usize {
-            sum = sum.plus([
+            *sum = sum.plus([
                 bytes[word],
                 bytes[word + 1],
                 bytes[word + 2],
@@ -235,8 +243,8 @@ pub fn sum<F: Frame>(frame: &F, at: u32, length: u32) -> Option<Delta> {
     let mut byte = 0;
     while byte < CHUNK {
         if byte < left {
-            let [value] = frame.load(at + byte)?;
-            sum = sum.plus(if byte & 1 == 0 {
+            let [value] = frame.load(at + byte).ok_or(Reason::Malformed)?;
+            *sum = sum.plus(if byte & 1 == 0 {
                 [value, 0, 0, 0]
             } else {
                 [0, value, 0, 0]
@@ -244,21 +252,7 @@ pub fn sum<F: Frame>(frame: &F, at: u32, length: u32) -> Option<Delta> {
         }
         byte += 1;
     }
-    Some(sum)
-}
-
-/// Eight bytes of an address, as a number.
-#[inline(always)]
-pub(crate) fn half(address: &Address, at: usize) -> u64 {
-    let byte = |offset: usize| u64::from(address[at + offset]);
-    byte(0) << 56
-        | byte(1) << 48
-        | byte(2) << 40
-        | byte(3) << 32
-        | byte(4) << 24
-        | byte(5) << 16
-        | byte(6) << 8
-        | byte(7)
+    Ok(())
 }
 
 #[inline(always)]

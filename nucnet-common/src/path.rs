@@ -106,7 +106,7 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
     scratch.from = fragment::from_endpoint(endpoint);
-    env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
+    Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
     if neighbour::is_solicitation(&scratch.packet) {
         neighbour::answer_solicitation(env, endpoint, &scratch.packet)?;
         return Ok(Way::Link { link });
@@ -217,7 +217,7 @@ fn judge_again<E: Env>(
     Ok(())
 }
 
-/// Notes which rule denies a packet.
+/// Notes which rule denies a packet, and whether its sender is told.
 #[inline(always)]
 fn deny(scratch: &mut Scratch, endpoint: &Endpoint, rule: u32) -> Reason {
     scratch.policy = if endpoint.policy_flags & policy_flag::QUIET == 0 {
@@ -226,6 +226,7 @@ fn deny(scratch: &mut Scratch, endpoint: &Endpoint, rule: u32) -> Reason {
         0
     };
     scratch.rule = rule;
+    scratch.rejects = endpoint.policy_flags & policy_flag::REJECT != 0;
     Reason::Policy
 }
 
@@ -248,12 +249,16 @@ pub(crate) fn opens(packet: &Packet) -> bool {
 fn open_sent<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
-    if !opens(&scratch.packet) {
-        return Err(Reason::NoFlow);
-    }
     let family = scratch.packet.family;
     let Scratch { key, route, .. } = scratch;
     let asked = policy::judge(env, endpoint, key, route);
+    if !opens(&scratch.packet) {
+        // Perhaps of a connection that the policy has ended, in a packet of the peer's.
+        scratch.rejects = !asked.allowed
+            && scratch.packet.kind == Kind::Tcp
+            && endpoint.policy_flags & policy_flag::REJECT != 0;
+        return Err(Reason::NoFlow);
+    }
     scratch.rule = asked.rule;
     if !asked.allowed {
         return Err(deny(scratch, endpoint, asked.rule));
@@ -446,13 +451,8 @@ pub(crate) fn send<E: Env>(
     } else {
         Way::Host { link }
     };
-    let Scratch {
-        packet,
-        key,
-        rewrite,
-        ..
-    } = scratch;
-    *rewrite = Rewrite {
+    let Scratch { packet, key, .. } = scratch;
+    let rewrite = Rewrite {
         source: flow.external,
         destination: flow.peer,
         source_port: flow.external_port,
@@ -465,7 +465,7 @@ pub(crate) fn send<E: Env>(
     };
     advance(env, key, flow, packet, Side::Inside, now);
     mapping::count(env, flow, packet);
-    env.rewrite(packet, rewrite)?;
+    rewrite.apply(env, packet)?;
     if let Way::Loopback { .. } = way {
         loopback::hide_destination(env, packet.l3, &flow.peer)?;
     }
@@ -541,7 +541,7 @@ fn arrived<E: Env>(
     let scratch = &mut *scratch;
     scratch.from = fragment::from_uplink(link);
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
-    if env.parse(&mut scratch.packet, header, ethertype).is_err() {
+    if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err() {
         return Ok(Way::Pass);
     }
     if !scratch.packet.is_trackable() {
@@ -764,14 +764,10 @@ pub(crate) fn receive<E: Env>(
     allowed_still(env, endpoint, scratch, flow)?;
     fragment::note(env, Side::Peer, scratch);
     let Scratch {
-        packet,
-        key,
-        rewrite,
-        mtu,
-        ..
+        packet, key, mtu, ..
     } = scratch;
     fits(env, packet, endpoint.mtu, mtu)?;
-    *rewrite = Rewrite {
+    let rewrite = Rewrite {
         source: key.peer,
         destination: key.inside,
         source_port: if packet.is_echo() {
@@ -787,7 +783,7 @@ pub(crate) fn receive<E: Env>(
     if flow.peer_kind == PeerKind::Uplink as u32 && same(&flow.next_hop, &[0; 16]) {
         learn_macs(env, packet, flow);
     }
-    env.rewrite(packet, rewrite)?;
+    rewrite.apply(env, packet)?;
     if packet.l3 != 0 {
         address_frame(env, endpoint)?;
     }
@@ -818,7 +814,7 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
     }
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
-    env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
+    Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
     let packet = &scratch.packet;
     if guard::is_multicast(&packet.destination, packet.family) {
         return Err(Reason::Multicast);

@@ -7,7 +7,8 @@
 
 use aya_ebpf::{Global, bindings::TC_ACT_UNSPEC, btf_maps::Array, macros::btf_map};
 use nucnet_common::{
-    abi::{Binding, Explained, Flow, FlowKey, OutsideKey, WayKind},
+    abi::{Binding, Explained, Flow, FlowKey, OutsideKey, Reason, WayKind},
+    answer::{self, Origin},
     env::Tables as _,
     packet::same,
     path::{Drop, Verdict, Way},
@@ -143,20 +144,39 @@ pub fn insert_outside(key: &OutsideKey) -> bool {
 
 /// Leaves what became of the packet to user space.
 #[inline(always)]
-pub fn conclude(skb: &Skb, verdict: Verdict) -> i32 {
-    let (way, link, endpoint, reason) = match verdict {
+pub fn conclude(skb: &Skb, origin: Origin, verdict: Verdict) -> i32 {
+    let (way, link) = match verdict {
         Ok(Way::Pass) => return TC_ACT_UNSPEC,
-        Ok(Way::Peer { link }) => (WayKind::Endpoint, link, 0, 0),
-        Ok(Way::Link { link } | Way::Uplink { link, .. }) => (WayKind::Link, link, 0, 0),
-        Ok(Way::Host { link } | Way::Loopback { link, .. }) => (WayKind::Host, link, 0, 0),
-        Err(Drop { endpoint, reason }) => (WayKind::Dropped, 0, endpoint, reason as u32),
+        Ok(Way::Peer { link }) => (WayKind::Endpoint, link),
+        Ok(Way::Link { link } | Way::Uplink { link, .. }) => (WayKind::Link, link),
+        Ok(Way::Host { link } | Way::Loopback { link, .. }) => (WayKind::Host, link),
+        Err(drop) => {
+            note_drop(skb, origin, drop.endpoint, drop.reason);
+            return TC_ACT_UNSPEC;
+        }
     };
-    note(skb, way as u32, link, endpoint, reason);
+    note(skb, way as u32, link);
     TC_ACT_UNSPEC
 }
 
 #[inline(never)]
-fn note(skb: &Skb, way: u32, link: u32, endpoint: u32, reason: u32) {
+fn note_drop(skb: &Skb, origin: Origin, endpoint: u32, reason: Reason) {
+    let (Some(explained), Some(scratch)) = (EXPLAINED.get_ptr_mut(0), skb.scratch()) else {
+        return;
+    };
+    let drop = Drop { endpoint, reason };
+    // SAFETY: one dry run at a time has these maps.
+    unsafe {
+        (*explained).way = WayKind::Dropped as u32;
+        (*explained).endpoint = endpoint;
+        (*explained).reason = reason as u32;
+        (*explained).rule = scratch.rule;
+        (*explained).is_rejected = answer::is_rejected(origin, &drop, &scratch).into();
+    }
+}
+
+#[inline(never)]
+fn note(skb: &Skb, way: u32, link: u32) {
     let (Some(explained), Some(overlay), Some(scratch)) = (
         EXPLAINED.get_ptr_mut(0),
         OVERLAY.get_ptr_mut(0),
@@ -168,12 +188,8 @@ fn note(skb: &Skb, way: u32, link: u32, endpoint: u32, reason: u32) {
     unsafe {
         (*explained).way = way;
         (*explained).link = link;
-        (*explained).endpoint = endpoint;
-        (*explained).reason = reason;
         (*explained).rule = scratch.rule;
-        if reason == 0
-            && let Some(flow) = flow(&scratch.key)
-        {
+        if let Some(flow) = flow(&scratch.key) {
             (*explained).endpoint = scratch.key.endpoint;
             (*explained).has_flow = 1;
             (*explained).is_new = (*overlay).has_flow;

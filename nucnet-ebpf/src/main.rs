@@ -7,7 +7,6 @@ mod dry_run;
 mod glue;
 mod maps;
 mod sock;
-mod step;
 
 use core::mem::size_of;
 
@@ -23,10 +22,9 @@ use aya_ebpf::{
 use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
+    answer::{self, Origin},
     env::Host as _,
-    event, guest,
-    icmp::{self, Origin},
-    loopback,
+    event, guest, loopback,
     packet::{ETHERNET, is_v4},
     path::{self, Drop, Verdict, Way},
 };
@@ -109,7 +107,7 @@ fn arrived(ctx: TcContext, header: u32) -> i32 {
         return TC_ACT_UNSPEC;
     }
     if dry_run::is_dry() {
-        return dry_run::conclude(&skb, verdict);
+        return dry_run::conclude(&skb, Origin::Uplink, verdict);
     }
     if let Err(Drop { endpoint, reason }) = verdict {
         return skb.refuse(Origin::Uplink, header, endpoint, reason);
@@ -144,7 +142,7 @@ impl Skb {
     #[inline(always)]
     fn conclude(&self, origin: Origin, verdict: Verdict) -> i32 {
         if dry_run::is_dry() {
-            return dry_run::conclude(self, verdict);
+            return dry_run::conclude(self, origin, verdict);
         }
         if let Err(Drop { endpoint, reason }) = verdict {
             return self.refuse(origin, ETHERNET, endpoint, reason);
@@ -191,7 +189,7 @@ impl Skb {
             Origin::Host => BPF_F_INGRESS,
             Origin::Endpoint | Origin::Uplink => 0,
         };
-        match icmp::answer(self, origin, self.link(), &drop) {
+        match answer::answer(self, origin, self.link(), &drop) {
             // SAFETY: the helper takes integers.
             Some(link) => unsafe { bpf_redirect(link, flags.into()) as i32 },
             None => TC_ACT_SHOT,

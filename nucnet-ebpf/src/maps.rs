@@ -15,9 +15,9 @@ use nucnet_common::{
         PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Slot, Snat, SnatKey,
         StaticMapping, Uplink, Usage, size,
     },
-    env::{Route, Scratch},
+    answer::Account,
+    env::Scratch,
     fragment,
-    icmp::Account,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -94,24 +94,9 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Where first fragments went. Not part of the ABI.
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<fragment::Key, fragment::Note, 8192> = LruHashMap::new();
-/// What a function of `step` is asked, and answers, that a number cannot say.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Question {
-    /// What the kernel's routes are asked: a `struct bpf_fib_lookup`, too large for the stack.
-    pub params: [u64; 8],
-    /// The source of a packet whose route is asked for.
-    pub source: Address,
-    /// Its destination.
-    pub destination: Address,
-    /// Its route.
-    pub route: Route,
-    /// An external view.
-    pub key: OutsideKey,
-}
-/// Not part of the ABI.
+/// A `struct bpf_fib_lookup`, too large for the stack. Not part of the ABI.
 #[btf_map(name = "question")]
-pub static QUESTION: PerCpuArray<Question, 1> = PerCpuArray::new();
+pub static QUESTION: PerCpuArray<[u64; 8], 1> = PerCpuArray::new();
 
 /// Bytes of a packet that an error about it quotes at most.
 pub const QUOTED: usize = 1280;

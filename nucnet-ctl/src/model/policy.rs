@@ -35,7 +35,7 @@ pub enum Action {
     /// Goes on.
     #[default]
     Allow,
-    /// Is dropped.
+    /// Is dropped, and answered if the policy says so.
     Deny,
 }
 
@@ -122,6 +122,8 @@ pub struct Policy {
     allow_dns: Option<bool>,
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     log_denied: bool,
+    #[serde(default)]
+    reject: bool,
 }
 
 fn yes() -> bool {
@@ -160,6 +162,7 @@ impl Policy {
             dns,
             allow_dns: None,
             log_denied: true,
+            reject: false,
         }
     }
 
@@ -214,6 +217,18 @@ impl Policy {
         self
     }
 
+    /// Whether what is denied is answered; without that, it is as if lost.
+    pub fn rejects(&self) -> bool {
+        self.reject
+    }
+
+    /// The same with what is denied answered, or not.
+    #[must_use]
+    pub fn with_denied_rejected(mut self, rejected: bool) -> Self {
+        self.reject = rejected;
+        self
+    }
+
     /// Whether there is anything to enforce.
     pub fn is_in_force(&self) -> bool {
         self.has_rules() || self.default == Action::Deny
@@ -247,6 +262,7 @@ impl Policy {
         compiled.number = policy;
         compiled.default = self.default;
         compiled.is_quiet = !self.log_denied;
+        compiled.rejects = self.reject;
         Ok(compiled)
     }
 }
@@ -271,6 +287,8 @@ pub struct Compiled {
     pub host_class: u32,
     /// Whether denials are only counted.
     pub is_quiet: bool,
+    /// Whether what is denied is answered.
+    pub rejects: bool,
     /// Of `policy_cidrs`.
     pub cidrs: Vec<(u32, PolicyCidrKey, PolicyClass)>,
     /// Of `policy_ports`.
@@ -296,10 +314,9 @@ impl Compiled {
         };
         endpoint.policy_since = since;
         endpoint.policy_host = self.host_class;
-        endpoint.policy_flags = match self.is_quiet {
-            true => policy_flag::QUIET,
-            false => 0,
-        };
+        let flag = |set, flag| if set { flag } else { 0 };
+        endpoint.policy_flags =
+            flag(self.is_quiet, policy_flag::QUIET) | flag(self.rejects, policy_flag::REJECT);
     }
 }
 
@@ -613,6 +630,31 @@ mod tests {
             Action::Allow
         );
         assert!(policy(Some(Action::Deny), &[]).is_in_force());
+    }
+
+    #[test]
+    fn the_entry_says_whether_denials_are_told_and_answered() {
+        let policy = Policy::new(Some(Action::Deny), vec![], vec![], vec![]);
+        let flags = |logged, rejected| {
+            let policy = policy.clone().with_denied_logged(logged);
+            let compiled = policy.with_denied_rejected(rejected).compile(1, 1).unwrap();
+            let mut endpoint = abi::Endpoint::default();
+            compiled.enforce(1, &mut endpoint);
+            endpoint.policy_flags
+        };
+        assert_eq!(flags(true, false), 0);
+        assert_eq!(flags(false, false), policy_flag::QUIET);
+        assert_eq!(flags(true, true), policy_flag::REJECT);
+        assert_eq!(flags(false, true), policy_flag::QUIET | policy_flag::REJECT);
+    }
+
+    #[test]
+    fn a_record_from_before_there_were_answers_has_none() {
+        let record = r#"{"default": "deny", "allow": [], "deny": [], "dns": []}"#;
+        let policy: Policy = serde_json::from_str(record).unwrap();
+        assert!(!policy.rejects() && policy.log_denied());
+        let shown = serde_json::to_value(&policy).unwrap();
+        assert_eq!(shown["reject"], false);
     }
 
     #[test]

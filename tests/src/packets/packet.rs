@@ -18,10 +18,25 @@ use super::checksum;
 /// What the IP packet carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Carried {
-    Tcp { ports: (u16, u16), flags: u8 },
-    Udp { ports: (u16, u16), checksum: bool },
-    Icmp { start: [u8; 8] },
-    Other { protocol: u8 },
+    Tcp {
+        ports: (u16, u16),
+        flags: u8,
+    },
+    Reset {
+        ports: (u16, u16),
+        sequence: u32,
+        acknowledgement: Option<u32>,
+    },
+    Udp {
+        ports: (u16, u16),
+        checksum: bool,
+    },
+    Icmp {
+        start: [u8; 8],
+    },
+    Other {
+        protocol: u8,
+    },
 }
 
 /// An IP packet in, or without, an Ethernet frame.
@@ -56,6 +71,28 @@ pub fn tcp(flags: &str, from: impl Into<SocketAddr>, to: impl Into<SocketAddr>) 
     let (from, to) = (from.into(), to.into());
     let ports = (from.port(), to.port());
     Packet::new(from.ip(), to.ip(), Carried::Tcp { ports, flags })
+}
+
+/// The sequence number of every segment that is no [`reset`].
+pub const SEQUENCE: u32 = 0x0102_0304;
+/// Its acknowledgement number.
+pub const ACKNOWLEDGEMENT: u32 = 0x0506_0708;
+
+/// A TCP segment that nothing has but a reset, of a host without state (RFC 9293 section
+/// 3.10.7.1).
+pub fn reset(
+    from: impl Into<SocketAddr>,
+    to: impl Into<SocketAddr>,
+    sequence: u32,
+    acknowledgement: Option<u32>,
+) -> Packet {
+    let (from, to) = (from.into(), to.into());
+    let carried = Carried::Reset {
+        ports: (from.port(), to.port()),
+        sequence,
+        acknowledgement,
+    };
+    Packet::new(from.ip(), to.ip(), carried).payload([])
 }
 
 /// A UDP datagram.
@@ -193,7 +230,9 @@ impl Packet {
         let from = from.into();
         self.source = from.ip();
         match &mut self.carried {
-            Carried::Tcp { ports, .. } | Carried::Udp { ports, .. } => ports.0 = from.port(),
+            Carried::Tcp { ports, .. }
+            | Carried::Reset { ports, .. }
+            | Carried::Udp { ports, .. } => ports.0 = from.port(),
             Carried::Icmp { start } => start[4..6].copy_from_slice(&from.port().to_be_bytes()),
             Carried::Other { .. } => {}
         }
@@ -205,7 +244,9 @@ impl Packet {
         let to = to.into();
         self.destination = to.ip();
         match &mut self.carried {
-            Carried::Tcp { ports, .. } | Carried::Udp { ports, .. } => ports.1 = to.port(),
+            Carried::Tcp { ports, .. }
+            | Carried::Reset { ports, .. }
+            | Carried::Udp { ports, .. } => ports.1 = to.port(),
             Carried::Icmp { start } => start[4..6].copy_from_slice(&to.port().to_be_bytes()),
             Carried::Other { .. } => {}
         }
@@ -350,8 +391,11 @@ impl Packet {
                     ..Ipv4Header::default()
                 };
                 if self.control {
-                    header.identification = 0;
                     header.dscp = IpDscp::CS6;
+                }
+                // What nucnet makes itself is never cut.
+                if self.control || matches!(self.carried, Carried::Reset { .. }) {
+                    header.identification = 0;
                 }
                 header.set_payload_len(carried.len()).expect("length");
                 header.header_checksum = header.calc_header_checksum();
@@ -396,7 +440,7 @@ impl Packet {
 
     fn protocol(&self) -> u8 {
         match self.carried {
-            Carried::Tcp { .. } => IpNumber::TCP.0,
+            Carried::Tcp { .. } | Carried::Reset { .. } => IpNumber::TCP.0,
             Carried::Udp { .. } => UDP,
             Carried::Icmp { .. } if self.source.is_ipv4() => IpNumber::ICMP.0,
             Carried::Icmp { .. } => ICMPV6,
@@ -424,23 +468,24 @@ impl Packet {
     fn carried_bytes(&self) -> Vec<u8> {
         let mut bytes = match self.carried {
             Carried::Tcp { ports, flags } => {
-                let mut header = TcpHeader::new(ports.0, ports.1, 0x0102_0304, 0xfaf0);
-                header.acknowledgment_number = 0x0506_0708;
+                let mut header = TcpHeader::new(ports.0, ports.1, SEQUENCE, 0xfaf0);
+                header.acknowledgment_number = ACKNOWLEDGEMENT;
                 header.fin = flags & tcp_flag::FIN != 0;
                 header.syn = flags & tcp_flag::SYN != 0;
                 header.rst = flags & tcp_flag::RST != 0;
                 header.ack = flags & tcp_flag::ACK != 0;
-                header.checksum = match (self.source, self.destination) {
-                    (IpAddr::V4(from), IpAddr::V4(to)) => {
-                        header.calc_checksum_ipv4_raw(from.octets(), to.octets(), &self.payload)
-                    }
-                    (IpAddr::V6(from), IpAddr::V6(to)) => {
-                        header.calc_checksum_ipv6_raw(from.octets(), to.octets(), &self.payload)
-                    }
-                    _ => unreachable!("a packet has one family"),
-                }
-                .expect("length");
-                header.to_bytes().to_vec()
+                self.tcp_bytes(header)
+            }
+            Carried::Reset {
+                ports,
+                sequence,
+                acknowledgement,
+            } => {
+                let mut header = TcpHeader::new(ports.0, ports.1, sequence, 0);
+                header.acknowledgment_number = acknowledgement.unwrap_or_default();
+                header.ack = acknowledgement.is_some();
+                header.rst = true;
+                self.tcp_bytes(header)
             }
             Carried::Udp { ports, checksum } => {
                 let mut header = UdpHeader {
@@ -468,6 +513,20 @@ impl Packet {
         };
         bytes.extend(&self.payload);
         bytes
+    }
+
+    fn tcp_bytes(&self, mut header: TcpHeader) -> Vec<u8> {
+        header.checksum = match (self.source, self.destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                header.calc_checksum_ipv4_raw(from.octets(), to.octets(), &self.payload)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                header.calc_checksum_ipv6_raw(from.octets(), to.octets(), &self.payload)
+            }
+            _ => unreachable!("a packet has one family"),
+        }
+        .expect("length");
+        header.to_bytes().to_vec()
     }
 
     fn icmp_bytes(&self, start: [u8; 8]) -> Vec<u8> {

@@ -67,6 +67,8 @@ pub struct Egress<'a> {
     pub deny: &'a [&'a str],
     /// `--dns`.
     pub dns: &'a [&'a str],
+    /// `--reject`.
+    pub reject: bool,
 }
 
 /// The entry of an endpoint under a policy, of that number, and the policy's own entries.
@@ -94,6 +96,14 @@ impl<'a> Egress<'a> {
         }
     }
 
+    /// The same, and what is denied is answered.
+    pub fn rejecting(self) -> Self {
+        Self {
+            reject: true,
+            ..self
+        }
+    }
+
     /// The entry of an endpoint under this policy, of that number, and the policy's own entries.
     pub fn compile(self, party: &Party, number: u32) -> (Endpoint, Compiled) {
         compile(&self.policy(), party, number)
@@ -111,6 +121,7 @@ impl<'a> Egress<'a> {
             rules(self.deny),
             resolvers.collect(),
         )
+        .with_denied_rejected(self.reject)
     }
 }
 

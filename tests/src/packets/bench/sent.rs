@@ -56,7 +56,8 @@ impl Sent {
     }
 
     /// It is dropped on the account of the endpoint that it comes from, or that the host sends it
-    /// to, and its sender is told that it may not: the resources are used up.
+    /// to, and its sender is told that it may not: the policy denies it, or the resources are used
+    /// up.
     #[track_caller]
     pub fn is_refused(&self, reason: Reason) {
         let start = if self.is_v4() { [3, 13] } else { [1, 1] };
@@ -145,6 +146,20 @@ impl Sent {
             error.macs(self.mac_at(6), self.mac_at(0))
         };
         self.expect_bytes(&error.bytes());
+    }
+
+    /// It is dropped on the account of the endpoint that it comes from, which gets this reset.
+    #[track_caller]
+    pub fn is_reset(&self, reason: Reason, reset: &Packet) {
+        let Hook::FromEndpoint { link } = self.hook else {
+            panic!("only endpoints get resets");
+        };
+        self.expect(Outcome::Refused {
+            endpoint: self.account,
+            reason,
+            link: Some(link),
+        });
+        self.expect_bytes(&reset.framed(self.mac_at(6), self.mac_at(0)));
     }
 
     /// Whether it was dropped and its sender told so.

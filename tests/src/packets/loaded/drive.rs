@@ -10,7 +10,7 @@ use nucnet_common::{
     abi::{
         Address, Binding, Endpoint, Event, Flow, Guest, Mac, Monitor, Network, Owner,
         PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, Snat,
-        SnatKey, StaticMapping, Uplink, Usage,
+        SnatKey, StaticMapping, Uplink, Usage, policy_flag,
     },
     env::Held,
 };
@@ -39,6 +39,18 @@ fn is_udp_without_checksum(frame: &[u8]) -> bool {
         || at(12..14) == Some(&[0x86, 0xdd])
             && at(20..21) == Some(&[17])
             && at(60..62) == Some(&[0, 0])
+}
+
+impl Loaded {
+    /// Whether a frame may be answered that ends its flow: a second run, with the sum unknown, would
+    /// find another state than the first.
+    fn may_be_rejected(&self, hook: Hook) -> bool {
+        let Hook::FromEndpoint { link } = hook else {
+            return false;
+        };
+        let endpoint = self.endpoints.get(&link, 0);
+        endpoint.is_ok_and(|endpoint| endpoint.policy_flags & policy_flag::REJECT != 0)
+    }
 }
 
 impl Engine for Loaded {
@@ -202,7 +214,8 @@ impl Engine for Loaded {
     fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>) {
         self.forget_drops();
         let budgets = entries(&self.budgets);
-        let knows_sum = self.knows_sums && !is_udp_without_checksum(frame);
+        let knows_sum =
+            self.knows_sums && !is_udp_without_checksum(frame) && !self.may_be_rejected(hook);
         let mut result = self.test_run(hook, frame, knows_sum);
         let is_lost = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EBADMSG));
         if is_lost {

@@ -1,18 +1,15 @@
-//! The life of flows and bindings: states and idle times.
+//! The life of flows and bindings: states, idle times, quotas, and places.
 
 use nucnet_common::{
-    abi::{FlowState, Reason, flow_flag},
-    packet::UDP,
+    abi::{FlowState, Mapping, Reason, flow_flag},
+    packet::{TCP, UDP},
 };
 
-use super::{
-    Family, Row, each_family,
-    talk::{Connection, answer, ask},
-};
+use super::{Family, Row, each_family};
 use crate::packets::{
     bench::Bench,
     packet::{echo_reply, echo_request, tcp, udp},
-    site::{UPLINK, WEB},
+    site::{APP, DYNAMIC_FIRST, SETTINGS, UPLINK, WEB},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -42,7 +39,64 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(binding_in_use_keeps_its_port_for_new_peers),
     each_family!(binding_lives_as_long_as_its_longest_lived_flow),
     each_family!(dead_binding_is_made_anew),
+    each_family!(endpoint_at_its_quota_opens_no_more_and_keeps_what_it_has),
+    each_family!(bindings_count_towards_the_quota),
+    each_family!(endpoint_without_usage_opens_nothing),
+    each_family!(full_table_refuses_the_newcomer_and_evicts_nobody_alive, logic_only: DRAWS),
+    each_family!(dead_flow_makes_room_for_a_newcomer, logic_only: DRAWS),
+    each_family!(closed_flow_makes_room_under_pressure, logic_only: DRAWS),
+    each_family!(answered_question_makes_room_under_pressure, logic_only: DRAWS),
+    each_family!(unanswered_question_makes_room_after_a_second, logic_only: DRAWS),
+    each_family!(unanswered_datagram_to_another_port_makes_no_room, logic_only: DRAWS),
+    each_family!(half_open_connection_from_outside_makes_room_after_a_second, logic_only: DRAWS),
+    each_family!(port_of_a_spent_question_is_taken_when_no_other_is_free),
+    each_family!(port_of_a_binding_that_serves_others_too_is_not_taken),
+    each_family!(port_of_a_closed_connection_is_taken_when_no_other_is_free),
+    each_family!(dead_binding_makes_room_for_a_newcomer, logic_only: DRAWS),
+    each_family!(endpoint_at_its_quota_leaves_the_dead_of_others_alone, logic_only: DRAWS),
+    each_family!(endpoint_at_its_quota_takes_the_places_of_its_own_dead_only, logic_only: DRAWS),
 ];
+
+/// Why rows about places are about the logic alone.
+const DRAWS: &str = "the kernel's random numbers, which choose the places, cannot be chosen";
+
+/// What is sent in a connection of WEB's to the server.
+struct Connection<'i> {
+    ip: &'i Family,
+}
+
+impl Connection<'_> {
+    #[track_caller]
+    fn out(&self, bench: &mut Bench<'_>, flags: &str) {
+        let [web, host, server] = self.ends();
+        bench.from_endpoint(&WEB, &tcp(flags, web, server)).leaves(
+            UPLINK,
+            self.ip.router,
+            &tcp(flags, host, server).ttl(63),
+        );
+    }
+
+    #[track_caller]
+    fn back(&self, bench: &mut Bench<'_>, flags: &str) {
+        let [web, host, server] = self.ends();
+        bench.comes_in(&tcp(flags, server, host), &WEB, web);
+    }
+
+    fn ends(&self) -> [(std::net::IpAddr, u16); 3] {
+        [
+            (self.ip.web, 5000),
+            (self.ip.host, 5000),
+            (self.ip.server, 443),
+        ]
+    }
+
+    fn establish(&self, bench: &mut Bench<'_>) {
+        self.out(bench, "S");
+        self.back(bench, "SA");
+        self.out(bench, "A");
+        assert_eq!(bench.only_state(), FlowState::Established);
+    }
+}
 
 fn tcp_is_established_when_the_opener_acknowledges(bench: &mut Bench<'_>, ip: &Family) {
     let connection = Connection { ip };
@@ -286,6 +340,20 @@ fn reopened_connection_waits_for_its_answer(bench: &mut Bench<'_>, ip: &Family) 
     assert_eq!(bench.only_state(), FlowState::Established);
 }
 
+/// A datagram of WEB's to a port of the server's.
+#[track_caller]
+fn ask(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, port));
+    bench.goes_out(&WEB, &udp(web, server), host);
+}
+
+/// The server's answer, which comes in.
+#[track_caller]
+fn answer(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, port));
+    bench.comes_in(&udp(server, host), &WEB, web);
+}
+
 /// The server's answer, which comes too late.
 #[track_caller]
 fn answer_in_vain(bench: &mut Bench<'_>, ip: &Family, port: u16) {
@@ -421,4 +489,280 @@ fn dead_binding_is_made_anew(bench: &mut Bench<'_>, ip: &Family) {
     assert_eq!(bench.counts(), (1, 1));
     assert_ne!(only_binding(bench), binding, "the binding is the same");
     answer(bench, ip, 443);
+}
+
+fn endpoint_at_its_quota_opens_no_more_and_keeps_what_it_has(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.flows_per_endpoint = 2);
+    let server = (ip.server, 443);
+    for port in [5000, 5001] {
+        let (web, host) = ((ip.web, port), (ip.host, port));
+        bench.goes_out(&WEB, &tcp("S", web, server), host);
+    }
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
+        .is_refused(Reason::FlowQuota);
+    // Its own flood is nobody else's trouble, and does not touch what it has.
+    let (app, host) = ((ip.app, 5002), (ip.host, 5002));
+    bench.goes_out(&APP, &tcp("S", app, server), host);
+    for port in [5000, 5001] {
+        let (web, host) = ((ip.web, port), (ip.host, port));
+        bench.comes_in(&tcp("SA", server, host), &WEB, web);
+    }
+    // From outside, too.
+    bench.publish(&WEB, "8080:80");
+    bench
+        .from_uplink(UPLINK, &tcp("S", (ip.client, 40_000), (ip.host, 8080)))
+        .is_dropped_for(WEB.number, Reason::FlowQuota);
+}
+
+fn bindings_count_towards_the_quota(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.flows_per_endpoint = 3);
+    ask(bench, ip, 443);
+    ask(bench, ip, 444);
+    assert_eq!(bench.counts(), (2, 1));
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 445)))
+        .is_refused(Reason::FlowQuota);
+    assert_eq!(bench.counts(), (2, 1));
+}
+
+fn endpoint_without_usage_opens_nothing(bench: &mut Bench<'_>, ip: &Family) {
+    // What nobody counts would be left over: an endpoint that is on its way out.
+    bench.set_endpoint(&WEB, |endpoint| endpoint.number += 1_000);
+    let number = WEB.number + 1_000;
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (ip.server, 443)))
+        .is_dropped_for(number, Reason::NoEndpoint);
+}
+
+fn full_table_refuses_the_newcomer_and_evicts_nobody_alive(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    let server = (ip.server, 443);
+    Connection { ip }.establish(bench);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_refused(Reason::FlowTableFull);
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5001), server))
+        .is_refused(Reason::FlowTableFull);
+    Connection { ip }.back(bench, "A");
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn dead_flow_makes_room_for_a_newcomer(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    let server = (ip.server, 443);
+    Connection { ip }.establish(bench);
+    bench.wait(61.0);
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    assert_eq!(bench.counts(), (1, 0));
+    bench
+        .from_endpoint(&WEB, &tcp("A", (ip.web, 5000), server))
+        .is_dropped(Reason::NoFlow);
+}
+
+fn closed_flow_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    let server = (ip.server, 443);
+    let connection = Connection { ip };
+    connection.establish(bench);
+    connection.back(bench, "FA");
+    // Closing is alive.
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_refused(Reason::FlowTableFull);
+    connection.out(bench, "FA");
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+/// A question of WEB's to the server's port 53, from a port that is kept.
+#[track_caller]
+fn question(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    let (web, host, server) = ((ip.web, port), (ip.host, port), (ip.server, 53));
+    bench.goes_out(&WEB, &udp(web, server), host);
+}
+
+/// The answer to it.
+#[track_caller]
+fn reply(bench: &mut Bench<'_>, ip: &Family, port: u16) {
+    let (web, host, server) = ((ip.web, port), (ip.host, port), (ip.server, 53));
+    bench.comes_in(&udp(server, host), &WEB, web);
+}
+
+fn answered_question_makes_room_under_pressure(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set_network(|network| network.udp_mapping = Mapping::PerFlow as u32);
+    bench.draw(7);
+    let server = (ip.server, 443);
+    question(bench, ip, 5000);
+    question(bench, ip, 5000);
+    reply(bench, ip, 5000);
+    // Two were asked, one is answered: glibc asks for A and AAAA at once.
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_refused(Reason::FlowTableFull);
+    reply(bench, ip, 5000);
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn unanswered_question_makes_room_after_a_second(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set_network(|network| network.udp_mapping = Mapping::PerFlow as u32);
+    bench.draw(7);
+    let (web, host, server) = ((ip.web, 5001), (ip.host, 5001), (ip.server, 443));
+    question(bench, ip, 5000);
+    bench.wait(0.9);
+    bench
+        .from_endpoint(&WEB, &tcp("S", web, server))
+        .is_refused(Reason::FlowTableFull);
+    bench.wait(0.1);
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn unanswered_datagram_to_another_port_makes_no_room(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set_network(|network| network.udp_mapping = Mapping::PerFlow as u32);
+    bench.draw(7);
+    ask(bench, ip, 443);
+    bench.wait(45.0);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), (ip.server, 443)))
+        .is_refused(Reason::FlowTableFull);
+    answer(bench, ip, 443);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), (ip.server, 443)))
+        .is_refused(Reason::FlowTableFull);
+}
+
+fn half_open_connection_from_outside_makes_room_after_a_second(bench: &mut Bench<'_>, ip: &Family) {
+    // A flood of SYN of no return address.
+    bench.publish(&WEB, "8080:80");
+    bench.draw(7);
+    let (host, web) = ((ip.host, 8080), (ip.web, 80));
+    let syn = |bench: &mut Bench<'_>, port: u16| {
+        bench.from_uplink(UPLINK, &tcp("S", (ip.client, port), host))
+    };
+    let _ = syn(bench, 40_000);
+    syn(bench, 40_001).is_dropped_for(WEB.number, Reason::FlowTableFull);
+    bench.wait(1.0);
+    syn(bench, 40_002).reaches(&WEB, &tcp("S", (ip.client, 40_002), web).ttl(63));
+    // One that was answered and taken up stays.
+    let client = (ip.client, 40_002);
+    let _ = bench.from_endpoint(&WEB, &tcp("SA", web, client));
+    let _ = bench.from_uplink(UPLINK, &tcp("A", client, host));
+    bench.wait(30.0);
+    syn(bench, 40_003).is_dropped_for(WEB.number, Reason::FlowTableFull);
+    assert_eq!(bench.only_state(), FlowState::Established);
+}
+
+fn port_of_a_spent_question_is_taken_when_no_other_is_free(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.dynamic_port_mask = 0);
+    let server = (ip.server, 53);
+    let (web, app) = ((ip.web, 40_000), (ip.app, 40_000));
+    let host = (ip.host, DYNAMIC_FIRST);
+    let ask = |bench: &mut Bench<'_>, party, from| bench.from_endpoint(party, &udp(from, server));
+    let asked = udp(host, server).ttl(63);
+    ask(bench, &WEB, web).leaves(UPLINK, ip.router, &asked);
+    ask(bench, &APP, app).is_refused(Reason::PortsExhausted);
+    bench.wait(1.0);
+    ask(bench, &APP, app).leaves(UPLINK, ip.router, &asked);
+    // The late answer is whose the port is now, and so is the permission.
+    bench.comes_in(&udp(server, host), &APP, app);
+    let other = (ip.server, 5353);
+    bench.comes_in(&udp(other, host), &APP, app);
+    // Who lost its port asks again by another.
+    bench.set(|settings| settings.dynamic_port_mask = SETTINGS.dynamic_port_mask);
+    bench.wait(1.0);
+    let _ = ask(bench, &WEB, web);
+    assert_eq!(bench.counts().1, 2);
+}
+
+fn port_of_a_binding_that_serves_others_too_is_not_taken(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.dynamic_port_mask = 0);
+    let web = (ip.web, 40_000);
+    for port in [53, 443, 53] {
+        let _ = bench.from_endpoint(&WEB, &udp(web, (ip.server, port)));
+    }
+    bench.wait(30.0);
+    bench
+        .from_endpoint(&APP, &udp((ip.app, 40_000), (ip.server, 53)))
+        .is_refused(Reason::PortsExhausted);
+}
+
+fn port_of_a_closed_connection_is_taken_when_no_other_is_free(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.dynamic_port_mask = 0);
+    let server = (ip.server, 443);
+    let (web, app) = ((ip.web, 40_000), (ip.app, 40_000));
+    let host = (ip.host, DYNAMIC_FIRST);
+    let _ = bench.from_endpoint(&WEB, &tcp("S", web, server));
+    bench
+        .from_endpoint(&APP, &tcp("S", app, server))
+        .is_refused(Reason::PortsExhausted);
+    let _ = bench.from_uplink(UPLINK, &tcp("RA", server, host));
+    bench.goes_out(&APP, &tcp("S", app, server), host);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn dead_binding_makes_room_for_a_newcomer(bench: &mut Bench<'_>, ip: &Family) {
+    bench.draw(7);
+    // The binding takes the only place that is ever drawn; its flow gets none.
+    bench
+        .from_endpoint(&WEB, &udp((ip.web, 5000), (ip.server, 443)))
+        .is_refused(Reason::FlowTableFull);
+    assert_eq!(bench.counts(), (0, 1));
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (ip.server, 443)))
+        .is_refused(Reason::FlowTableFull);
+    bench.wait(52.0);
+    Connection { ip }.establish(bench);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn endpoint_at_its_quota_takes_the_places_of_its_own_dead_only(bench: &mut Bench<'_>, ip: &Family) {
+    bench.set(|settings| settings.flows_per_endpoint = 1);
+    bench.draw(7);
+    let server = (ip.server, 443);
+    Connection { ip }.establish(bench);
+    // A free place is none for it.
+    bench.draw(8);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_refused(Reason::FlowQuota);
+    bench.wait(61.0);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5001), server))
+        .is_refused(Reason::FlowQuota);
+    bench.draw(7);
+    let (web, host) = ((ip.web, 5001), (ip.host, 5001));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    assert_eq!(bench.counts(), (1, 0));
+}
+
+fn endpoint_at_its_quota_leaves_the_dead_of_others_alone(bench: &mut Bench<'_>, ip: &Family) {
+    // Endpoint 14's window begins 239 places after endpoint 1001's, so they share places.
+    let number = 14;
+    bench.renumber(&APP, number);
+    bench.draw(7);
+    let server = (ip.server, 443);
+    let (app, host) = ((ip.app, 5001), (ip.host, 5001));
+    bench.goes_out(&APP, &tcp("S", app, server), host);
+    let slot_of_app = bench.flow(TCP, app, server).slot;
+    let (web, host) = ((ip.web, 5000), (ip.host, 5000));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    let slot_of_web = bench.flow(TCP, web, server).slot;
+    bench.wait(41.0);
+    bench.set(|settings| settings.flows_per_endpoint = 1);
+    let offset = slot_of_app.wrapping_sub(slot_of_web);
+    assert!(offset < 1_000, "the endpoints share no places: {offset}");
+    bench.draw(7 + offset);
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5002), server))
+        .is_refused(Reason::FlowQuota);
+    bench.set(|settings| settings.flows_per_endpoint = 10);
+    let (web, host) = ((ip.web, 5002), (ip.host, 5002));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    assert_eq!(bench.flow(TCP, web, server).slot, slot_of_app);
 }

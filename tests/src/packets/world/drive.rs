@@ -11,9 +11,8 @@ use nucnet_common::{
         PolicyPortKey, PolicyRule, Publish, PublishKey, Settings, SlotUse, Snat, SnatKey,
         StaticMapping, Uplink, Usage,
     },
-    event, guest, hold,
-    icmp::{self, Origin},
-    loopback,
+    answer::{self, Origin},
+    event, guest, hold, loopback,
     packet::Frame,
     path::{self, Verdict},
 };
@@ -197,7 +196,7 @@ impl Engine for World {
                         None
                     }
                 };
-                match answer.and_then(|(origin, link)| icmp::answer(self, origin, link, &drop)) {
+                match answer.and_then(|(origin, link)| answer::answer(self, origin, link, &drop)) {
                     Some(link) => Outcome::Refused {
                         endpoint,
                         reason,

@@ -25,10 +25,9 @@ use nucnet_common::{
         Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
+    answer::Account,
     env::{Held, Scratch},
     flow, fragment,
-    icmp::Account,
-    step::Steps,
 };
 
 use super::engine::Socket;
@@ -86,8 +85,6 @@ pub struct World {
     ingress: u32,
     mark: Cell<u32>,
 }
-
-impl Steps for World {}
 
 impl Default for World {
     fn default() -> Self {

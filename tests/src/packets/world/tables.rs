@@ -6,9 +6,9 @@ use nucnet_common::{
         OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
         PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, size,
     },
+    answer::Account,
     env::{Held, Monitors, Scratch, Tables},
     fragment,
-    icmp::Account,
 };
 
 use super::{
