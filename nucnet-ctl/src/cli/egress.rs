@@ -71,11 +71,12 @@ Presets:
   link-local  169.254.0.0/16, fe80::/10
   internet    all unicast addresses that no registry of special purpose addresses holds
 Files: default, allow, deny, dns (as shown); or a container runtime's allowed_cidrs,
-  allowed_tcp_ports, allowed_udp_ports; with either, allow_dns and log_denied.
+  allowed_tcp_ports, allowed_udp_ports; with either, allow_dns, log_denied and reject.
 
 Examples:
   nucnet-ctl egress set job --allow internet:443/tcp --dns 9.9.9.9
   nucnet-ctl egress set job --egress-default allow --deny private --deny metadata --deny host
+  nucnet-ctl egress set job --egress-default deny --reject
   nucnet-ctl egress set job --file policy.json --keep-established";
 
 #[derive(Debug, Args)]
@@ -92,6 +93,9 @@ pub(super) struct EgressArgs {
     /// A resolver: allowed on port 53 where there is a rule, written with --rootfs
     #[arg(long = "dns", value_name = "ADDR")]
     dns: Vec<String>,
+    /// Answer what is denied (TCP by a reset, else an ICMP error) instead of dropping it silently
+    #[arg(long)]
+    reject: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,7 +115,8 @@ impl EgressArgs {
             all::<Rule>(&self.allow, "--allow")?,
             all::<Rule>(&self.deny, "--deny")?,
             all(&self.dns, "--dns")?,
-        ))
+        )
+        .with_denied_rejected(self.reject))
     }
 }
 
@@ -126,7 +131,11 @@ impl EgressVerb {
                 keep_established,
             } => {
                 let policy = match file {
-                    Some(path) => read_policy(&path)?,
+                    Some(path) => {
+                        let policy = read_policy(&path)?;
+                        let rejects = policy.rejects() || rules.reject;
+                        policy.with_denied_rejected(rejects)
+                    }
                     None => rules.policy()?,
                 };
                 let open_flows = match keep_established {
@@ -168,6 +177,9 @@ pub(super) fn show_policy(out: &mut dyn Write, egress: &Policy) -> io::Result<()
             None => "",
         };
         writeln!(out, "    dns      {}{note}", joined(egress.dns()))?;
+    }
+    if egress.rejects() {
+        writeln!(out, "    denials are answered")?;
     }
     if !egress.log_denied() {
         writeln!(out, "    denials are not told")?;

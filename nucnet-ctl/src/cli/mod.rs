@@ -193,6 +193,10 @@ mod tests {
         assert!(!parse("nucnet-ctl egress set web"));
         assert!(!parse("nucnet-ctl egress set web --keep-established"));
         assert!(!parse("nucnet-ctl egress set web --file f --allow any"));
+        assert!(parse("nucnet-ctl egress set web --file f --reject"));
+        assert!(parse("nucnet-ctl egress set web --deny host --reject"));
+        // It would take all rules away.
+        assert!(!parse("nucnet-ctl egress set web --reject"));
         assert!(!parse("nucnet-ctl egress show"));
     }
 

@@ -26,15 +26,7 @@ pub fn to_abi(address: IpAddr) -> abi::Address {
     }
 }
 
-/// "Any address" of an address's family, as the maps hold it.
-pub(super) fn any_like(address: IpAddr) -> abi::Address {
-    match address {
-        IpAddr::V4(_) => abi::ANY_V4,
-        IpAddr::V6(_) => abi::ANY_V6,
-    }
-}
-
-/// The address that the maps hold.
+/// The same the other way round.
 pub fn from_abi(address: &abi::Address) -> IpAddr {
     IpAddr::from(*address).to_canonical()
 }

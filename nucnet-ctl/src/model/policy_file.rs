@@ -5,7 +5,8 @@
 //! `allowed_udp_ports`: every port of a list to every prefix; both lists empty: everything to
 //! every prefix; one of them empty: nothing of that protocol, nor any other; no prefix: nothing.
 //! `allow_dns` and `log_denied` go with either; a file that has nothing but these is the
-//! runtime's, whose policies deny by default and allow the resolvers.
+//! runtime's, whose policies deny by default and allow the resolvers. So does `reject`, which the
+//! runtime does not have.
 
 use super::{
     Cidr, Invalid, Problem,
@@ -79,7 +80,7 @@ impl PolicyFileError {
         match self {
             Self::Invalid(invalid) => invalid.hint(),
             _ => "give default, allow, deny and dns; or allowed_cidrs, allowed_tcp_ports and \
-                  allowed_udp_ports; with either, allow_dns and log_denied"
+                  allowed_udp_ports; with either, allow_dns, log_denied and reject"
                 .to_owned(),
         }
     }
@@ -127,6 +128,7 @@ struct Fields {
     allowed_udp_ports: Option<Vec<u16>>,
     allow_dns: Option<bool>,
     log_denied: Option<bool>,
+    reject: Option<bool>,
 }
 
 impl Policy {
@@ -186,6 +188,7 @@ impl Fields {
             given.map(|(name, _)| *name)
         };
         let log_denied = self.log_denied.unwrap_or(true);
+        let reject = self.reject.unwrap_or(false);
         let policy = match (first(&ours), first(&theirs)) {
             (Some(ours), Some(theirs)) => return Err(PolicyFileError::Mixed { ours, theirs }),
             (Some(_), None) => self.own(),
@@ -195,7 +198,9 @@ impl Fields {
             }
             (None, None) => self.runtime()?,
         };
-        Ok(policy.with_denied_logged(log_denied))
+        Ok(policy
+            .with_denied_logged(log_denied)
+            .with_denied_rejected(reject))
     }
 
     fn own(self) -> Policy {
@@ -292,6 +297,7 @@ mod tests {
         for text in [
             r#"{"default": "allow", "deny": ["metadata"], "dns": ["9.9.9.9"]}"#,
             r#"{"allowed_cidrs": ["10.0.0.0/8"], "log_denied": false}"#,
+            r#"{"default": "deny", "reject": true}"#,
             r#"{"allow_dns": false}"#,
         ] {
             let policy = json(text).unwrap();
@@ -347,9 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_denied_is_answered_only_where_a_file_says_so() {
+        let rejects = |text| json(text).unwrap().rejects();
+        assert!(!rejects(r#"{"default": "deny"}"#));
+        assert!(!rejects(r#"{"allowed_cidrs": ["10.0.0.0/8"]}"#));
+        assert!(rejects(r#"{"default": "deny", "reject": true}"#));
+        assert!(rejects(r#"{"allowed_cidrs": [], "reject": true}"#));
+        let toml = Policy::from_text("allow = []\nreject = true\n", Format::Toml).unwrap();
+        assert!(toml.rejects() && toml.log_denied());
+    }
+
+    #[test]
     fn faults_are_named_with_field_and_place() {
         for (text, message) in [
             ("{}", "no field is given"),
+            (r#"{"reject": true}"#, "no field is given"),
             (
                 r#"{"allow": [], "allowed_cidrs": []}"#,
                 "allow and allowed_cidrs do not go together",

@@ -59,6 +59,8 @@ pub enum Verdict {
     Pass,
     /// It is dropped.
     Drop,
+    /// It is dropped, and its sender told at once that the policy denies it.
+    Reject,
 }
 
 /// An answer.
@@ -66,8 +68,8 @@ pub enum Verdict {
 pub struct Explanation {
     /// What becomes of the packet.
     pub verdict: Verdict,
-    /// Why: of a drop, as counted; else `flow` (of a flow that exists), `policy` (the endpoint's
-    /// policy allows it), `no-policy`, `published`, or `host` (left to the host).
+    /// Why: of a drop, answered or not, as counted; else `flow` (of a flow that exists), `policy`
+    /// (the endpoint's policy allows it), `no-policy`, `published`, or `host` (left to the host).
     pub reason: &'static str,
     /// The rule that decided, or "default"; none: no policy was asked.
     pub rule: Option<String>,
@@ -102,6 +104,7 @@ impl fmt::Display for Explanation {
         let verdict = match self.verdict {
             Verdict::Pass => "pass",
             Verdict::Drop => "drop",
+            Verdict::Reject => "reject",
         };
         let (src, dst) = (
             SocketAddr::new(self.src, self.sport),
@@ -226,6 +229,7 @@ impl Host {
         };
         let mut explanation = Explanation {
             verdict: match dropped {
+                Some(_) if explained.is_rejected != 0 => Verdict::Reject,
                 Some(_) => Verdict::Drop,
                 None => Verdict::Pass,
             },

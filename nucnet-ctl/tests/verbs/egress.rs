@@ -127,6 +127,52 @@ fn flows_that_are_kept_are_those_that_were_judged_before() {
 }
 
 #[test]
+fn whether_denials_are_answered_is_part_of_the_policy() {
+    on_a_host(|lab| {
+        let web = lab.container("web");
+        let flags = || entry(lab).policy_flags;
+        let attaches = |flags: &str| {
+            let line = format!("attach --netns {} --id web {flags}", web.display());
+            lab.run(&line).status.code()
+        };
+        attach(lab, &web, "--deny metadata --reject");
+        assert_eq!(flags(), abi::policy_flag::REJECT);
+        assert_eq!(lab.json("inspect web")["egress"]["reject"], true);
+        let text = lab.ok("inspect web");
+        assert!(text.contains("denials are answered"), "{text}");
+        assert_eq!(attaches("--deny metadata --reject"), Some(0), "the same");
+        assert_eq!(attaches("--deny metadata"), Some(4), "another policy");
+
+        let shown = lab.json("egress set web --deny metadata");
+        assert_eq!(shown["reject"], false);
+        assert_eq!(flags(), 0);
+        let text = lab.ok("egress show web");
+        assert!(!text.contains("answered"), "{text}");
+        assert_eq!(
+            lab.json("egress set web --deny metadata --reject")["reject"],
+            true
+        );
+        assert_eq!(flags(), abi::policy_flag::REJECT);
+
+        let file = lab.place.join("policy.json");
+        fs::write(&file, r#"{"deny": ["host"], "reject": true}"#).expect("write");
+        let set = format!("egress set web --file {}", file.display());
+        assert_eq!(lab.json(&set)["reject"], true);
+        fs::write(&file, r#"{"allowed_cidrs": [], "log_denied": false}"#).expect("write");
+        assert_eq!(lab.json(&set)["reject"], false);
+        assert_eq!(flags(), abi::policy_flag::QUIET);
+        assert_eq!(lab.json(&format!("{set} --reject"))["reject"], true);
+        let both = abi::policy_flag::QUIET | abi::policy_flag::REJECT;
+        assert_eq!(flags(), both);
+
+        let cleared = lab.json("egress clear web");
+        assert_eq!((&cleared["reject"], flags()), (&json!(false), 0));
+        // That alone is no policy: it would take the rules away.
+        assert_eq!(lab.refused("egress set web --reject").0, 2);
+    });
+}
+
+#[test]
 fn a_file_has_nucnets_fields_or_a_runtimes() {
     on_a_host(|lab| {
         let web = lab.container("web");
@@ -352,7 +398,7 @@ fn whatever_step_it_is_killed_at_one_policy_is_in_force_and_the_next_call_tidies
             (old, new)
         };
         let none = json!({ "id": "web", "default": "allow", "allow": [], "deny": [],
-            "dns": ["9.9.9.9"] });
+            "dns": ["9.9.9.9"], "reject": false });
         let set = format!("egress set web {NEW}");
         let mut seen = [0, 0];
         for (verb, after) in [(set.as_str(), &new), ("egress clear web", &none)] {

@@ -31,6 +31,7 @@ mod neighbours;
 mod network;
 mod outbound;
 mod publish;
+mod reject;
 mod robustness;
 mod transfers;
 mod vantage;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         neighbours::SCENARIOS,
         network::SCENARIOS,
         egress::SCENARIOS,
+        reject::SCENARIOS,
         flows::SCENARIOS,
         frames::SCENARIOS,
         errors::SCENARIOS,
