@@ -550,6 +550,8 @@ pub(super) mod tests {
             egress: Policy::default(),
             other_policy: None,
             resolv: None,
+            datapath: crate::model::record::DatapathKind::Ebpf,
+            keeps_open: false,
         }
     }
 

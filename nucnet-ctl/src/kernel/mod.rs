@@ -11,6 +11,8 @@ pub mod bpf;
 pub mod capability;
 pub mod claims;
 pub mod diag;
+pub mod helper;
+pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod probe;

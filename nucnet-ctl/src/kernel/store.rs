@@ -802,6 +802,7 @@ mod tests {
             },
             bpffs: "/sys/fs/bpf/nucnet".into(),
             next: Numbers::default(),
+            datapath: None,
         }
     }
 

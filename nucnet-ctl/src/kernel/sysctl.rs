@@ -70,6 +70,14 @@ pub enum LinkKey {
     AddrGenMode,
     /// Source validation by reverse path (IPv4 only).
     RpFilter,
+    /// Loopback addresses may be reached from here, and have packets leave here (IPv4 only).
+    RouteLocalnet,
+    /// Who asks here for an address that is here as well is answered by the host (IPv4 only).
+    ProxyArpPvlan,
+    /// Who asks here for an address of the host's list gets its answer (IPv6 only).
+    ProxyNdp,
+    /// Packets that arrive here are forwarded, whatever holds for the host (IPv6 only, Linux 6.17).
+    ForceForwarding,
 }
 
 impl LinkKey {
@@ -83,6 +91,10 @@ impl LinkKey {
             Self::Autoconf => "autoconf",
             Self::AddrGenMode => "addr_gen_mode",
             Self::RpFilter => "rp_filter",
+            Self::RouteLocalnet => "route_localnet",
+            Self::ProxyArpPvlan => "proxy_arp_pvlan",
+            Self::ProxyNdp => "proxy_ndp",
+            Self::ForceForwarding => "force_forwarding",
         }
     }
 }
@@ -104,6 +116,10 @@ pub enum Sysctl {
     IpLocalPortRange,
     /// `net/FAMILY/ip_nonlocal_bind`.
     IpNonlocalBind(Family),
+    /// `net/FAMILY/neigh/INTERFACE/proxy_delay`: how long answers for others wait at most.
+    ProxyDelay(Family, String),
+    /// That of a record: what [`fmt::Display`] had shown of another one.
+    Recorded(String),
 }
 
 impl Sysctl {
@@ -117,11 +133,16 @@ impl Sysctl {
     }
 
     fn path(&self) -> Result<PathBuf, Error> {
-        if let Self::Link { interface, .. } = self
-            && (interface.contains('/') || matches!(interface.as_str(), "" | "." | ".."))
-        {
+        let strange = match self {
+            Self::Link { interface, .. } | Self::ProxyDelay(_, interface) => {
+                interface.contains('/') || matches!(interface.as_str(), "" | "." | "..")
+            }
+            Self::Recorded(name) => !name.starts_with("net/") || name.contains(".."),
+            Self::IpLocalPortRange | Self::IpNonlocalBind(_) => false,
+        };
+        if strange {
             return Err(Error::Interface {
-                interface: interface.clone(),
+                interface: self.to_string(),
             });
         }
         Ok(PathBuf::from(format!("/proc/sys/{self}")))
@@ -223,6 +244,10 @@ impl fmt::Display for Sysctl {
             }
             Self::IpLocalPortRange => f.write_str("net/ipv4/ip_local_port_range"),
             Self::IpNonlocalBind(family) => write!(f, "net/{family}/ip_nonlocal_bind"),
+            Self::ProxyDelay(family, interface) => {
+                write!(f, "net/{family}/neigh/{interface}/proxy_delay")
+            }
+            Self::Recorded(name) => f.write_str(name),
         }
     }
 }

@@ -254,6 +254,8 @@ pub enum Hooked {
     Lost,
     /// It was never put there.
     Never,
+    /// None belongs there, and the host does not forward what comes in by it.
+    NotForwarding,
 }
 
 /// What an uplink lacks. Without a network there is nothing to serve.
@@ -263,6 +265,8 @@ pub fn of_uplink(interface: &str, hooked: Hooked, networks: usize) -> Option<Dri
         Hooked::Yes => return None,
         Hooked::Never if networks == 0 => return None,
         Hooked::Never => "it came up after the last attach, and has no program",
+        Hooked::NotForwarding if networks == 0 => return None,
+        Hooked::NotForwarding => "it does not forward: no answers come in by it",
         Hooked::Lost => "somebody took nucnet's program off",
     };
     Some(Drift::new(&name, problem, GC))
@@ -285,6 +289,8 @@ pub struct Unexplained {
     pub loopback_gone: bool,
     /// There are endpoints, and no datapath.
     pub datapath_gone: bool,
+    /// Rules of nucnet's that are not as they should be.
+    pub rules: Vec<String>,
 }
 
 impl Unexplained {
@@ -320,6 +326,10 @@ impl Unexplained {
                 problem,
                 "attach any endpoint",
             ));
+        }
+        for difference in &self.rules {
+            let problem = format!("{difference} is not as it should be");
+            found.push(Drift::new(&"rules", problem, "nucnet-ctl gc"));
         }
         if self.datapath_gone {
             let problem = "gone, although there are endpoints: nothing passes";
@@ -393,6 +403,8 @@ mod tests {
             egress: Policy::default(),
             other_policy: None,
             resolv: None,
+            datapath: crate::model::record::DatapathKind::Ebpf,
+            keeps_open: false,
         }
     }
 
@@ -501,9 +513,10 @@ mod tests {
             bind_hooks: vec!["host_bind4"],
             loopback_gone: true,
             datapath_gone: true,
+            rules: vec!["IPv4: chain NUCNET-FORWARD of table filter".into()],
         };
         let found = unexplained.drift();
-        assert_eq!(found.len(), 7);
+        assert_eq!(found.len(), 8);
         assert!(found.iter().all(|drift| !drift.remedy.is_empty()));
         assert!(Unexplained::default().drift().is_empty());
     }

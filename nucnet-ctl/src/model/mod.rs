@@ -15,6 +15,7 @@ pub mod drift;
 pub mod flow;
 pub mod ipam;
 pub mod mapping;
+pub mod netfilter;
 pub mod plan;
 pub mod policy;
 pub mod policy_file;

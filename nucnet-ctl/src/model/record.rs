@@ -9,6 +9,7 @@ use super::{
     behaviour::{Behaviour, BehaviourWish},
     flow::Party,
     mapping::MappingSpec,
+    netfilter::Backend,
     policy::{Compiled, Policy},
     publish::{Protocol, PublishSpec},
 };
@@ -117,6 +118,62 @@ pub struct HostRecord {
     pub bpffs: PathBuf,
     /// The next numbers.
     pub next: Numbers,
+    /// What carries packets, once something does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<DatapathRecord>,
+}
+
+/// What carries packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatapathKind {
+    /// nucnet's programs.
+    #[default]
+    Ebpf,
+    /// The host's own stack, with rules in its netfilter.
+    Iptables,
+}
+
+impl DatapathKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
+impl fmt::Display for DatapathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What carries packets, why, and what it made of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathRecord {
+    /// Which.
+    pub kind: DatapathKind,
+    /// Why not the other one; none: it was asked for, or is the best.
+    pub reason: Option<String>,
+    /// Whose tables the rules are in; none: there are no rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
+    /// What was changed of the host's own settings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sysctls: Vec<SysctlChange>,
+}
+
+/// A setting of the host's that nucnet has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysctlChange {
+    /// Its path below `/proc/sys`.
+    pub name: String,
+    /// What it was.
+    pub before: String,
+    /// What was written.
+    pub written: String,
 }
 
 impl Record for HostRecord {
@@ -353,6 +410,13 @@ pub struct EndpointRecord {
     pub other_policy: Option<OtherPolicy>,
     /// Its `resolv.conf`, if it was asked for.
     pub resolv: Option<ResolvRecord>,
+    /// What carries its packets.
+    #[serde(default)]
+    pub datapath: DatapathKind,
+    /// Whether connections that were open when its policy came go on, where only the record says
+    /// so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_open: bool,
 }
 
 /// Where an endpoint's `resolv.conf` is mounted.
@@ -524,6 +588,7 @@ mod tests {
             },
             bpffs: "/sys/fs/bpf/nucnet".into(),
             next: Numbers::default(),
+            datapath: None,
         }
     }
 

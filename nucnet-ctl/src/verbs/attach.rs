@@ -292,7 +292,8 @@ fn attach(
     let plan: Plan<Step> = steps(session, &intent).into_iter().collect();
     let repair = intent.network.repair();
 
-    session.state.put_host(&session.record)?;
+    session.settle_datapath()?;
+    session.put_host()?;
     let mut world = World::new(session);
     world.network = Some(intent.network.record);
     world.endpoint = Some(intent.endpoint);
@@ -465,6 +466,8 @@ fn intend(
         egress,
         other_policy: None,
         resolv,
+        datapath: session.kind(),
+        keeps_open: false,
         wish,
     };
     Ok(Intent {
@@ -499,6 +502,7 @@ fn steps(session: &Session, intent: &Intent) -> Vec<Step> {
         intent.network.record.bridge.as_str(),
         intent.policy.as_ref(),
     ));
+    steps.retain(|step| step.is_of(session.kind()));
     steps
 }
 

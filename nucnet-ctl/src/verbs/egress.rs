@@ -81,7 +81,7 @@ impl Host {
         let Some(change) = Change::to(&mut session, &endpoint, policy, anew)? else {
             return Ok(EgressView::of(&endpoint));
         };
-        session.state.put_host(&session.record)?;
+        session.put_host()?;
         let mut world = World::new(&session);
         world.datapath = datapath;
         world.open_flows = open_flows;

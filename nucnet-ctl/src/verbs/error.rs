@@ -5,7 +5,7 @@ use crate::{
         FileError,
         bpf::BpfError,
         capability::{self, Lacks},
-        netlink, netns, process, resolv, store, sysctl,
+        helper, netlink, netns, process, resolv, store, sysctl,
     },
     model::{
         EndpointId, IfName, Invalid, Kind, Mac, NetworkName, policy_file::PolicyFileError, record,
@@ -215,9 +215,18 @@ pub enum Error {
     /// Something that nucnet needs is missing here.
     #[error("this host lacks what nucnet needs: {}", .0.join(", "))]
     Unfit(Vec<&'static str>),
-    /// There is no fallback yet.
-    #[error("the iptables datapath is not available in this version")]
-    NoIptables,
+    /// Only programs can do it.
+    #[error("{0} is not possible where iptables carries packets")]
+    OtherDatapath(&'static str),
+    /// A program of the host's did not do what it was to do.
+    #[error(transparent)]
+    Helper(#[from] helper::Error),
+    /// The kernel's table of connections cannot be read or changed.
+    #[error("cannot use the kernel's table of connections")]
+    Conntrack(#[source] io::Error),
+    /// Nobody has settled whose tables the rules are in.
+    #[error("the state does not say which iptables the rules belong to")]
+    NoRules,
     /// The host has no resolver to give.
     #[error("--rootfs: {0}")]
     NoResolver(NoResolver),
@@ -344,12 +353,14 @@ impl Error {
             | Self::NoFreeSubnet(_)
             | Self::UsedUp(_)
             | Self::DatapathGone(_)
+            | Self::NoRules
             | Self::Signals(_)
             | Self::Output(_)
             | Self::Teardown { .. } => Kind::Operation,
-            Self::NoIptables | Self::NoResolver(_) | Self::NotPermitted(_) | Self::Unfit(_) => {
-                Kind::Unsupported
-            }
+            Self::OtherDatapath(_)
+            | Self::NoResolver(_)
+            | Self::NotPermitted(_)
+            | Self::Unfit(_) => Kind::Unsupported,
             Self::Resolv(error) => resolv_kind(error),
             Self::SetUp { source, .. } => source.kind(),
             Self::Netns(error) => netns_kind(error),
@@ -366,6 +377,12 @@ impl Error {
                 netlink::Error::Netns(error) => netns_kind(error),
                 error => error.errno().map_or(Kind::Operation, errno_kind),
             },
+            Self::Helper(helper::Error::Missing(_) | helper::Error::Distrusted { .. }) => {
+                Kind::Unsupported
+            }
+            Self::Helper(helper::Error::File { source, .. }) => io_kind(source),
+            Self::Helper(_) => Kind::Operation,
+            Self::Conntrack(error) => io_kind(error),
             Self::Sysctl(sysctl::Error::Refused { source, .. }) => io_kind(source),
             Self::Sysctl(_) => Kind::Operation,
             Self::Bpf(error) => error.kind(),
@@ -446,10 +463,18 @@ impl Error {
                 found.display()
             )),
             Self::Unfit(_) => Some("mend what `nucnet-ctl doctor` says".to_owned()),
-            Self::NoIptables => Some("use --datapath auto or ebpf".to_owned()),
+            Self::OtherDatapath(_) => {
+                Some("use --datapath ebpf on a kernel that can load it".to_owned())
+            }
+            Self::Helper(helper::Error::Missing(_)) => {
+                Some("install iptables, or use --datapath ebpf".to_owned())
+            }
+            Self::Helper(helper::Error::Distrusted { path, .. }) => {
+                Some(format!("chown root {0} && chmod go-w {0}", path.display()))
+            }
             Self::NoResolver(error) => Some(error.hint()),
             Self::Resolv(error) => error.hint(),
-            Self::UsedUp(_) | Self::DatapathGone(_) => {
+            Self::UsedUp(_) | Self::DatapathGone(_) | Self::NoRules => {
                 Some("nucnet-ctl down, then attach again".to_owned())
             }
             Self::Teardown { .. } => Some("repeat it when the cause is mended".to_owned()),

@@ -2,10 +2,17 @@
 
 use super::{Error, step::endpoint_alias};
 use crate::{
-    kernel::{boot, bpf, netlink::Netlink, netns::NetnsFd, store},
-    model::record::{EndpointRecord, HostRecord, Namespace, Numbers},
+    kernel::{
+        boot, bpf,
+        netfilter::{self, Changed},
+        netlink::Netlink,
+        netns::NetnsFd,
+        store,
+    },
+    model::record::{DatapathKind, DatapathRecord, EndpointRecord, HostRecord, Namespace, Numbers},
 };
 use std::{
+    cell::RefCell,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -70,9 +77,6 @@ pub(super) fn namespace(netns: &NetnsFd) -> Result<Namespace, Error> {
 impl Host {
     /// The host of those options.
     pub fn new(mut options: Options) -> Result<Self, Error> {
-        if options.datapath == DatapathChoice::Iptables {
-            return Err(Error::NoIptables);
-        }
         // In one form, because they are recorded and compared.
         for path in [&mut options.bpffs, &mut options.state_dir] {
             *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
@@ -136,9 +140,13 @@ impl Host {
             Some(record) => record,
             None => self.new_record(&state)?,
         };
+        let datapath = record.datapath.as_ref();
+        let changed = datapath.map(|datapath| datapath.sysctls.clone());
+        let changed = changed.unwrap_or_default();
         Ok(Session {
             host: self.clone(),
             state,
+            sysctls: RefCell::new(changed),
             record,
             fresh,
             netlink,
@@ -152,6 +160,7 @@ impl Host {
             netns: namespace(&NetnsFd::current()?)?,
             bpffs: self.options.bpffs.clone(),
             next: numbers_after(state)?,
+            datapath: None,
         })
     }
 
@@ -228,6 +237,8 @@ pub(super) struct Session {
     pub(super) host: Host,
     pub(super) state: store::Locked,
     pub(super) record: HostRecord,
+    /// What was changed of the host's own settings; becomes part of the record.
+    pub(super) sysctls: RefCell<Changed>,
     /// There was no state before.
     pub(super) fresh: bool,
     pub(super) netlink: Netlink,
@@ -246,6 +257,43 @@ impl Session {
                 "cannot remove the state directory"
             );
         }
+    }
+
+    /// Writes the record of the host.
+    pub(super) fn put_host(&self) -> Result<(), Error> {
+        let mut record = self.record.clone();
+        if let Some(datapath) = &mut record.datapath {
+            datapath.sysctls.clone_from(&self.sysctls.borrow());
+        }
+        Ok(self.state.put_host(&record)?)
+    }
+
+    /// What carries packets; where nothing does, what is going to unless it fails.
+    pub(super) fn kind(&self) -> DatapathKind {
+        match (&self.record.datapath, self.host.options.datapath) {
+            (Some(datapath), _) => datapath.kind,
+            (None, DatapathChoice::Iptables) => DatapathKind::Iptables,
+            (None, _) => DatapathKind::Ebpf,
+        }
+    }
+
+    /// Settles what carries packets, before anything does.
+    pub(super) fn settle_datapath(&mut self) -> Result<(), Error> {
+        if self.record.datapath.is_some() {
+            return Ok(());
+        }
+        let kind = self.kind();
+        let backend = match kind {
+            DatapathKind::Ebpf => None,
+            DatapathKind::Iptables => Some(netfilter::detect()?),
+        };
+        self.record.datapath = Some(DatapathRecord {
+            kind,
+            reason: None,
+            backend,
+            sysctls: Vec::new(),
+        });
+        Ok(())
     }
 
     pub(super) fn bpffs(&self) -> &Path {

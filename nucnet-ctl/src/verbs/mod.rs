@@ -16,6 +16,7 @@ mod list;
 mod monitor;
 mod naming;
 mod nat;
+mod netfilter;
 mod network;
 mod permission;
 mod publish;

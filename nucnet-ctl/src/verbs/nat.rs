@@ -222,7 +222,8 @@ fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingView, Error> 
         Intent::Damaged(record) => (record, false),
         Intent::New(record) => (record, true),
     };
-    session.state.put_host(&session.record)?;
+    session.settle_datapath()?;
+    session.put_host()?;
     let mut steps = mapping_steps(&record);
     steps.insert(0, Step::Datapath(session.bpffs().display().to_string()));
     let mut world = World::new(session);

@@ -203,7 +203,8 @@ fn create(
     wish: NetworkWish,
 ) -> Result<NetworkRecord, Error> {
     let prepared = prepare(session, name, wish)?;
-    session.state.put_host(&session.record)?;
+    session.settle_datapath()?;
+    session.put_host()?;
     let (make, repairs) = (prepared.make(), prepared.repair());
     let mut world = World::new(session);
     world.network = Some(prepared.record);

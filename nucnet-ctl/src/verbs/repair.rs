@@ -7,7 +7,7 @@ use super::{
     egress,
     error::Left,
     host::Session,
-    publish,
+    netfilter as rules, publish,
     sight::View,
     step::{World, endpoint_steps, network_steps},
 };
@@ -59,7 +59,8 @@ fn look(
         Some(_) => resolv::mounts(session.state.path())?,
         None => Vec::new(),
     };
-    let view = View::new(&session.netlink, links, datapath.as_ref(), mounts)?;
+    let mut view = View::new(&session.netlink, links, datapath.as_ref(), mounts)?;
+    view.kind = session.kind();
     let sight = view.endpoint(endpoint, Some(network), Some(netns))?;
     let mut unexplained = Unexplained::default();
     if let Some(datapath) = &datapath {
@@ -67,6 +68,10 @@ fn look(
         let (_, hooked) = view.hooked(bpf::LOOPBACK, name, direction)?;
         unexplained.loopback_gone = hooked != Hooked::Yes;
         unexplained.bind_hooks = datapath.missing_bind_hooks()?;
+    }
+    if let Some(netfilter) = rules::of_host(&session.record)? {
+        let recorded = rules::Recorded::of(session)?;
+        unexplained.rules = rules::differences(&netfilter, &recorded.wanted())?;
     }
     let mut host = unexplained.drift();
     for seen in view.uplinks()? {
@@ -84,7 +89,8 @@ fn look(
 pub(super) fn of_network(session: &Session, network: &NetworkRecord) -> Result<Vec<Drift>, Error> {
     let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
     let link = session.netlink.find_link(network.bridge.as_str())?;
-    let view = View::new(&session.netlink, link, datapath.as_ref(), Vec::new())?;
+    let mut view = View::new(&session.netlink, link, datapath.as_ref(), Vec::new())?;
+    view.kind = session.kind();
     Ok(drift::of_network(network, &view.network(network)?))
 }
 
@@ -117,6 +123,7 @@ pub(super) fn plan(
         Step::Datapath(session.bpffs().display().to_string()),
         Step::Uplinks,
     ];
+    let kind = session.kind();
     if !damage.network.is_empty() {
         steps.extend(network_repair(network));
     } else if damage.endpoint.is_empty() {
@@ -131,6 +138,7 @@ pub(super) fn plan(
             step => steps.push(step),
         }
     }
+    steps.retain(|step| step.is_of(kind));
     Ok(steps)
 }
 

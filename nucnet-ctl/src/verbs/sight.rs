@@ -17,7 +17,7 @@ use crate::{
     },
     model::{
         drift::{self, EndpointSight, Hooked, LinkSight, NetnsSight, NetworkSight},
-        record::{EndpointRecord, NetworkRecord},
+        record::{DatapathKind, EndpointRecord, NetworkRecord},
         to_abi,
     },
 };
@@ -49,6 +49,8 @@ pub(super) struct View<'a> {
     /// Links by name: those that will be asked about.
     pub(super) links: HashMap<String, Link>,
     pub(super) datapath: Option<&'a Datapath>,
+    /// What carries packets.
+    pub(super) kind: DatapathKind,
     programs: Vec<bpf::ProgramStatus>,
     pub(super) attachments: Vec<Attachment>,
     mounts: Vec<resolv::Mount>,
@@ -74,6 +76,7 @@ impl<'a> View<'a> {
                 .map(|link| (link.name.clone(), link))
                 .collect(),
             datapath,
+            kind: DatapathKind::Ebpf,
             programs,
             attachments,
             mounts,
@@ -136,8 +139,12 @@ impl<'a> View<'a> {
             let Some(layer) = link_layer(&uplink.link) else {
                 continue;
             };
-            let (kind, hooked) =
-                self.hooked(uplink.link.index, layer.program(), Direction::Ingress)?;
+            let (kind, hooked) = match self.kind {
+                DatapathKind::Ebpf => {
+                    self.hooked(uplink.link.index, layer.program(), Direction::Ingress)?
+                }
+                DatapathKind::Iptables => (None, forwards(&uplink.link.name)),
+            };
             seen.push(SeenUplink {
                 uplink,
                 layer,
@@ -164,11 +171,13 @@ impl<'a> View<'a> {
             &network_alias(network),
             network.link,
         );
+        // Where rules carry packets, they are looked at altogether.
+        let by_rules = self.kind == DatapathKind::Iptables;
         let (_, hooked) = self.hooked(index, program::FROM_HOST, Direction::Egress)?;
         let mut sight = NetworkSight {
             bridge,
-            program: hooked == Hooked::Yes,
-            entry: self.has_network_entry(network)?,
+            program: by_rules || hooked == Hooked::Yes,
+            entry: by_rules || self.has_network_entry(network)?,
             addresses: Vec::new(),
             not_forwarding: Vec::new(),
         };
@@ -232,8 +241,8 @@ impl<'a> View<'a> {
                 .get(name)
                 .is_some_and(|link| link.master == bridge),
             netns: sight_of_netns,
-            program: false,
-            entry: false,
+            program: endpoint.datapath == DatapathKind::Iptables,
+            entry: endpoint.datapath == DatapathKind::Iptables,
             addresses: Vec::new(),
             publishes: 0,
             policy: 0,
@@ -259,11 +268,23 @@ impl<'a> View<'a> {
                 }
             }
         }
-        if let (Some(link), Some(datapath)) = (endpoint.link, self.datapath) {
+        if let (Some(link), Some(datapath), DatapathKind::Ebpf) =
+            (endpoint.link, self.datapath, endpoint.datapath)
+        {
             sight.program = self.has_filter(link, Direction::Ingress, program::FROM_ENDPOINT)?;
             entries(endpoint, network, link, datapath, &mut sight)?;
         }
         Ok(sight)
+    }
+}
+
+/// Whether the host forwards what comes in by an uplink.
+fn forwards(interface: &str) -> Hooked {
+    let sysctl = Sysctl::link(Family::Ipv4, interface, LinkKey::Forwarding);
+    match sysctl.read().as_deref() {
+        Ok("0") => Hooked::NotForwarding,
+        // One that cannot be read is nobody's drift.
+        _ => Hooked::Yes,
     }
 }
 

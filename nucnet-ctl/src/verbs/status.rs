@@ -2,7 +2,7 @@
 //! may show as drift.
 
 use super::{
-    DatapathChoice, Error, Host, NetworkView,
+    DatapathChoice, Error, Host, NetworkView, netfilter as rules,
     sight::View,
     step::{MAPPING_ROUTES, endpoint_alias, mapping_entries, mapping_routes_alias, network_alias},
 };
@@ -16,7 +16,7 @@ use crate::{
     },
     model::{
         drift::{self, Drift, Hooked, MappingSight, Unexplained},
-        record::{EndpointRecord, MappingRecord, NetworkRecord},
+        record::{DatapathKind, DatapathRecord, EndpointRecord, MappingRecord, NetworkRecord},
     },
 };
 use ipnet::IpNet;
@@ -152,6 +152,12 @@ impl Host {
     pub fn status(&self, sample: Duration) -> Result<Status, Error> {
         let store = self.read()?;
         let has_state = store.is_some();
+        let record = store.as_ref().map(|store| store.host()).transpose()?;
+        let record = record.flatten();
+        let carrier = record.as_ref().and_then(|record| record.datapath.clone());
+        let kind = carrier
+            .as_ref()
+            .map_or(DatapathKind::Ebpf, |carrier| carrier.kind);
         let (mut networks, mut endpoints, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
         let mut mappings = Vec::new();
         if let Some(store) = store {
@@ -169,7 +175,8 @@ impl Host {
         let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
         let netlink = Netlink::open()?;
         let mounts = resolv::mounts(&self.options.state_dir)?;
-        let view = View::new(&netlink, netlink.links()?, datapath.as_ref(), mounts)?;
+        let mut view = View::new(&netlink, netlink.links()?, datapath.as_ref(), mounts)?;
+        view.kind = kind;
         let mut found = Vec::new();
         let uplinks = view.uplinks_of(&networks, &mut found)?;
         let network_views = view.networks(&networks, &endpoints, &mut found)?;
@@ -179,6 +186,22 @@ impl Host {
                 endpoint,
                 &view.endpoint(endpoint, network, None)?,
             ));
+        }
+        if let Some(netfilter) = record.as_ref().map(rules::of_host).transpose()?.flatten() {
+            let recorded = rules::Recorded {
+                networks: networks.clone(),
+                endpoints: endpoints.clone(),
+                mappings: mappings.clone(),
+            };
+            let recorded = recorded.in_use();
+            let rules = rules::differences(&netfilter, &recorded.wanted())?;
+            found.extend(
+                Unexplained {
+                    rules,
+                    ..Unexplained::default()
+                }
+                .drift(),
+            );
         }
         for mapping in &mappings {
             found.extend(drift::of_mapping(mapping, &view.mapping(mapping)?));
@@ -193,8 +216,11 @@ impl Host {
             None => Vec::new(),
         };
         Ok(Status {
-            datapath: datapath.is_some().then_some("ebpf"),
-            reason: reason(self.options.datapath, datapath.is_some()).to_owned(),
+            datapath: match kind {
+                DatapathKind::Ebpf => datapath.is_some().then_some(kind.name()),
+                DatapathKind::Iptables => Some(kind.name()),
+            },
+            reason: reason(self.options.datapath, carrier.as_ref(), datapath.is_some()),
             host: self.described(has_state)?,
             object: object(pinned),
             uplinks,
@@ -230,11 +256,19 @@ impl Host {
     }
 }
 
-fn reason(choice: DatapathChoice, is_loaded: bool) -> &'static str {
-    match (choice, is_loaded) {
-        (_, false) => "nothing is attached: the first attach loads it",
-        (DatapathChoice::Auto, true) => "this kernel runs it, and it is the best there is",
-        (_, true) => "asked for by --datapath",
+fn reason(choice: DatapathChoice, carrier: Option<&DatapathRecord>, is_loaded: bool) -> String {
+    match (carrier, choice) {
+        (Some(carrier), _) if carrier.kind == DatapathKind::Iptables => {
+            let backend = carrier.backend.map(|backend| format!(", by {backend}"));
+            let why = carrier
+                .reason
+                .as_deref()
+                .unwrap_or("asked for by --datapath");
+            format!("{why}{}", backend.unwrap_or_default())
+        }
+        _ if !is_loaded => "nothing is attached: the first attach loads it".to_owned(),
+        (_, DatapathChoice::Auto) => "this kernel runs it, and it is the best there is".to_owned(),
+        _ => "asked for by --datapath".to_owned(),
     }
 }
 
@@ -362,7 +396,8 @@ impl View<'_> {
             links,
             programs,
             damaged,
-            datapath_gone: self.datapath.is_none()
+            datapath_gone: self.kind == DatapathKind::Ebpf
+                && self.datapath.is_none()
                 && !(endpoints.is_empty() && mappings.is_empty()),
             ..Unexplained::default()
         };

@@ -63,7 +63,7 @@ impl EndpointView {
                 .filter_map(|address| Some(subnet(address)?.gateway()))
                 .collect(),
             mtu: record.mtu,
-            datapath: "ebpf",
+            datapath: record.datapath.name(),
             published: record.publishes.iter().filter_map(Published::of).collect(),
             egress: record.egress.clone(),
         }

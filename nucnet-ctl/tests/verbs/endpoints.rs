@@ -171,7 +171,6 @@ fn bad_input_is_refused_with_the_exit_code_of_the_contract_and_nothing_is_touche
             (&format!("{netns} --network a/b"), 2, "--network"),
             (&format!("{netns} --network blue"), 3, "blue"),
             (&format!("{netns} --rootfs /"), 2, "--rootfs /"),
-            (&format!("{netns} --datapath iptables"), 5, "iptables"),
             (&format!("attach --netns {place}/none"), 3, "none"),
             (&format!("attach --netns {place}/file"), 2, "file"),
             ("attach --netns /proc/self/ns/net", 2, "host"),

@@ -1,11 +1,11 @@
-//! Permanent neighbours: who has an address, without asking.
+//! Permanent neighbours: who has an address, without asking; and whom the host answers for.
 
 use std::net::IpAddr;
 
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -52,6 +52,50 @@ impl Netlink {
         }
     }
 
+    /// Has the host answer for an address on a link, where that link does so (`proxy_ndp`).
+    pub fn ensure_proxy(&self, link: u32, address: IpAddr) -> Result<(), Error> {
+        let mut message = proxy(link, address);
+        message
+            .attributes
+            .push(NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+        self.execute(
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .map_err(|failure| failure.to("answer for", address))
+    }
+
+    /// Has the host answer for an address no more; where it did not, that is no error.
+    pub fn remove_proxy(&self, link: u32, address: IpAddr) -> Result<Change, Error> {
+        match self.execute(RouteNetlinkMessage::DelNeighbour(proxy(link, address)), 0) {
+            Ok(()) => Ok(Change::Made),
+            Err(failure) => match failure.errno() {
+                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(Change::Unchanged),
+                _ => Err(failure.to("stop answering for", address)),
+            },
+        }
+    }
+
+    /// Says which port of a bridge a link-layer address is at, for good.
+    pub fn ensure_station(&self, port: u32, mac: Mac) -> Result<(), Error> {
+        self.execute(
+            RouteNetlinkMessage::NewNeighbour(station(port, mac)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .map_err(|failure| failure.to("add a station to interface", port))
+    }
+
+    /// Forgets what was said of a link-layer address; where nothing was, that is no error.
+    pub fn remove_station(&self, port: u32, mac: Mac) -> Result<Change, Error> {
+        match self.execute(RouteNetlinkMessage::DelNeighbour(station(port, mac)), 0) {
+            Ok(()) => Ok(Change::Made),
+            Err(failure) => match failure.errno() {
+                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(Change::Unchanged),
+                _ => Err(failure.to("remove a station from interface", port)),
+            },
+        }
+    }
+
     /// The permanent neighbours of a link.
     pub fn neighbours(&self, link: u32) -> Result<Vec<Neighbour>, Error> {
         let mut message = NeighbourMessage::default();
@@ -78,6 +122,22 @@ fn about(link: u32, address: IpAddr) -> NeighbourMessage {
     };
     message.header.ifindex = link;
     message.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    message
+}
+
+fn proxy(link: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = about(link, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    message
+}
+
+fn station(port: u32, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = port;
+    message.header.flags = NeighbourFlags::Controller;
+    message.header.state = NeighbourState::Noarp;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
     message
 }
 

@@ -8,7 +8,7 @@ use crate::{
     },
     model::{
         policy::Compiled,
-        record::{EndpointRecord, NetworkRecord},
+        record::{DatapathKind, EndpointRecord, NetworkRecord},
         to_abi,
     },
     verbs::Error,
@@ -234,6 +234,14 @@ impl World<'_> {
     /// Tells the host where an endpoint's addresses are.
     pub(super) fn introduce(&self, endpoint: &EndpointRecord) -> Result<(), Error> {
         let (link, mac) = (self.bridge_link()?, endpoint.mac.octets());
+        if endpoint.datapath == DatapathKind::Iptables {
+            if let Some(port) = endpoint.link {
+                self.netlink().ensure_station(port, mac)?;
+            }
+            for address in endpoint.addresses.iter().filter(|a| a.is_ipv6()) {
+                self.netlink().ensure_proxy(link, *address)?;
+            }
+        }
         endpoint.addresses.iter().try_for_each(|address| {
             Ok(self.netlink().ensure_neighbour(&Neighbour {
                 link,
@@ -249,6 +257,7 @@ impl World<'_> {
             return Ok(());
         };
         for address in &self.endpoint().addresses {
+            self.netlink().remove_proxy(link, *address)?;
             self.netlink().remove_neighbour(link, *address)?;
         }
         Ok(())

@@ -12,6 +12,7 @@ mod network;
 mod plan;
 mod policy;
 mod publish;
+mod rules;
 
 pub(super) use endpoint::{endpoint_alias, endpoint_entry};
 pub(super) use mapping::{MAPPING_ROUTES, mapping_entries, mapping_routes_alias};
@@ -27,7 +28,7 @@ use crate::{
         plan::Executor,
         policy::Compiled,
         publish::PublishSpec,
-        record::{EndpointRecord, MappingRecord, NetworkRecord, OtherPolicy, State},
+        record::{DatapathKind, EndpointRecord, MappingRecord, NetworkRecord, OtherPolicy, State},
     },
 };
 use nucnet_common::abi;
@@ -109,6 +110,21 @@ pub enum Step {
     MappingRecord(String),
 }
 
+impl Step {
+    /// Whether a datapath has that step.
+    pub(super) fn is_of(&self, kind: DatapathKind) -> bool {
+        let is_about_programs = matches!(
+            self,
+            Self::Datapath(_)
+                | Self::Program(_)
+                | Self::BridgeProgram(_)
+                | Self::Policy(_)
+                | Self::MappingRoutes(_)
+        );
+        kind == DatapathKind::Ebpf || !is_about_programs
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -169,6 +185,8 @@ pub(super) struct World<'a> {
     pub(super) coming: Option<OtherPolicy>,
     /// What becomes of flows that are open when the policy changes.
     pub(super) open_flows: OpenFlows,
+    /// Whether open connections went on before the policy changed, where rules carry packets.
+    pub(super) kept_before: Option<bool>,
     /// The endpoint's entry before the policy changed.
     pub(super) entry_before: Option<abi::Endpoint>,
     /// The publishes that steps are about: all of the endpoint's, or those that change.
@@ -196,6 +214,7 @@ impl<'a> World<'a> {
             policy: None,
             coming: None,
             open_flows: OpenFlows::default(),
+            kept_before: None,
             entry_before: None,
             publishes: Vec::new(),
             netns: None,
@@ -234,6 +253,13 @@ impl Executor<Step> for World<'_> {
     type Error = Error;
 
     fn apply(&mut self, step: &Step) -> Result<(), Error> {
+        let by_rules = match self.session.kind() {
+            DatapathKind::Ebpf => None,
+            DatapathKind::Iptables => self.apply_by_rules(step),
+        };
+        if let Some(result) = by_rules {
+            return result.inspect_err(|_| self.clean_up_after(step));
+        }
         match step {
             Step::Datapath(_) => self.open_datapath(),
             Step::Uplinks => self.sync_uplinks(),
@@ -285,6 +311,14 @@ impl Executor<Step> for World<'_> {
     }
 
     fn undo(&mut self, step: &Step) -> Result<(), Error> {
+        let by_rules = match self.session.kind() {
+            DatapathKind::Ebpf => None,
+            DatapathKind::Iptables => self.undo_by_rules(step),
+        };
+        if let Some(result) = by_rules {
+            self.troubled |= result.is_err();
+            return result;
+        }
         let result = match step {
             Step::Datapath(_) => self.unload(),
             // They go with their links, or with the datapath.

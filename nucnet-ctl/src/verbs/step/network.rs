@@ -6,7 +6,7 @@ use crate::{
         netlink::{self, BridgeSpec, Change, Owner},
         sysctl::{self, Family, LinkKey, Sysctl},
     },
-    model::record::{NetworkRecord, State},
+    model::record::{DatapathKind, NetworkRecord, State},
     verbs::Error,
 };
 use ipnet::IpNet;
@@ -107,6 +107,31 @@ impl World<'_> {
                 Sysctl::link(family, bridge, LinkKey::AddrGenMode).write("1")?;
             }
             sysctl::forward(family, bridge)?;
+            self.answer_for_siblings(family, bridge)?;
+        }
+        Ok(())
+    }
+
+    /// Where the host's stack carries packets, it answers who asks for an endpoint on the same
+    /// bridge, since nothing passes between its ports.
+    fn answer_for_siblings(&self, family: Family, bridge: &str) -> Result<(), Error> {
+        let by_rules = self.session.kind() == DatapathKind::Iptables;
+        let key = match family {
+            Family::Ipv4 => LinkKey::ProxyArpPvlan,
+            Family::Ipv6 => LinkKey::ProxyNdp,
+        };
+        let answer = Sysctl::link(family, bridge, key);
+        answer.write(if by_rules { "1" } else { "0" })?;
+        if !by_rules {
+            return Ok(());
+        }
+        Sysctl::ProxyDelay(family, bridge.to_owned()).write("0")?;
+        if family == Family::Ipv6 {
+            match Sysctl::link(family, bridge, LinkKey::ForceForwarding).write("1") {
+                // Before Linux 6.17 the host forwards, or nobody does.
+                Err(sysctl::Error::NotFound { .. }) => {}
+                result => drop(result?),
+            }
         }
         Ok(())
     }

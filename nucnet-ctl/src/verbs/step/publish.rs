@@ -46,7 +46,7 @@ impl World<'_> {
 
     /// From now on no socket of the host can bind the ports; one may have done so since they
     /// were looked at.
-    fn check_sockets(&self) -> Result<(), Error> {
+    pub(super) fn check_sockets(&self) -> Result<(), Error> {
         let ((v4, v6), sockets) = (families(self.endpoint()), Sockets::default());
         for spec in &self.publishes {
             if let Some(listener) = sockets.in_the_way(&spec.narrowed(v4, v6))? {

@@ -1,0 +1,87 @@
+//! The iptables datapath: which rules the records ask for.
+
+use super::{Error, host::Session};
+use crate::{
+    kernel::netfilter::Netfilter,
+    model::{
+        netfilter::{Family, Wanted, WantedEndpoint},
+        record::{DatapathKind, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, State},
+    },
+};
+
+/// Whether something is in use, by its record.
+fn is_in_use(state: State) -> bool {
+    matches!(state, State::Active | State::Degraded)
+}
+
+/// What is on record to be carried by rules.
+#[derive(Debug, Default)]
+pub(super) struct Recorded {
+    pub(super) networks: Vec<NetworkRecord>,
+    pub(super) endpoints: Vec<EndpointRecord>,
+    pub(super) mappings: Vec<MappingRecord>,
+}
+
+impl Recorded {
+    pub(super) fn of(session: &Session) -> Result<Self, Error> {
+        Ok(Self {
+            networks: session.state.sound_networks()?,
+            endpoints: session.state.sound_endpoints()?,
+            mappings: session.state.sound_mappings()?,
+        }
+        .in_use())
+    }
+
+    /// Without what is being made, removed, or carried by programs.
+    pub(super) fn in_use(mut self) -> Self {
+        self.networks.retain(|network| is_in_use(network.state));
+        self.endpoints.retain(|endpoint| {
+            is_in_use(endpoint.state) && endpoint.datapath == DatapathKind::Iptables
+        });
+        self.mappings.retain(|mapping| is_in_use(mapping.state));
+        self
+    }
+
+    /// What is wanted of all that.
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            networks: self.networks.iter().collect(),
+            endpoints: self
+                .endpoints
+                .iter()
+                .map(|record| WantedEndpoint {
+                    record,
+                    publishes: &record.publishes,
+                    egress: &record.egress,
+                    keeps_open: record.keeps_open,
+                })
+                .collect(),
+            mappings: self.mappings.iter().collect(),
+        }
+    }
+}
+
+/// What differs from the rules that are wanted.
+pub(super) fn differences(
+    netfilter: &Netfilter,
+    wanted: &Wanted<'_>,
+) -> Result<Vec<String>, Error> {
+    let mut differences = Vec::new();
+    for family in Family::ALL {
+        let change = netfilter.compare(family, &wanted.chains(family))?;
+        let of_family = change.differences.into_iter();
+        differences.extend(of_family.map(|what| format!("{family}: {what}")));
+    }
+    Ok(differences)
+}
+
+/// The netfilter of a host that has rules in it. `None`: it has none.
+pub(super) fn of_host(record: &HostRecord) -> Result<Option<Netfilter>, Error> {
+    match &record.datapath {
+        Some(datapath) if datapath.kind == DatapathKind::Iptables => match datapath.backend {
+            Some(backend) => Ok(Some(Netfilter::open(backend)?)),
+            None => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}

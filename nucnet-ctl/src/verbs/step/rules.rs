@@ -1,0 +1,340 @@
+//! What steps about the datapath do where the host's own stack carries packets.
+//!
+//! Steps about programs and maps are about rules here. Which rules are wanted follows from the
+//! records, and from how far the step's own object is; all are compared with what is there, and
+//! what differs is written. So undoing a step is doing it without that object, and repairing is
+//! doing it again.
+
+use super::{Step, World};
+use crate::{
+    kernel::{
+        netfilter::{self, Conntrack, Netfilter, Tracked},
+        netlink::Link,
+        sysctl::{self, LinkKey, Sysctl},
+    },
+    model::{
+        netfilter::{Family, Wanted, WantedEndpoint},
+        policy::Policy,
+        publish::{HostAddress, PublishSpec},
+        record::{EndpointRecord, NetworkRecord, State},
+    },
+    verbs::{
+        Error, OpenFlows,
+        netfilter::{Recorded, of_host},
+    },
+};
+use std::net::IpAddr;
+
+/// How far a step's own object is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Done,
+    Undone,
+}
+
+impl World<'_> {
+    /// Does a step by rules. `None`: it is the same for both datapaths.
+    pub(super) fn apply_by_rules(&mut self, step: &Step) -> Option<Result<(), Error>> {
+        Some(match step {
+            Step::Datapath(_)
+            | Step::Program(_)
+            | Step::BridgeProgram(_)
+            | Step::Policy(_)
+            | Step::MappingRoutes(_) => Ok(()),
+            Step::Uplinks => self.forward_uplinks(),
+            Step::NetworkEntry(_) | Step::Entries(_) | Step::Mapping(_) => {
+                self.write_rules(step, Standing::Done)
+            }
+            Step::Publishes(_) => self.publish_by_rules(step),
+            Step::EgressSwitch(_) => self.switch_policy_by_rules(step),
+            _ => return None,
+        })
+    }
+
+    /// Undoes a step by rules. `None`: it is the same for both datapaths.
+    pub(super) fn undo_by_rules(&mut self, step: &Step) -> Option<Result<(), Error>> {
+        Some(match step {
+            Step::Datapath(_)
+            | Step::Program(_)
+            | Step::BridgeProgram(_)
+            | Step::Policy(_)
+            | Step::MappingRoutes(_)
+            | Step::Uplinks => Ok(()),
+            Step::NetworkEntry(_) => self.write_rules(step, Standing::Undone),
+            Step::Entries(_) => self.leave_rules(step),
+            Step::Publishes(_) => self.unpublish_by_rules(step),
+            Step::EgressSwitch(_) => {
+                let kept = self.kept_before.take();
+                if let (Some(endpoint), Some(kept)) = (&mut self.endpoint, kept) {
+                    endpoint.keeps_open = kept;
+                }
+                self.write_rules(step, Standing::Undone)
+            }
+            Step::Mapping(_) => self.unmap_by_rules(step),
+            _ => return None,
+        })
+    }
+
+    /// Has the interfaces that lead elsewhere forward what comes in by them.
+    fn forward_uplinks(&self) -> Result<(), Error> {
+        let uplinks = self.session.netlink.uplinks()?;
+        let links: Vec<Link> = uplinks.into_iter().map(|uplink| uplink.link).collect();
+        let has_v6 = self.netfilter()?.has(Family::Ipv6);
+        let mut changed = self.session.sysctls.borrow_mut();
+        let forwarded = netfilter::forward_all(&links, has_v6, &mut changed);
+        drop(changed);
+        // Also what was changed before one failed.
+        self.session.put_host()?;
+        Ok(forwarded?)
+    }
+
+    pub(super) fn netfilter(&self) -> Result<Netfilter, Error> {
+        of_host(&self.session.record)?.ok_or(Error::NoRules)
+    }
+
+    /// Makes the rules those that are wanted once a step is done, or undone.
+    fn write_rules(&self, step: &Step, standing: Standing) -> Result<(), Error> {
+        let mut recorded = Recorded::of(self.session)?;
+        let is_done = standing == Standing::Done;
+        if let Some(network) = &self.network {
+            recorded
+                .networks
+                .retain(|other| other.number != network.number);
+            if is_done || !matches!(step, Step::NetworkEntry(_)) {
+                recorded.networks.push(network.clone());
+            }
+        }
+        if let Some(mapping) = &self.mapping {
+            recorded
+                .mappings
+                .retain(|other| other.number != mapping.number);
+            if is_done {
+                recorded.mappings.push(mapping.clone());
+            }
+        }
+        let mut publishes = Vec::new();
+        if let Some(endpoint) = &self.endpoint {
+            recorded
+                .endpoints
+                .retain(|other| other.number != endpoint.number);
+            publishes = self.publishes_at(endpoint, step, is_done);
+        }
+        recorded.networks.sort_by_key(|network| network.number);
+        recorded.endpoints.sort_by_key(|endpoint| endpoint.number);
+        recorded.mappings.sort_by_key(|mapping| mapping.number);
+        let mut wanted = recorded.wanted();
+        if let Some(endpoint) = &self.endpoint
+            && (is_done || !matches!(step, Step::Entries(_)))
+        {
+            let at = recorded
+                .endpoints
+                .partition_point(|e| e.number < endpoint.number);
+            wanted.endpoints.insert(
+                at,
+                WantedEndpoint {
+                    record: endpoint,
+                    publishes: &publishes,
+                    egress: self.egress_at(endpoint, step, is_done),
+                    keeps_open: endpoint.keeps_open,
+                },
+            );
+        }
+        self.carry(&wanted)
+    }
+
+    fn publishes_at(
+        &self,
+        endpoint: &EndpointRecord,
+        step: &Step,
+        is_done: bool,
+    ) -> Vec<PublishSpec> {
+        let mut publishes = endpoint.publishes.clone();
+        // What is repaired is in use.
+        let are_there = matches!(step, Step::Publishes(_)) && is_done || self.repairs;
+        // Of another step than theirs, they are not there yet, or as recorded.
+        let are_coming = matches!(step, Step::Publishes(_) | Step::Entries(_));
+        if are_coming {
+            publishes.retain(|publish| !self.publishes.contains(publish));
+            if are_there {
+                publishes.extend(&self.publishes);
+            }
+        }
+        publishes
+    }
+
+    fn egress_at<'a>(
+        &'a self,
+        endpoint: &'a EndpointRecord,
+        step: &Step,
+        is_done: bool,
+    ) -> &'a Policy {
+        match &self.coming {
+            Some(coming) if is_done && matches!(step, Step::EgressSwitch(_)) => &coming.egress,
+            _ => &endpoint.egress,
+        }
+    }
+
+    /// Writes the rules, and what of the bridges' settings depends on them.
+    fn carry(&self, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let netfilter = self.netfilter()?;
+        // Nobody who asks 127.0.0.1 for more than is published may get it.
+        for network in wanted
+            .networks
+            .iter()
+            .filter(|network| !serves_loopback(wanted, network))
+        {
+            route_loopback(network, "0")?;
+        }
+        for family in Family::ALL {
+            let change = netfilter.apply(family, &wanted.chains(family))?;
+            for difference in change.differences {
+                tracing::debug!(%family, "wrote {difference}");
+            }
+        }
+        for network in wanted
+            .networks
+            .iter()
+            .filter(|network| serves_loopback(wanted, network))
+        {
+            route_loopback(network, "1")?;
+        }
+        Ok(())
+    }
+
+    fn publish_by_rules(&mut self, step: &Step) -> Result<(), Error> {
+        self.write_rules(step, Standing::Done)?;
+        let published = match self.repairs {
+            // What is repaired was published before whoever may be listening now came.
+            true => Ok(()),
+            false => self.check_sockets(),
+        };
+        let published = published.and_then(|()| {
+            // Datagrams that came to the host before go on doing so for as long as they come.
+            self.forget(|world, tracked| {
+                let is_translated = tracked.reply.source != tracked.original.destination;
+                !is_translated && world.asks_for_publish(tracked)
+            })
+        });
+        if published.is_err() && !self.repairs {
+            // The error that led here is the one to report.
+            let _ = self.write_rules(step, Standing::Undone);
+        }
+        published
+    }
+
+    fn unpublish_by_rules(&mut self, step: &Step) -> Result<(), Error> {
+        // All that there is of an endpoint that goes is ended with its rules.
+        if self
+            .endpoint
+            .as_ref()
+            .is_some_and(|e| e.state == State::Removing)
+        {
+            return Ok(());
+        }
+        self.write_rules(step, Standing::Undone)?;
+        self.forget(|world, tracked| {
+            let endpoint = world.endpoint.as_ref();
+            endpoint.is_some_and(|e| e.addresses.contains(&tracked.reply.source))
+                && world.asks_for_publish(tracked)
+        })
+    }
+
+    /// Whether a connection was opened to one of the publishes that steps are about.
+    fn asks_for_publish(&self, tracked: &Tracked) -> bool {
+        let asked = &tracked.original;
+        self.publishes.iter().any(|publish| {
+            let is_address = match publish.host() {
+                HostAddress::One(one) => one == asked.destination,
+                any => match asked.destination {
+                    IpAddr::V4(_) => any.v4(),
+                    IpAddr::V6(_) => any.v6(),
+                },
+            };
+            let ports = publish.host_ports();
+            publish.protocol().number() == asked.protocol
+                && is_address
+                && ports.is_some_and(|ports| {
+                    (ports.first()..=ports.last()).contains(&asked.destination_port)
+                })
+        })
+    }
+
+    fn switch_policy_by_rules(&mut self, step: &Step) -> Result<(), Error> {
+        if let Some(endpoint) = &mut self.endpoint {
+            self.kept_before = Some(endpoint.keeps_open);
+            endpoint.keeps_open = self.open_flows == OpenFlows::Kept;
+        }
+        self.write_rules(step, Standing::Done)
+    }
+
+    /// Takes an endpoint out of the rules, and ends its connections: somebody else may get its
+    /// addresses.
+    fn leave_rules(&self, step: &Step) -> Result<(), Error> {
+        self.write_rules(step, Standing::Undone)?;
+        self.forget(|world, tracked| {
+            let endpoint = world.endpoint.as_ref();
+            endpoint.is_some_and(|endpoint| is_of(tracked, &endpoint.addresses))
+        })
+    }
+
+    fn unmap_by_rules(&self, step: &Step) -> Result<(), Error> {
+        self.write_rules(step, Standing::Undone)?;
+        self.forget(|world, tracked| {
+            let Some(mapping) = &world.mapping else {
+                return false;
+            };
+            let external = mapping.spec.ext_ip();
+            match mapping.spec.int_ip() {
+                // What asked for the external address and got the internal one.
+                Some(internal) => {
+                    tracked.original.destination == external && tracked.reply.source == internal
+                }
+                // What left as the external address and began as another.
+                None => {
+                    tracked.reply.destination == external && tracked.original.source != external
+                }
+            }
+        })
+    }
+
+    fn forget(&self, is_meant: impl Fn(&Self, &Tracked) -> bool) -> Result<(), Error> {
+        let forgotten = Conntrack::open()
+            .and_then(|conntrack| conntrack.forget_all(|tracked| is_meant(self, tracked)));
+        forgotten.map(drop).map_err(Error::Conntrack)
+    }
+}
+
+/// Whether an address takes part in a connection, on whichever side of a translation.
+fn is_of(tracked: &Tracked, addresses: &[IpAddr]) -> bool {
+    [&tracked.original, &tracked.reply]
+        .iter()
+        .any(|tuple| addresses.contains(&tuple.source) || addresses.contains(&tuple.destination))
+}
+
+/// Whether an endpoint of a network publishes a port on 127.0.0.1.
+fn serves_loopback(wanted: &Wanted<'_>, network: &NetworkRecord) -> bool {
+    let is_loopback = |host: HostAddress| match host {
+        HostAddress::One(IpAddr::V4(v4)) => v4.is_loopback(),
+        host => host.v4(),
+    };
+    wanted.endpoints.iter().any(|endpoint| {
+        endpoint.record.network == network.number
+            && endpoint.record.address(false).is_some()
+            && endpoint
+                .publishes
+                .iter()
+                .any(|publish| is_loopback(publish.host()))
+    })
+}
+
+/// Lets what the host sends from 127.0.0.1 leave by a bridge, and the answers come back. Whatever
+/// else asks there for such an address is dropped by the guards.
+fn route_loopback(network: &NetworkRecord, value: &str) -> Result<(), Error> {
+    let bridge = network.bridge.as_str();
+    let sysctl = Sysctl::link(sysctl::Family::Ipv4, bridge, LinkKey::RouteLocalnet);
+    match sysctl.write(value) {
+        // The bridge is gone, or not there yet.
+        Err(sysctl::Error::NotFound { .. }) => Ok(()),
+        result => Ok(result.map(drop)?),
+    }
+}
