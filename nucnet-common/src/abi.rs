@@ -371,8 +371,8 @@ pub struct PublishKey {
 pub enum PublishUse {
     /// It takes packets.
     Packets = 0,
-    /// It only says, under "any address", that the port is published on some address of the
-    /// family: no socket of the host's may bind it for all of them.
+    /// It only says, under "any address", that the port is published, or that of a dnat, on some
+    /// address of the family: no socket of the host's may bind it for all of them.
     Held = 1,
 }
 

@@ -18,7 +18,7 @@ use crate::{
     guard, loopback,
     packet::{
         Balance, Covered, Delta, Family, Fragment, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite,
-        SUMMED, TCP, UDP, mapped, ports, quarter, same, sum,
+        SUMMED, TCP, UDP, mapped, ports, quarter, same,
     },
     path::{Way, address_frame, allowed_still, delivery, is_routed},
 };
@@ -281,11 +281,11 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
         destination_port: flow.external_port,
         hop: false,
     };
-    rewrite_quote(env, packet, quoted, rewrite)?;
+    env.rewrite_quote(packet, quoted, rewrite)?;
     rewrite.source = flow.external;
     rewrite.destination = flow.peer;
     rewrite.hop = hop;
-    rewrite.apply(env, packet)?;
+    env.rewrite(packet, rewrite)?;
     if let Way::Loopback { .. } = way {
         loopback::hide_destination(env, packet.l3, &flow.peer)?;
     }
@@ -326,7 +326,7 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
         },
         hop: false,
     };
-    rewrite_quote(env, packet, quoted, rewrite)?;
+    env.rewrite_quote(packet, quoted, rewrite)?;
     // The peer, or a router on the way to it.
     rewrite.source = if same(&packet.source, &flow.peer) {
         key.peer
@@ -335,7 +335,7 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
     };
     rewrite.destination = key.inside;
     rewrite.hop = hop;
-    rewrite.apply(env, packet)?;
+    env.rewrite(packet, rewrite)?;
     if key.endpoint == MAPPED {
         return Ok(Way::Uplink {
             link,
@@ -352,7 +352,7 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
 /// Whether the checksum of an error is right (RFC 5508 REQ-3). That of a longer message than an
 /// error should be is for its receiver to judge.
 #[inline(never)]
-fn check<F: Frame>(frame: &F, error: &Packet) -> Result<(), Reason> {
+fn check<E: Env>(env: &E, error: &Packet) -> Result<(), Reason> {
     let length = error.length - (error.l4 - error.l3);
     if length > SUMMED {
         return Ok(());
@@ -361,7 +361,7 @@ fn check<F: Frame>(frame: &F, error: &Packet) -> Result<(), Reason> {
     if error.family == Family::V6 {
         total = total.pseudo_header(&error.source, &error.destination, length, ICMPV6);
     }
-    sum(frame, error.l4, length, &mut total)?;
+    total = total.and(env.sum(error.l4, length).ok_or(Reason::Malformed)?);
     if total.folded16() != 0xffff {
         return Err(Reason::Malformed);
     }
@@ -373,8 +373,8 @@ fn check<F: Frame>(frame: &F, error: &Packet) -> Result<(), Reason> {
 ///
 /// The checksum of the header after IP's is changed along, if it is quoted: whether it is right
 /// cannot be known (RFC 5508 REQ-3c).
-#[inline(never)]
-pub(crate) fn rewrite_quote<F: Frame>(
+#[inline(always)]
+pub fn rewrite_quote<F: Frame>(
     frame: &F,
     error: &Packet,
     quoted: &Packet,

@@ -11,8 +11,10 @@ use crate::{
         PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     answer::Account,
+    flow::Place,
     fragment,
     packet::{Frame, Packet, Rewrite},
+    step::Steps,
 };
 
 /// The notes of a journey. A program's stack has 512 bytes, for all functions together; the
@@ -82,6 +84,8 @@ pub struct Dead {
     pub named: FlowKey,
     /// The greatest merit so far ([`crate::flow::merit`]).
     pub best: u64,
+    /// The place with that merit, if it is a place that is looked for.
+    pub place: Place,
 }
 
 /// The maps. Methods that change a table say whether *this* call did it, which is what keeps
@@ -255,6 +259,6 @@ pub trait Monitors {
 }
 
 /// Everything that a journey needs.
-pub trait Env: Frame + Tables + Host + Monitors {}
+pub trait Env: Frame + Tables + Host + Monitors + Steps + Sized {}
 
-impl<T: Frame + Tables + Host + Monitors> Env for T {}
+impl<T: Frame + Tables + Host + Monitors + Steps> Env for T {}

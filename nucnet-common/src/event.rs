@@ -12,7 +12,7 @@ use crate::{
     },
     env::{Env, Monitors},
     flow::SECOND,
-    packet::{Packet, TCP},
+    packet::{TCP, half},
     path::Drop,
 };
 
@@ -55,7 +55,7 @@ pub fn refused<E: Env>(env: &E, drop: &Drop, l3: u32, ethertype: u16) {
     packet.destination = [0; 16];
     packet.protocol = 0;
     // As far as it can be read.
-    let _ = Packet::parse(env, l3, ethertype, packet);
+    let _ = env.parse(packet, l3, ethertype);
     let event = &mut *event;
     let is_denied = drop.reason == Reason::Policy;
     if is_denied && scratch.policy == 0 {
@@ -191,18 +191,7 @@ fn is_news(limit: &mut EventLimit, event: &Event) -> bool {
 
 #[inline(always)]
 fn mix_address(hash: u64, address: &Address) -> u64 {
-    let half = |at: usize| {
-        let byte = |offset: usize| u64::from(address[at + offset]);
-        byte(0) << 56
-            | byte(1) << 48
-            | byte(2) << 40
-            | byte(3) << 32
-            | byte(4) << 24
-            | byte(5) << 16
-            | byte(6) << 8
-            | byte(7)
-    };
-    mix(mix(hash, half(0)), half(8))
+    mix(mix(hash, half(address, 0)), half(address, 8))
 }
 
 /// A step of a multiplicative hash; whoever finds two packets with one hash hides one event.

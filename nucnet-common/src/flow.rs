@@ -334,20 +334,14 @@ pub struct Place {
     pub version: u32,
 }
 
-/// Looks for a place for a newcomer: one that is free or whose holder is dead, else the one whose
-/// holder can be spared best. Live flows keep theirs.
+/// Looks for a place for a newcomer, `dead.place`: one that is free or whose holder is dead, else
+/// the one whose holder can be spared best. Live flows keep theirs.
 ///
 /// # Errors
 /// [`Reason::FlowQuota`] if the endpoint has as many flows as it may have and none that was
 /// drawn can be spared; [`Reason::FlowTableFull`] if all places drawn are taken by live flows.
-#[inline(never)]
-pub fn find_place<E: Env>(
-    env: &E,
-    endpoint: u32,
-    now: u64,
-    dead: &mut Dead,
-    place: &mut Place,
-) -> Result<(), Reason> {
+#[inline(always)]
+pub fn find_place<E: Env>(env: &E, dead: &mut Dead, endpoint: u32, now: u64) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let usage = env.usage(endpoint).ok_or(Reason::NoEndpoint)?;
     // All mapped hosts share a number: they draw from all places, and leave half to others.
@@ -371,25 +365,12 @@ pub fn find_place<E: Env>(
         };
         draw += 1;
         let index = window.wrapping_add(env.random() & mask) & (size::SLOTS as u32 - 1);
-        let held = &mut dead.held;
-        if !env.slot(index, held) {
-            continue;
-        }
-        let merit = if held.holds == SlotUse::Free as u32 {
-            if own_only {
-                continue;
-            }
-            GONE
-        } else if own_only && held.key.endpoint != endpoint {
-            continue;
-        } else {
-            holder(env, held, index, now)
-        };
+        let merit = env.weigh(dead, index, if own_only { endpoint } else { 0 }, now);
         if merit > dead.best {
             dead.best = merit;
-            *place = Place {
+            dead.place = Place {
                 index,
-                version: held.version,
+                version: dead.held.version,
             };
         }
         if merit == GONE {
@@ -434,7 +415,22 @@ pub fn merit(standing: Standing, last_seen: u64, now: u64) -> u64 {
     }
 }
 
-/// The merit of the holder of a place.
+/// The merit of the holder of a place, to which `held` is set. `only`: the number of the endpoint
+/// whose places alone may be taken; 0: anybody's may.
+#[inline(always)]
+pub fn weigh<E: Env>(env: &E, held: &mut Held, index: u32, only: u32, now: u64) -> u64 {
+    if !env.slot(index, held) {
+        return 0;
+    }
+    if held.holds == SlotUse::Free as u32 {
+        return if only == 0 { GONE } else { 0 };
+    }
+    if only != 0 && held.key.endpoint != only {
+        return 0;
+    }
+    holder(env, held, index, now)
+}
+
 #[inline(always)]
 fn holder<E: Env>(env: &E, held: &Held, index: u32, now: u64) -> u64 {
     if held.holds == SlotUse::Binding as u32 {
@@ -461,47 +457,47 @@ pub fn binding_merit(binding: &Binding, now: u64) -> u64 {
     merit(Standing::of_binding(binding, now), binding.last_seen, now)
 }
 
-/// Takes a place for an entry that is in its table already, and removes the former holder.
-/// False: somebody else was faster.
+/// Takes the place `dead.place` for an entry that is in its table already, and removes the former
+/// holder. False: somebody else was faster.
 #[inline(never)]
-pub fn take_place<E: Env>(
-    env: &E,
-    place: &Place,
-    holds: SlotUse,
-    key: &FlowKey,
-    dead: &mut Dead,
-) -> bool {
+pub fn take_place<E: Env>(env: &E, holds: SlotUse, key: &FlowKey, dead: &mut Dead) -> bool {
+    let place = dead.place;
+    if !env.slot(place.index, &mut dead.held)
+        || dead.held.version != place.version
+        || !env.take_slot(place.index, place.version, holds, key)
+    {
+        return false;
+    }
+    if dead.held.holds != SlotUse::Free as u32 {
+        env.remove_holder(dead, place.index);
+    }
+    true
+}
+
+/// Removes the flow or binding `dead.held` that has, or had, the place `index`; nothing if it
+/// lives elsewhere by now.
+#[inline(always)]
+pub fn remove_holder<E: Env>(env: &E, dead: &mut Dead, index: u32) {
+    if dead.held.holds == SlotUse::Flow as u32 {
+        remove_flow(env, dead, index);
+    } else {
+        remove_binding(env, dead, index);
+    }
+}
+
+#[inline(always)]
+fn remove_flow<E: Env>(env: &E, dead: &mut Dead, index: u32) {
     let Dead {
         held,
         outside,
         named,
         ..
     } = dead;
-    if !env.slot(place.index, held)
-        || held.version != place.version
-        || !env.take_slot(place.index, place.version, holds, key)
-    {
-        return false;
-    }
-    if held.holds == SlotUse::Flow as u32 {
-        remove_flow_at(env, &held.key, place, outside, named);
-    } else if held.holds == SlotUse::Binding as u32 {
-        remove_binding_at(env, &held.key, place, outside);
-    }
-    true
-}
-
-/// Removes a flow that has, or had, a place; nothing if the flow lives elsewhere by now.
-#[inline(always)]
-fn remove_flow_at<E: Env>(
-    env: &E,
-    key: &FlowKey,
-    place: &Place,
-    outside: &mut OutsideKey,
-    named: &mut FlowKey,
-) {
-    let Some(flow) = env.flow(key) else { return };
-    if flow.slot != place.index || flow.slot_version != place.version {
+    let key = &held.key;
+    let Some(flow) = env.peek_flow(key) else {
+        return;
+    };
+    if flow.slot != index || flow.slot_version != held.version {
         return;
     }
     *outside = outside_key(key.protocol, &flow);
@@ -522,11 +518,13 @@ fn remove_flow_at<E: Env>(
 }
 
 #[inline(always)]
-fn remove_binding_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mut OutsideKey) {
-    let Some(binding) = env.binding(key) else {
+fn remove_binding<E: Env>(env: &E, dead: &mut Dead, index: u32) {
+    let Dead { held, outside, .. } = dead;
+    let key = &held.key;
+    let Some(binding) = env.peek_binding(key) else {
         return;
     };
-    if binding.slot != place.index || binding.slot_version != place.version {
+    if binding.slot != index || binding.slot_version != held.version {
         return;
     }
     *outside = bound_key(key.protocol, &binding.external, binding.external_port);
@@ -539,31 +537,33 @@ fn remove_binding_at<E: Env>(env: &E, key: &FlowKey, place: &Place, outside: &mu
 /// Removes a flow and gives its place back.
 #[inline(never)]
 pub fn retire_flow<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
-    let Some(flow) = env.flow(key) else { return };
-    let place = Place {
-        index: flow.slot,
-        version: flow.slot_version,
+    let Some(flow) = env.peek_flow(key) else {
+        return;
     };
-    remove_flow_at(env, key, &place, &mut dead.outside, &mut dead.named);
-    release(env, &place, dead);
+    let index = flow.slot;
+    dead.held.version = flow.slot_version;
+    dead.held.holds = SlotUse::Flow as u32;
+    dead.held.key = *key;
+    clear(env, dead, index);
 }
 
 /// Removes a binding and gives its place back.
 #[inline(never)]
 pub fn retire_binding<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
-    let Some(binding) = env.binding(key) else {
+    let Some(binding) = env.peek_binding(key) else {
         return;
     };
-    let place = Place {
-        index: binding.slot,
-        version: binding.slot_version,
-    };
-    remove_binding_at(env, key, &place, &mut dead.outside);
-    release(env, &place, dead);
+    let index = binding.slot;
+    dead.held.version = binding.slot_version;
+    dead.held.holds = SlotUse::Binding as u32;
+    dead.held.key = *key;
+    clear(env, dead, index);
 }
 
+/// Removes the holder of a place and gives the place back.
 #[inline(always)]
-fn release<E: Env>(env: &E, place: &Place, dead: &mut Dead) {
+fn clear<E: Env>(env: &E, dead: &mut Dead, index: u32) {
+    env.remove_holder(dead, index);
     dead.held.key = FlowKey::default();
-    env.take_slot(place.index, place.version, SlotUse::Free, &dead.held.key);
+    env.take_slot(index, dead.held.version, SlotUse::Free, &dead.held.key);
 }

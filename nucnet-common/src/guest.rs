@@ -15,8 +15,8 @@ use crate::{
     embedded,
     env::{Env, Scratch},
     packet::{
-        Balance, ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, Frame, Kind, Packet, Rewrite, mapped,
-        quarter, same,
+        Balance, ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, Frame, Kind, Rewrite, mapped, quarter,
+        same,
     },
     path::Drop,
 };
@@ -135,7 +135,10 @@ fn translate_packet<E: Env>(
     scratch: &mut Scratch,
     is_sent: bool,
 ) -> Result<(), Reason> {
-    if Packet::parse(env, ETHERNET, ETHERTYPE_IPV4, &mut scratch.packet).is_err() {
+    if env
+        .parse(&mut scratch.packet, ETHERNET, ETHERTYPE_IPV4)
+        .is_err()
+    {
         return Ok(());
     }
     // Under the name that it has elsewhere only: translated it would be taken for the guest's.
@@ -153,10 +156,10 @@ fn translate_packet<E: Env>(
         *rewrite = Rewrite::none(quoted);
         names.rename(&mut rewrite.source);
         names.rename(&mut rewrite.destination);
-        embedded::rewrite_quote(env, packet, quoted, rewrite)?;
+        env.rewrite_quote(packet, quoted, rewrite)?;
     }
     *rewrite = Rewrite::none(packet);
     names.rename(&mut rewrite.source);
     names.rename(&mut rewrite.destination);
-    rewrite.apply(env, packet)
+    env.rewrite(packet, rewrite)
 }

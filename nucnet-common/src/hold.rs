@@ -1,4 +1,4 @@
-//! Published ports are taken: no socket of the host's may bind one.
+//! Published ports are taken, and so are those of a dnat: no socket of the host's may bind one.
 //!
 //! As with a real socket in the way, a port that is published on one address is taken there and
 //! for "any address", and one that is published on any address is taken everywhere. Other than
@@ -78,11 +78,8 @@ pub fn is_published<S: Socket>(socket: &S, address: &Address, port: u16, protoco
     has(socket, &key)
 }
 
-/// Whether a publish covers a key. Static mappings hold no ports: a router serves its own
-/// addresses beside them.
+/// Whether a publish or a static mapping covers a key.
 #[inline(always)]
 fn has<S: Socket>(socket: &S, key: &PublishKey) -> bool {
-    socket
-        .publish(key)
-        .is_some_and(|publish| publish.mapping == 0)
+    socket.publish(key).is_some()
 }

@@ -8,7 +8,8 @@ use network_types::icmp::Icmpv4Hdr;
 use crate::{
     abi::{Address, Reason},
     answer::{Header, header_length},
-    packet::{Balance, Delta, Family, Frame, ICMP, ICMPV6, Packet, sum},
+    env::Env,
+    packet::{Balance, Delta, Family, ICMP, ICMPV6, Packet},
 };
 
 /// Most bytes of an ICMP error (RFC 1812 section 4.3.2.3).
@@ -37,8 +38,8 @@ pub(crate) fn start(family: Family, reason: Reason, mtu: u32) -> [u8; 8] {
 
 /// Puts the headers of an error before a packet.
 #[inline(always)]
-pub(crate) fn build<F: Frame>(
-    frame: &F,
+pub(crate) fn build<E: Env>(
+    env: &E,
     packet: &Packet,
     from: &Address,
     to: &Address,
@@ -56,7 +57,7 @@ pub(crate) fn build<F: Frame>(
         kept = packet.length;
     }
     let l3 = packet.l3;
-    frame.wrap(l3, kept, room)?;
+    env.wrap(l3, kept, room)?;
 
     let carried = HEADER + kept;
     let header = Header {
@@ -65,15 +66,15 @@ pub(crate) fn build<F: Frame>(
         protocol,
         service: CONTROL,
     };
-    header.store(frame, packet.family, l3, carried)?;
+    header.store(env, packet.family, l3, carried)?;
     let mut total = match packet.family {
         Family::V4 => Delta::NONE,
         Family::V6 => Delta::NONE.pseudo_header(from, to, carried, ICMPV6),
     };
     let l4 = l3 + ip;
-    frame.store(l4, &start, Balance::Unbalanced)?;
-    sum(frame, l4, carried, &mut total)?;
+    env.store(l4, &start, Balance::Unbalanced)?;
+    total = total.and(env.sum(l4, carried).ok_or(Reason::Malformed)?);
     const CHECK: u32 = offset_of!(Icmpv4Hdr, check) as u32;
     let checksum = (!total.folded16()).to_ne_bytes();
-    frame.store(l4 + CHECK, &checksum, Balance::Unbalanced)
+    env.store(l4 + CHECK, &checksum, Balance::Unbalanced)
 }

@@ -28,3 +28,4 @@ pub mod path;
 pub mod policy;
 pub mod renewal;
 mod reset;
+pub mod step;

@@ -14,8 +14,9 @@ use core::mem::offset_of;
 use network_types::ip::Ipv4Hdr;
 
 use crate::{
-    abi::{Address, Flow, FlowKey, Owner, PeerKind, Reason, flow_flag},
+    abi::{Address, EventKind, Flow, FlowKey, Owner, PeerKind, Reason, flow_flag},
     env::{Env, Scratch},
+    event,
     flow::{is_dead, retire_flow},
     guard, mapping,
     nat::{begin, find_publish, open, published_port},
@@ -48,7 +49,7 @@ fn sent<E: Env>(
 ) -> Result<Option<u32>, Reason> {
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
-    if Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet).is_err() {
+    if env.parse(&mut scratch.packet, ETHERNET, ethertype).is_err() {
         return Ok(None);
     }
     if env.is_forwarded() {
@@ -80,6 +81,7 @@ fn sent<E: Env>(
     }
     *account = scratch.key.endpoint;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
+    event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
     deliver(env, scratch, &mut flow, now)
 }
 

@@ -8,15 +8,17 @@
 
 use crate::{
     abi::{
-        Address, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner, PeerKind,
-        Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping, flow_flag,
+        Address, EventKind, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner,
+        PeerKind, Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping,
+        flow_flag,
     },
     env::{Env, RouteKind, Scratch, Tables},
+    event,
     flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
     fragment, guard,
     mtu::{self, fits},
-    nat::{begin, evict, is_bound, is_free, open, open_bound, open_unbound, published_port},
-    packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, same},
+    nat::{begin, dynamic_port, evict, is_bound, open, open_bound, open_unbound, published_port},
+    packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, half, same},
     path::{PEER_PORT_DRAWS, Way, find_way_back, learn_macs, opens},
 };
 
@@ -36,19 +38,14 @@ pub fn any<T: Tables>(tables: &T) -> bool {
 /// Whether a prefix of so many bits covers an address.
 #[inline(always)]
 fn covers(prefix: &Address, bits: u32, address: &Address) -> bool {
-    let mut differs = 0;
-    let mut at = 0;
-    while at < 16 {
-        let left = bits.saturating_sub(8 * at as u32);
-        let mask = if left >= 8 {
-            0xff
-        } else {
-            !(0xff_u32 >> left) as u8
-        };
-        differs |= (prefix[at] ^ address[at]) & mask;
-        at += 1;
+    let differs = |at: usize| half(prefix, at) ^ half(address, at);
+    // Of a half whose bits all count, or none, nothing is shifted by 64.
+    match bits {
+        0 => true,
+        1..=64 => differs(0) >> (64 - bits) == 0,
+        65..=128 => differs(0) == 0 && differs(8) >> (128 - bits) == 0,
+        _ => false,
     }
-    differs == 0
 }
 
 /// The view that a mapped host's packets have of their flow: it is looked for as if they were
@@ -101,6 +98,7 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     fragment::note(env, Side::Peer, scratch);
     let Scratch {
         packet,
+        rewrite,
         key,
         route,
         mtu,
@@ -148,7 +146,7 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         false => env.uplink(flow.link).map_or(0, |uplink| uplink.mtu),
     };
     fits(env, packet, unit, mtu)?;
-    let rewrite = if is_inside {
+    *rewrite = if is_inside {
         Rewrite {
             source: flow.external,
             destination: flow.peer,
@@ -182,12 +180,15 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         env.store(0, &flow.macs, Balance::Balanced)?;
     }
     let side = if is_inside { Side::Inside } else { Side::Peer };
+    if flow.packets_in == 0 && flow.packets_out == 0 {
+        event::flow(env, EventKind::FlowNew, key, &flow);
+    }
     advance(env, key, &mut flow, packet, side, now);
     if !is_inside && is_answered_back {
         learn_macs(env, packet, &mut flow);
     }
     count(env, &flow, packet);
-    rewrite.apply(env, packet)?;
+    env.rewrite(packet, rewrite)?;
     // Said last: Linux 5.10 lets no value be kept meanwhile of which some bytes are not set.
     if !is_inside {
         return Ok(Way::Uplink {
@@ -419,13 +420,19 @@ fn draw_peer_port<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<()
 #[inline(never)]
 fn draw_host_port<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
+    let Scratch {
+        key,
+        outside,
+        found,
+        ..
+    } = scratch;
+    *outside = inside_view(key);
     let mut draw = 0;
     while draw < HAIRPIN_DRAWS {
         draw += 1;
-        let offset = env.random() as u16 & settings.dynamic_port_mask;
-        scratch.key.peer_port = settings.dynamic_port_first.wrapping_add(offset);
-        scratch.outside = inside_view(&scratch.key);
-        if !env.outside(&scratch.outside, &mut scratch.found) && is_free(env, &scratch.outside) {
+        outside.external_port = dynamic_port(settings, env.random());
+        if !env.outside(outside, found) && env.is_free(outside) {
+            key.peer_port = outside.external_port;
             return Ok(());
         }
     }
@@ -508,7 +515,7 @@ pub fn open_outbound<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Resul
 }
 
 /// Opens the flow that is being made, with the external port of a binding.
-#[inline(never)]
+#[inline(always)]
 fn translate_bound<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
     let network = env.network(MAPPED).ok_or(Reason::Helper)?;
     let now = scratch.flow.created;
@@ -516,7 +523,7 @@ fn translate_bound<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason>
 }
 
 /// Opens the flow that is being made, with an external port of its own.
-#[inline(never)]
+#[inline(always)]
 fn translate<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let network = env.network(MAPPED).ok_or(Reason::Helper)?;

@@ -12,8 +12,8 @@ use crate::{
     env::{Dead, Env, Scratch, Tables},
     filter::permit,
     flow::{
-        GONE, Place, Standing, binding_key, binding_merit, bound_key, find_place, flow_merit,
-        is_question, is_unbound, outside_key, retire_binding, retire_flow, take_place, timeout,
+        GONE, Standing, binding_key, binding_merit, bound_key, flow_merit, is_question, is_unbound,
+        outside_key, retire_binding, retire_flow, take_place, timeout,
     },
     packet::{Family, TCP, UDP},
 };
@@ -105,19 +105,18 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
     if !reserved {
         return Err(Reason::PortsExhausted);
     }
-    let mut place = Place::default();
-    if let Err(reason) = find_place(env, key.endpoint, now, dead, &mut place) {
+    if let Err(reason) = env.find_place(dead, key.endpoint, now) {
         env.remove_outside(outside);
         return Err(reason);
     }
-    flow.slot = place.index;
-    flow.slot_version = place.version.wrapping_add(1);
+    flow.slot = dead.place.index;
+    flow.slot_version = dead.place.version.wrapping_add(1);
     if !env.insert_flow(key, flow) {
         env.remove_outside(outside);
         return Err(Reason::FlowTableFull);
     }
     env.count(key.endpoint, SlotUse::Flow, true);
-    if !take_place(env, &place, SlotUse::Flow, key, dead) {
+    if !take_place(env, SlotUse::Flow, key, dead) {
         if env.remove_flow(key) {
             env.count(key.endpoint, SlotUse::Flow, false);
         }
@@ -161,7 +160,7 @@ pub fn choose_view<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(
 
 /// A port of the dynamic range.
 #[inline(always)]
-fn dynamic_port(settings: &Settings, random: u32) -> u16 {
+pub(crate) fn dynamic_port(settings: &Settings, random: u32) -> u16 {
     settings
         .dynamic_port_first
         .wrapping_add(random as u16 & settings.dynamic_port_mask)
@@ -220,7 +219,7 @@ pub fn open_bound<E: Env>(
 ///
 /// # Errors
 /// As there.
-#[inline(never)]
+#[inline(always)]
 pub fn open_unbound<E: Env>(
     env: &E,
     settings: &Settings,
@@ -228,6 +227,24 @@ pub fn open_unbound<E: Env>(
     scratch: &mut Scratch,
     now: u64,
 ) -> Result<(), Reason> {
+    if !choose_own_port(env, settings, network, scratch, now) {
+        return Err(Reason::PortsExhausted);
+    }
+    // Another processor may take it first, once in a great while: the packet is then dropped, and
+    // its sender tries again.
+    open(env, scratch, now)
+}
+
+/// Chooses an external port for the flow that is being made, which has no binding: one that
+/// nobody uses towards its peer, else that of the flow that can be spared best.
+#[inline(never)]
+fn choose_own_port<E: Env>(
+    env: &E,
+    settings: &Settings,
+    network: &Network,
+    scratch: &mut Scratch,
+    now: u64,
+) -> bool {
     let Scratch {
         key,
         outside,
@@ -241,7 +258,7 @@ pub fn open_unbound<E: Env>(
     *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
         outside.external_port = port;
-        if !is_free(env, outside) {
+        if !env.is_free(outside) {
             continue;
         }
         let merit = if !env.outside(outside, found) {
@@ -259,12 +276,7 @@ pub fn open_unbound<E: Env>(
             break;
         }
     }
-    if dead.best == 0 {
-        return Err(Reason::PortsExhausted);
-    }
-    // Another processor may take it first, once in a great while: the packet is then dropped, and
-    // its sender tries again.
-    open(env, scratch, now)
+    dead.best != 0
 }
 
 /// External ports to try: the inside port where the network keeps it and it cannot clash with the
@@ -358,19 +370,18 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
         dead,
         ..
     } = scratch;
-    let mut place = Place::default();
-    if let Err(reason) = find_place(env, key.endpoint, now, dead, &mut place) {
+    if let Err(reason) = env.find_place(dead, key.endpoint, now) {
         env.remove_outside(bound);
         return Err(reason);
     }
-    binding.slot = place.index;
-    binding.slot_version = place.version.wrapping_add(1);
+    binding.slot = dead.place.index;
+    binding.slot_version = dead.place.version.wrapping_add(1);
     if !env.insert_binding(inside, binding) {
         env.remove_outside(bound);
         return Err(Reason::FlowTableFull);
     }
     env.count(key.endpoint, SlotUse::Binding, true);
-    if !take_place(env, &place, SlotUse::Binding, inside, dead) {
+    if !take_place(env, SlotUse::Binding, inside, dead) {
         if env.remove_binding(inside) {
             env.count(key.endpoint, SlotUse::Binding, false);
         }
@@ -409,7 +420,7 @@ fn choose_port<E: Env>(
         bound.external_port = port;
         // A connected UDP socket of the host is found by its peer only.
         outside.external_port = port;
-        if !is_free(env, bound) || env.has_socket(outside) {
+        if !env.is_free(bound) || env.has_socket(outside) {
             continue;
         }
         if env.insert_outside(bound, inside) {

@@ -116,7 +116,7 @@ pub trait Frame {
 /// The change of an Internet checksum (RFC 1624): a one's complement sum over native-endian
 /// words, which is what the kernel's checksum helpers take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Delta(u64);
+pub struct Delta(pub u64);
 
 impl Delta {
     /// No change.
@@ -208,17 +208,10 @@ const CHUNKS: u32 = 40;
 /// section 2.4c), an ICMP error should have no more than 576 (RFC 1812 section 4.3.2.3).
 pub(crate) const SUMMED: u32 = CHUNK * CHUNKS + CHUNK - 1;
 
-/// Adds `length` bytes of a frame, at most [`SUMMED`], to a sum.
-///
-/// # Errors
-/// [`Reason::Malformed`] if the frame ends before.
-#[inline(never)]
-pub(crate) fn sum<F: Frame>(
-    frame: &F,
-    at: u32,
-    length: u32,
-    sum: &mut Delta,
-) -> Result<(), Reason> {
+/// Sums up `length` bytes of a frame, at most [`SUMMED`]. `None`: it ends before.
+#[inline(always)]
+pub fn sum<F: Frame>(frame: &F, at: u32, length: u32) -> Option<Delta> {
+    let mut sum = Delta::NONE;
     let (mut at, mut left) = (at, length);
     let mut chunk = 0;
     while chunk < CHUNKS {
@@ -226,10 +219,10 @@ pub(crate) fn sum<F: Frame>(
         if left < CHUNK {
             break;
         }
-        let bytes: [u8; CHUNK as usize] = frame.load(at).ok_or(Reason::Malformed)?;
+        let bytes: [u8; CHUNK as usize] = frame.load(at)?;
         let mut word = 0;
         while word < CHUNK as usize {
-            *sum = sum.plus([
+            sum = sum.plus([
                 bytes[word],
                 bytes[word + 1],
                 bytes[word + 2],
@@ -243,8 +236,8 @@ pub(crate) fn sum<F: Frame>(
     let mut byte = 0;
     while byte < CHUNK {
         if byte < left {
-            let [value] = frame.load(at + byte).ok_or(Reason::Malformed)?;
-            *sum = sum.plus(if byte & 1 == 0 {
+            let [value] = frame.load(at + byte)?;
+            sum = sum.plus(if byte & 1 == 0 {
                 [value, 0, 0, 0]
             } else {
                 [0, value, 0, 0]
@@ -252,7 +245,21 @@ pub(crate) fn sum<F: Frame>(
         }
         byte += 1;
     }
-    Ok(())
+    Some(sum)
+}
+
+/// Eight bytes of an address, as a number.
+#[inline(always)]
+pub(crate) fn half(address: &Address, at: usize) -> u64 {
+    let byte = |offset: usize| u64::from(address[at + offset]);
+    byte(0) << 56
+        | byte(1) << 48
+        | byte(2) << 40
+        | byte(3) << 32
+        | byte(4) << 24
+        | byte(5) << 16
+        | byte(6) << 8
+        | byte(7)
 }
 
 #[inline(always)]

@@ -106,7 +106,7 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
     scratch.from = fragment::from_endpoint(endpoint);
-    Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
+    env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
     if neighbour::is_solicitation(&scratch.packet) {
         neighbour::answer_solicitation(env, endpoint, &scratch.packet)?;
         return Ok(Way::Link { link });
@@ -451,8 +451,13 @@ pub(crate) fn send<E: Env>(
     } else {
         Way::Host { link }
     };
-    let Scratch { packet, key, .. } = scratch;
-    let rewrite = Rewrite {
+    let Scratch {
+        packet,
+        key,
+        rewrite,
+        ..
+    } = scratch;
+    *rewrite = Rewrite {
         source: flow.external,
         destination: flow.peer,
         source_port: flow.external_port,
@@ -465,7 +470,7 @@ pub(crate) fn send<E: Env>(
     };
     advance(env, key, flow, packet, Side::Inside, now);
     mapping::count(env, flow, packet);
-    rewrite.apply(env, packet)?;
+    env.rewrite(packet, rewrite)?;
     if let Way::Loopback { .. } = way {
         loopback::hide_destination(env, packet.l3, &flow.peer)?;
     }
@@ -541,7 +546,7 @@ fn arrived<E: Env>(
     let scratch = &mut *scratch;
     scratch.from = fragment::from_uplink(link);
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
-    if Packet::parse(env, header, ethertype, &mut scratch.packet).is_err() {
+    if env.parse(&mut scratch.packet, header, ethertype).is_err() {
         return Ok(Way::Pass);
     }
     if !scratch.packet.is_trackable() {
@@ -764,10 +769,14 @@ pub(crate) fn receive<E: Env>(
     allowed_still(env, endpoint, scratch, flow)?;
     fragment::note(env, Side::Peer, scratch);
     let Scratch {
-        packet, key, mtu, ..
+        packet,
+        key,
+        rewrite,
+        mtu,
+        ..
     } = scratch;
     fits(env, packet, endpoint.mtu, mtu)?;
-    let rewrite = Rewrite {
+    *rewrite = Rewrite {
         source: key.peer,
         destination: key.inside,
         source_port: if packet.is_echo() {
@@ -783,7 +792,7 @@ pub(crate) fn receive<E: Env>(
     if flow.peer_kind == PeerKind::Uplink as u32 && same(&flow.next_hop, &[0; 16]) {
         learn_macs(env, packet, flow);
     }
-    rewrite.apply(env, packet)?;
+    env.rewrite(packet, rewrite)?;
     if packet.l3 != 0 {
         address_frame(env, endpoint)?;
     }
@@ -814,7 +823,7 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
     }
     let mut scratch = env.scratch().ok_or(Reason::Helper)?;
     let scratch = &mut *scratch;
-    Packet::parse(env, ETHERNET, ethertype, &mut scratch.packet)?;
+    env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
     let packet = &scratch.packet;
     if guard::is_multicast(&packet.destination, packet.family) {
         return Err(Reason::Multicast);

@@ -37,7 +37,7 @@ use nucnet_common::{
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
 };
 
-use crate::{dry_run, maps::*};
+use crate::{dry_run, maps::*, step};
 
 /// Linux address family numbers (`AF_INET`, `AF_INET6`).
 pub const AF_INET: u8 = 2;
@@ -581,18 +581,68 @@ impl Host for Skb {
         unsafe { bpf_get_prandom_u32() }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn route(&self, from: u32, source: &Address, destination: &Address, route: &mut Route) {
-        // With a length, whether the frame at hand fits is no question, and the unit part of the
-        // answer (Linux 5.12).
-        route.kind = RouteKind::None;
-        let Some(params) = QUESTION.get_ptr_mut(0) else {
+        let Some(question) = QUESTION.get_ptr_mut(0) else {
+            route.kind = RouteKind::None;
             return;
         };
-        // SAFETY: nobody else has this processor's, and any bytes are a valid `bpf_fib_lookup`,
-        // for which there is room.
-        let params = unsafe { &mut *params.cast::<bpf_fib_lookup>() };
+        // SAFETY: nobody else has this processor's.
+        unsafe {
+            (*question).source = *source;
+            (*question).destination = *destination;
+            step::step_route(self.ctx.skb.skb, from);
+            *route = (*question).route;
+        }
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, key: &OutsideKey) -> bool {
+        step::ask_about(key) && step::step_has_socket(self.ctx.skb.skb) != 0
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).gso_size }
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        // SAFETY: as above; the field may be written.
+        unsafe { (*self.ctx.skb.skb).mark = mark };
+    }
+}
+
+impl Skb {
+    /// Looks a route up: that of `question.source` and `question.destination`.
+    #[inline(always)]
+    pub fn find_route(&self, from: u32, question: &mut Question) {
+        let Question {
+            params,
+            source,
+            destination,
+            route,
+            ..
+        } = question;
+        // SAFETY: any bytes are a valid `bpf_fib_lookup`, for which there is room.
+        let params = unsafe { &mut *params.as_mut_ptr().cast::<bpf_fib_lookup>() };
+        // With a length, whether the frame at hand fits is no question, and the unit part of the
+        // answer (Linux 5.12).
         ask(params, from, source, destination, 1);
+        route.kind = RouteKind::None;
         let mut result = self.look_up(params, BPF_FIB_LOOKUP_SRC);
         let mut knows_source = true;
         if result == EINVAL {
@@ -632,8 +682,9 @@ impl Host for Skb {
         }
     }
 
-    #[inline(never)]
-    fn has_socket(&self, key: &OutsideKey) -> bool {
+    /// Looks a socket of the host up that takes packets of an external view.
+    #[inline(always)]
+    pub fn find_socket(&self, key: &OutsideKey) -> bool {
         // SAFETY: an all-zero `bpf_sock_tuple` is a valid one.
         let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
         let (sport, dport) = (key.peer_port.to_be(), key.external_port.to_be());
@@ -674,32 +725,6 @@ impl Host for Skb {
         true
     }
 
-    #[inline(always)]
-    fn segment(&self) -> u32 {
-        // SAFETY: the context is the program's own.
-        unsafe { (*self.ctx.skb.skb).gso_size }
-    }
-
-    #[inline(always)]
-    fn ingress(&self) -> u32 {
-        // SAFETY: the context is the program's own.
-        unsafe { (*self.ctx.skb.skb).ingress_ifindex }
-    }
-
-    #[inline(always)]
-    fn mark(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.ctx.skb.skb).mark }
-    }
-
-    #[inline(always)]
-    fn set_mark(&self, mark: u32) {
-        // SAFETY: as above; the field may be written.
-        unsafe { (*self.ctx.skb.skb).mark = mark };
-    }
-}
-
-impl Skb {
     #[inline(always)]
     fn look_up(&self, params: &mut bpf_fib_lookup, flags: u32) -> i64 {
         // SAFETY: context and parameters are the program's own; the size is theirs.

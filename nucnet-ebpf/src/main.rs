@@ -7,6 +7,7 @@ mod dry_run;
 mod glue;
 mod maps;
 mod sock;
+mod step;
 
 use core::mem::size_of;
 

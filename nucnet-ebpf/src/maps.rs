@@ -16,7 +16,7 @@ use nucnet_common::{
         StaticMapping, Uplink, Usage, size,
     },
     answer::Account,
-    env::Scratch,
+    env::{Route, Scratch},
     fragment,
 };
 
@@ -94,9 +94,24 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Where first fragments went. Not part of the ABI.
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<fragment::Key, fragment::Note, 8192> = LruHashMap::new();
-/// A `struct bpf_fib_lookup`, too large for the stack. Not part of the ABI.
+/// What a function of `step` is asked, and answers, that a number cannot say.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Question {
+    /// What the kernel's routes are asked: a `struct bpf_fib_lookup`, too large for the stack.
+    pub params: [u64; 8],
+    /// The source of a packet whose route is asked for.
+    pub source: Address,
+    /// Its destination.
+    pub destination: Address,
+    /// Its route.
+    pub route: Route,
+    /// An external view.
+    pub key: OutsideKey,
+}
+/// Not part of the ABI.
 #[btf_map(name = "question")]
-pub static QUESTION: PerCpuArray<[u64; 8], 1> = PerCpuArray::new();
+pub static QUESTION: PerCpuArray<Question, 1> = PerCpuArray::new();
 
 /// Bytes of a packet that an error about it quotes at most.
 pub const QUOTED: usize = 1280;

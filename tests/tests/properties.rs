@@ -238,6 +238,15 @@ fn world() -> World {
     world
 }
 
+/// The same after all that.
+fn world_after(events: &[Event]) -> World {
+    let mut world = world();
+    for event in events {
+        happen(&mut world, event);
+    }
+    world
+}
+
 fn happen(world: &mut World, event: &Event) {
     let number = u32::from(matches!(event, Event::Policy(2))) + 1;
     match event {
@@ -595,10 +604,7 @@ proptest! {
         last in sound(),
     ) {
         for number in 0.. {
-            let mut world = world();
-            for event in &events {
-                happen(&mut world, event);
-            }
+            let mut world = world_after(&events);
             let before = world.state();
             world.fail_change(number);
             let (outcome, output) = world.run(last.hook, &last.frame);
@@ -641,10 +647,7 @@ proptest! {
         last in sound(),
     ) {
         for number in 0.. {
-            let mut world = world();
-            for event in &events {
-                happen(&mut world, event);
-            }
+            let mut world = world_after(&events);
             world.fail_write(number);
             let (outcome, _) = world.run(last.hook, &last.frame);
             let never_came = world.call_off_refusal();

@@ -213,6 +213,10 @@ const PROGRAMS: [&str; 9] = [
     abi::program::BIND6,
 ];
 
+/// What the names of functions begin with that the kernel is to verify by themselves
+/// (`nucnet-ebpf/src/step.rs`).
+const STEP: &str = "step_";
+
 /// Takes out of an object what only debuggers and linkers read. BTF, which the kernel and
 /// bpftool read, stays; its relocations do not, because this object is final.
 fn finish(bytes: &[u8]) -> Result<Vec<u8>> {
@@ -227,15 +231,16 @@ fn finish(bytes: &[u8]) -> Result<Vec<u8>> {
         }
     }
     builder.delete_orphans();
-    // Functions of `.text` are called by ours only. libbpf takes visible ones (`memset`) for
-    // an interface, which the kernel then verifies apart from its callers, and rejects.
+    // libbpf takes visible functions of `.text` for an interface, which the kernel verifies apart
+    // from its callers. The steps are made for that; anything else (`memset`) it would reject.
     let text = builder
         .sections
         .iter()
         .find(|it| it.name.as_slice() == b".text")
         .map(|it| it.id());
     for symbol in builder.symbols.iter_mut() {
-        if symbol.section == text && symbol.st_bind() != elf::STB_LOCAL {
+        let is_step = symbol.name.starts_with(STEP.as_bytes());
+        if symbol.section == text && symbol.st_bind() != elf::STB_LOCAL && !is_step {
             symbol.st_other = elf::STV_HIDDEN;
         }
     }

@@ -26,7 +26,15 @@ pub fn to_abi(address: IpAddr) -> abi::Address {
     }
 }
 
-/// The same the other way round.
+/// "Any address" of an address's family, as the maps hold it.
+pub(super) fn any_like(address: IpAddr) -> abi::Address {
+    match address {
+        IpAddr::V4(_) => abi::ANY_V4,
+        IpAddr::V6(_) => abi::ANY_V6,
+    }
+}
+
+/// The address that the maps hold.
 pub fn from_abi(address: &abi::Address) -> IpAddr {
     IpAddr::from(*address).to_canonical()
 }

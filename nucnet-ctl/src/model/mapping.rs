@@ -2,7 +2,7 @@
 
 use super::{
     Cidr, IfName, Invalid, Problem,
-    address::to_abi,
+    address::{any_like, to_abi},
     ports::{PortRange, parse_port},
     publish::{HostAddress, Protocol, PublishSpec},
 };
@@ -302,7 +302,7 @@ impl MappingSpec {
     }
 
     /// Its entries in the map `publishes`, or of a hairpin `hairpins`: length of the key in bits,
-    /// key, value.
+    /// key, value. The ports of a hairpin are nobody's but its clients', and are not held.
     pub fn port_entries(&self, number: u32) -> Vec<(u32, abi::PublishKey, abi::Publish)> {
         let Some((protocol, ports)) = self.ports() else {
             return Vec::new();
@@ -320,17 +320,19 @@ impl MappingSpec {
                 ..abi::Publish::default()
             };
             for prefix in range.prefixes() {
-                let key = abi::PublishKey {
-                    address: to_abi(self.ext_ip()),
+                let bits = abi::PublishKey::BITS - 16 + u32::from(prefix.length);
+                let key = |address, kind| abi::PublishKey {
+                    address,
                     protocol: protocol.number(),
-                    kind: abi::PublishUse::Packets as u8,
+                    kind: kind as u8,
                     port: prefix.first.to_be_bytes(),
                 };
-                entries.push((
-                    abi::PublishKey::BITS - 16 + u32::from(prefix.length),
-                    key,
-                    value,
-                ));
+                let address = to_abi(self.ext_ip());
+                entries.push((bits, key(address, abi::PublishUse::Packets), value));
+                if matches!(self, Self::Dnat { .. }) {
+                    let any = any_like(self.ext_ip());
+                    entries.push((bits, key(any, abi::PublishUse::Held), value));
+                }
             }
         }
         entries
@@ -532,12 +534,19 @@ mod tests {
 
     #[test]
     fn ranges_cost_prefixes_and_not_ports() {
-        assert_eq!(dnat("30000-60000", None).unwrap().port_entries(1).len(), 12);
+        // Each says where packets go, and that the port is held.
+        assert_eq!(dnat("30000-60000", None).unwrap().port_entries(1).len(), 24);
         let entries = dnat("80-81", Some(8080)).unwrap().port_entries(7);
-        assert_eq!(entries.len(), 1);
-        let (bits, key, value) = entries[0];
-        assert_eq!((bits, key.port), (abi::PublishKey::BITS - 1, [0, 80]));
-        assert_eq!((value.host_port, value.port, value.mapping), (80, 8080, 7));
+        let kinds: Vec<u8> = entries.iter().map(|(_, key, _)| key.kind).collect();
+        let expected = [abi::PublishUse::Packets, abi::PublishUse::Held];
+        assert_eq!(kinds, expected.map(|kind| kind as u8));
+        for (bits, key, value) in entries {
+            assert_eq!((bits, key.port), (abi::PublishKey::BITS - 1, [0, 80]));
+            assert_eq!((value.host_port, value.port, value.mapping), (80, 8080, 7));
+        }
+        let (ext, int) = (ip("192.0.2.1"), ip("10.0.0.1"));
+        let hairpin = MappingSpec::hairpin(ext, int, ports("80"), Protocol::Tcp, None).unwrap();
+        assert_eq!(hairpin.port_entries(1).len(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     Invalid, Problem,
-    address::to_abi,
+    address::{any_like, to_abi},
     ports::{PortRange, parse_port},
 };
 use nucnet_common::abi;
@@ -246,11 +246,7 @@ impl PublishSpec {
                 };
                 entries.push((bits, key(address, abi::PublishUse::Packets), value));
                 if let HostAddress::One(one) = self.host {
-                    let any = match one {
-                        IpAddr::V4(_) => abi::ANY_V4,
-                        IpAddr::V6(_) => abi::ANY_V6,
-                    };
-                    entries.push((bits, key(any, abi::PublishUse::Held), value));
+                    entries.push((bits, key(any_like(one), abi::PublishUse::Held), value));
                 }
             }
         }

@@ -375,14 +375,15 @@ impl Collection<'_> {
         }
         let mut stale = datapath.publishes.entries()?;
         let mapped: HashSet<u32> = mappings.iter().map(|mapping| mapping.number).collect();
-        stale.retain(|(_, publish)| match publish.mapping {
+        let is_gone = |publish: &abi::Publish| match publish.mapping {
             0 => !numbers.contains(&publish.endpoint),
             mapping => !mapped.contains(&mapping),
-        });
+        };
+        stale.retain(|(_, publish)| is_gone(publish));
         count(abi::map::PUBLISHES, stale.len());
         if is_removed {
             let keys: Vec<_> = stale.into_iter().map(|(key, _)| key).collect();
-            datapath.remove_publishes(&keys, |endpoint| !numbers.contains(&endpoint))?;
+            datapath.remove_publishes(&keys, is_gone)?;
         }
         let mut stale = datapath.hairpins.entries()?;
         stale.retain(|(_, port)| !mapped.contains(&port.mapping));

@@ -5,7 +5,7 @@ use super::{
     attach::failed,
     error::Left,
     host::Session,
-    repair,
+    publish, repair,
     step::{MAPPING_ROUTES, World, mapping_entries, mapping_routes_alias, mapping_steps},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         bpf::Datapath,
         claims::Holder,
         netlink::Netlink,
-        sockets::{self, Sockets},
+        sockets::{Listener, Sockets},
     },
     model::{
         Cidr, EndpointId, Invalid, Problem,
@@ -378,14 +378,18 @@ fn refuse_conflicts(
             return conflict(taken, owner_name(session, &owner)?);
         }
         if let Some(listener) = sockets.in_the_way(&publish)? {
-            let owner = sockets::process_of(listener).map_or_else(
-                || "a socket of the host".to_owned(),
-                |(pid, command)| format!("process {pid} ({})", command.escape_debug()),
-            );
-            return conflict(listener.to_string(), owner);
+            return Err(in_use(spec, listener));
         }
     }
     Ok(())
+}
+
+pub(super) fn in_use(spec: &MappingSpec, listener: &Listener) -> Error {
+    Error::MappingTaken {
+        spec: spec.to_string(),
+        taken: listener.to_string(),
+        owner: publish::owner_of(listener),
+    }
 }
 
 /// Whose a claim is, in words.

@@ -245,15 +245,19 @@ pub(super) fn choose(
 }
 
 pub(super) fn in_use(spec: &PublishSpec, listener: &Listener) -> Error {
-    let owner = sockets::process_of(listener).map_or_else(
-        || "a socket of the host".to_owned(),
-        |(pid, command)| format!("process {pid} ({})", command.escape_debug()),
-    );
     Error::PortInUse {
         spec: spec.to_string(),
         taken: listener.to_string(),
-        owner,
+        owner: owner_of(listener),
     }
+}
+
+/// Whose a socket of the host is, in words.
+pub(super) fn owner_of(listener: &Listener) -> String {
+    sockets::process_of(listener).map_or_else(
+        || "a socket of the host".to_owned(),
+        |(pid, command)| format!("process {pid} ({})", command.escape_debug()),
+    )
 }
 
 /// Host ports that nucnet may choose for a publish, in random order: neither well-known nor

@@ -77,6 +77,10 @@ pub const STRANGER6: IpAddr = v6(0x2001, 0xdb8, 3, 7);
 pub const NOWHERE4: IpAddr = v4(198, 19, 0, 1);
 /// The same, IPv6.
 pub const NOWHERE6: IpAddr = v6(0x2001, 0xdb8, 0xdead, 1);
+/// Nobody in the network of the endpoints.
+pub const NOBODY4: IpAddr = v4(10, 0, 42, 99);
+/// The same, IPv6.
+pub const NOBODY6: IpAddr = v6(0xfd42, 0, 0, 0x99);
 
 /// What an interface is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -189,15 +189,20 @@ fn compiled_tables_say_what_the_rules_say() {
     cases(800, test, 25);
 }
 
-#[test]
-fn loaded_programs_do_what_the_rules_say() {
+/// The programs, loaded in a site that is this thread's, or `None` with a word about why not.
+fn programs() -> Option<Loaded> {
     if !geteuid().is_root() {
         eprintln!("skipped: loading programs needs root");
-        return;
+        return None;
     }
-    // The namespaces are this thread's.
     loaded::enter_site().expect("site");
-    let loaded = RefCell::new(Loaded::new().expect("programs"));
+    Some(Loaded::new().expect("programs"))
+}
+
+#[test]
+fn loaded_programs_do_what_the_rules_say() {
+    let Some(loaded) = programs() else { return };
+    let loaded = RefCell::new(loaded);
     let test = |policy: Policy, destinations: Vec<Asked>| {
         let mut loaded = loaded.borrow_mut();
         loaded.reset();
@@ -229,12 +234,9 @@ fn large(prefixes: u32) -> (Policy, [Packet; 2]) {
 
 #[test]
 fn ten_thousand_prefixes_cost_a_packet_no_more_than_ten() {
-    if !geteuid().is_root() {
-        eprintln!("skipped: loading programs needs root");
+    let Some(mut loaded) = programs() else {
         return;
-    }
-    loaded::enter_site().expect("site");
-    let mut loaded = Loaded::new().expect("programs");
+    };
     let mut measure = |prefixes| {
         let (policy, packets) = large(prefixes);
         loaded.reset();

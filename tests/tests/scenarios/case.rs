@@ -1,8 +1,7 @@
 //! What every scenario gets, and small words that they share.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nucnet_tests::lab::seeds::{Forward, Rules};
@@ -274,16 +273,15 @@ pub(crate) fn silent(client: &Node, to: SocketAddr) -> Result<()> {
 /// That nobody answers a datagram.
 pub(crate) fn silent_udp(case: &Case, client: &Node, to: SocketAddr) -> Result<()> {
     let socket = client.udp(case.any(0))?;
-    match exchange_within(&socket, to, NEVER) {
-        Err(_) => Ok(()),
+    match udp::exchange(&socket, to, "who", NEVER) {
         Ok(seen) => bail!("{} to {to} by UDP: answered ({seen:?})", client.name()),
+        Err(error) if is_timeout(&error) => Ok(()),
+        Err(error) => Err(error.context("expected silence")),
     }
 }
 
-fn exchange_within(
-    socket: &std::net::UdpSocket,
-    to: SocketAddr,
-    limit: Duration,
-) -> Result<udp::Seen> {
-    udp::exchange(socket, to, "who", limit)
+/// Whether an answer was waited for that did not come.
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }

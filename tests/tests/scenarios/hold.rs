@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use nix::libc::EADDRINUSE;
-use nucnet_tests::lab::{HOST, Node, udp, wait::SOON};
+use nucnet_tests::lab::{HOST, LAN_SERVER, Node, udp, wait::SOON};
 use socket2::{Domain, Type};
 
 use crate::case::{Case, Families, Scenario, refused};
@@ -27,6 +27,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "one port on two addresses for two containers",
         families: Families::Together,
         run: held_for_two,
+    },
+    Scenario {
+        name: "host_socket_cannot_bind_a_mapped_port",
+        what: "a service that starts after the mapping would take its clients",
+        families: Families::Each,
+        run: mapped,
     },
     Scenario {
         name: "container_binds_what_the_host_has_published",
@@ -143,6 +149,35 @@ fn held_for_two(case: &Case) -> Result<()> {
         case.lab.nucnet(&["detach", id])?.expect(0)?;
     }
     expect(host, any, 8080, true)
+}
+
+fn mapped(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let _lan = case.lab.lan()?;
+    let (family, host) = (case.family, &case.lab.host);
+    let (ext, int) = (HOST.of(family), LAN_SERVER.of(family));
+    for proto in ["tcp", "udp"] {
+        let words = format!("nat add dnat --ext-ip {ext} --ports 8080 --int-ip {int} --proto");
+        let words: Vec<_> = words.split(' ').chain([proto]).collect();
+        case.lab.nucnet(&words)?.expect(0)?;
+    }
+    for (address, is_free) in [
+        (family.any(), false),
+        (ext, false),
+        (family.loopback(), true),
+    ] {
+        expect(host, address, 8080, is_free)?;
+        expect(host, address, 8081, true)?;
+    }
+    // A publish of another address holds the port for any address as well, for as long as it has it.
+    let at = SocketAddr::new(family.loopback(), 8080);
+    let (tcp, udp) = (format!("{at}:80"), format!("{at}:80/udp"));
+    case.attached("web", &["-p", &tcp, "-p", &udp])?;
+    case.lab.nucnet(&["nat", "clear"])?.expect(0)?;
+    expect(host, family.any(), 8080, false)?;
+    expect(host, ext, 8080, true)?;
+    case.lab.nucnet(&["detach", "web"])?.expect(0)?;
+    expect(host, family.any(), 8080, true)
 }
 
 fn container(case: &Case) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Static mappings in the maps.
 
 use nucnet_common::abi::{
-    MAPPED, Network, Publish, PublishKey, Snat, SnatKey, StaticMapping, Usage,
+    MAPPED, Network, Publish, PublishKey, PublishUse, Snat, SnatKey, StaticMapping, Usage,
 };
 
 use super::{BpfError, Datapath, Prefix};
@@ -68,26 +68,43 @@ impl Datapath {
         is_last: bool,
     ) -> Result<(), BpfError> {
         let number = entries.number;
-        let ports = match entries.is_hairpin {
-            true => &mut self.hairpins,
-            false => &mut self.publishes,
-        };
-        for (key, _) in &entries.ports {
-            if ports.get(key)?.is_some_and(|port| port.mapping == number) {
-                ports.remove(key)?;
+        let keys: Vec<_> = entries.ports.iter().map(|(key, _)| *key).collect();
+        if entries.is_hairpin {
+            for key in &keys {
+                if (self.hairpins.get(key)?).is_some_and(|port| port.mapping == number) {
+                    self.hairpins.remove(key)?;
+                }
             }
+        } else {
+            self.remove_publishes(&keys, |port| port.mapping == number)?;
         }
-        if let Some(key) = &entries.source
-            && (self.snats.get(key)?).is_some_and(|snat| snat.mapping == number)
-        {
-            self.snats.remove(key)?;
-        }
+        self.remove_source(entries)?;
         if let Some(key) = entries.shared_source.as_ref().filter(|_| is_last) {
             self.snats.remove(key)?;
         }
         self.mappings.remove(&number)?;
         self.end_flows(|_, flow| flow.mapping == number)?;
         self.mapping_counts.forget(number)?;
+        Ok(())
+    }
+
+    /// Binds a mapping to another interface; all else is the same.
+    pub fn move_mapping(
+        &mut self,
+        before: &MappingEntries,
+        after: &MappingEntries,
+    ) -> Result<(), BpfError> {
+        self.remove_source(before)?;
+        self.put_mapping(after)
+    }
+
+    /// Has a mapping hold for its source no more.
+    fn remove_source(&mut self, entries: &MappingEntries) -> Result<(), BpfError> {
+        if let Some(key) = &entries.source
+            && (self.snats.get(key)?).is_some_and(|snat| snat.mapping == entries.number)
+        {
+            self.snats.remove(key)?;
+        }
         Ok(())
     }
 
@@ -100,7 +117,11 @@ impl Datapath {
         };
         let mut missing = usize::from(self.mappings.get(&number)? != Some(entries.mapping));
         for (key, value) in &entries.ports {
-            missing += usize::from(ports.get(key)? != Some(*value));
+            let entry = ports.get(key)?;
+            // Others may say as well that the port is held.
+            let is_shared = key.data().kind == PublishUse::Held as u8;
+            let is_there = entry.is_some_and(|entry| is_shared || entry == *value);
+            missing += usize::from(!is_there);
         }
         if let Some(key) = &entries.source {
             missing += usize::from(self.snats.get(key)? != Some(Snat { mapping: number }));

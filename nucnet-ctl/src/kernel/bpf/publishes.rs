@@ -1,22 +1,22 @@
 //! Published ports in the maps.
 
-use nucnet_common::abi::{ANY_V4, ANY_V6, PublishKey, PublishUse};
+use nucnet_common::abi::{ANY_V4, ANY_V6, Publish, PublishKey, PublishUse};
 
 use super::{BpfError, Datapath, Prefix};
 
 impl Datapath {
-    /// Removes entries of publishes, if they are still those of endpoints whose numbers are
-    /// `gone`. That a port is held may be said for several: it is, as long as one of them has it.
+    /// Removes entries of publishes and mappings, if they are still those of one that is `gone`.
+    /// That a port is held may be said for several: it is, as long as one of them has it.
     pub fn remove_publishes(
         &mut self,
         keys: &[Prefix<PublishKey>],
-        gone: impl Fn(u32) -> bool,
+        gone: impl Fn(&Publish) -> bool,
     ) -> Result<(), BpfError> {
         let (held, packets): (Vec<_>, Vec<_>) = keys
             .iter()
             .partition(|key| key.data().kind == PublishUse::Held as u8);
         for key in packets {
-            if self.publishes.get(key)?.is_some_and(|p| gone(p.endpoint)) {
+            if self.publishes.get(key)?.is_some_and(|p| gone(&p)) {
                 self.publishes.remove(key)?;
             }
         }
@@ -25,13 +25,10 @@ impl Datapath {
         }
         let left = self.publishes.entries()?;
         for key in held {
-            if !self.publishes.get(key)?.is_some_and(|p| gone(p.endpoint)) {
+            if !self.publishes.get(key)?.is_some_and(|p| gone(&p)) {
                 continue;
             }
-            match left
-                .iter()
-                .find(|(other, p)| p.mapping == 0 && holds(other, key))
-            {
+            match left.iter().find(|(other, _)| holds(other, key)) {
                 Some((_, publish)) => self.publishes.insert(key, publish)?,
                 None => drop(self.publishes.remove(key)?),
             }

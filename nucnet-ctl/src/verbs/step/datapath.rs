@@ -100,6 +100,7 @@ impl World<'_> {
                 self.datapath()?.networks.insert(&network.number, &entry)?;
             }
         }
+        self.follow_interfaces(&interfaces)?;
         let host = self.session.bpf_host;
         self.datapath()?.refresh_settings(&host)?;
         Ok(())

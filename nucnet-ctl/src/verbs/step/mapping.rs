@@ -3,9 +3,10 @@
 use super::World;
 use crate::{
     kernel::{
-        bpf::{MappingEntries, Prefix},
+        bpf::{HostInterface, MappingEntries, Prefix},
         claims::Holder,
         netlink::{self, BridgeSpec, Owner},
+        sockets::Sockets,
         sysctl::{self, Family},
     },
     model::{
@@ -14,7 +15,7 @@ use crate::{
         mapping::MappingSpec,
         record::{MappingRecord, State},
     },
-    verbs::Error,
+    verbs::{Error, nat},
 };
 
 /// The interface from whose point of view routes are looked up for mappings. It carries nothing.
@@ -126,7 +127,49 @@ impl World<'_> {
 
     pub(super) fn write_mapping(&mut self) -> Result<(), Error> {
         let entries = mapping_entries(self.mapping());
-        Ok(self.datapath()?.put_mapping(&entries)?)
+        self.datapath()?.put_mapping(&entries)?;
+        // From now on no socket of the host can bind the ports of a dnat; one may have done so
+        // since they were looked at. What is repaired was there before whoever listens now came.
+        let spec = &self.mapping().spec;
+        if self.repairs || !matches!(spec, MappingSpec::Dnat { .. }) {
+            return Ok(());
+        }
+        let sockets = Sockets::default();
+        for publish in spec.publishes() {
+            if let Some(listener) = sockets.in_the_way(&publish)? {
+                return Err(nat::in_use(spec, listener));
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds mappings to interfaces that have been made anew under the names of those that they
+    /// were bound to.
+    pub(super) fn follow_interfaces(&mut self, interfaces: &[HostInterface]) -> Result<(), Error> {
+        if self.datapath()?.settings()?.mapping_link == 0 {
+            return Ok(());
+        }
+        for record in self.session.state.sound_mappings()? {
+            let Some(name) = record
+                .spec
+                .ext_if()
+                .filter(|_| record.state == State::Active)
+            else {
+                continue;
+            };
+            let there = interfaces.iter().find(|there| there.name == name.as_str());
+            let Some(interface) = there.filter(|there| there.index != record.link) else {
+                continue;
+            };
+            let moved = MappingRecord {
+                link: interface.index,
+                ..record.clone()
+            };
+            self.datapath()?
+                .move_mapping(&mapping_entries(&record), &mapping_entries(&moved))?;
+            self.session.state.put_mapping(&moved)?;
+        }
+        Ok(())
     }
 
     pub(super) fn unwrite_mapping(&mut self) -> Result<(), Error> {

@@ -65,7 +65,7 @@ impl World<'_> {
             return Ok(());
         };
         let keys: Vec<_> = entries.into_iter().map(|(key, _)| key).collect();
-        datapath.remove_publishes(&keys, |owner| owner == number)?;
+        datapath.remove_publishes(&keys, |publish| publish.endpoint == number)?;
         // All flows of an endpoint that goes are removed with its entries.
         if !goes {
             datapath.end_flows(|key, flow| {

@@ -59,6 +59,26 @@ fn about(from: IpAddr, to: IpAddr, quoted: &Packet) -> Packet {
     icmp(from, to, start).payload(quoted.bytes())
 }
 
+/// "Port unreachable" about what the outside sees of a packet of WEB's reaches WEB, and is about
+/// what WEB sent.
+#[track_caller]
+fn error_comes_in(bench: &mut Bench<'_>, ip: &Family, from: IpAddr, seen: &Packet, sent: &Packet) {
+    bench
+        .from_uplink(UPLINK, &about(from, ip.host, seen))
+        .reaches(&WEB, &about(from, ip.web, sent).ttl(63));
+}
+
+/// "Port unreachable" of WEB's about a packet that it got leaves, and is about what its sender
+/// sent.
+#[track_caller]
+fn error_goes_out(bench: &mut Bench<'_>, ip: &Family, to: IpAddr, got: &Packet, sent: &Packet) {
+    bench.from_endpoint(&WEB, &about(ip.web, to, got)).leaves(
+        UPLINK,
+        ip.router,
+        &about(ip.host, to, sent).ttl(63),
+    );
+}
+
 fn error_from_outside_reaches_the_endpoint_with_what_it_sent(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     for (sent, seen) in [
@@ -110,9 +130,7 @@ fn error_of_a_router_on_the_way_is_taken_from_anybody(bench: &mut Bench<'_>, ip:
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     bench.goes_out(&WEB, &udp(web, server), host);
     for router in [ip.router, ip.client, ip.nowhere] {
-        bench
-            .from_uplink(UPLINK, &about(router, ip.host, &udp(host, server)))
-            .reaches(&WEB, &about(router, ip.web, &udp(web, server)).ttl(63));
+        error_comes_in(bench, ip, router, &udp(host, server), &udp(web, server));
     }
 }
 
@@ -120,12 +138,13 @@ fn error_from_outside_about_a_reply_of_a_published_port(bench: &mut Bench<'_>, i
     bench.publish(&WEB, "8080:80");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
     bench.comes_in(&tcp("S", client, host), &WEB, web);
-    bench
-        .from_uplink(UPLINK, &about(ip.router, ip.host, &tcp("SA", host, client)))
-        .reaches(
-            &WEB,
-            &about(ip.router, ip.web, &tcp("SA", web, client)).ttl(63),
-        );
+    error_comes_in(
+        bench,
+        ip,
+        ip.router,
+        &tcp("SA", host, client),
+        &tcp("SA", web, client),
+    );
 }
 
 fn error_with_another_client_port_inside(bench: &mut Bench<'_>, ip: &Family) {
@@ -144,32 +163,27 @@ fn error_with_another_client_port_inside(bench: &mut Bench<'_>, ip: &Family) {
         .expect("flow");
     let inside = (ip.client, key.peer_port);
     sent.reaches(&WEB, &tcp("S", inside, web).ttl(63));
-    bench
-        .from_uplink(UPLINK, &about(ip.router, ip.host, &tcp("SA", host, client)))
-        .reaches(
-            &WEB,
-            &about(ip.router, ip.web, &tcp("SA", web, inside)).ttl(63),
-        );
-    bench
-        .from_endpoint(&WEB, &about(ip.web, ip.client, &tcp("S", inside, web)))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &about(ip.host, ip.client, &tcp("S", client, host)).ttl(63),
-        );
+    error_comes_in(
+        bench,
+        ip,
+        ip.router,
+        &tcp("SA", host, client),
+        &tcp("SA", web, inside),
+    );
+    error_goes_out(
+        bench,
+        ip,
+        ip.client,
+        &tcp("S", inside, web),
+        &tcp("S", client, host),
+    );
 }
 
 fn error_of_an_endpoint_leaves_with_the_published_address(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80/udp");
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
     bench.comes_in(&udp(client, host), &WEB, web);
-    bench
-        .from_endpoint(&WEB, &about(ip.web, ip.client, &udp(client, web)))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &about(ip.host, ip.client, &udp(client, host)).ttl(63),
-        );
+    error_goes_out(bench, ip, ip.client, &udp(client, web), &udp(client, host));
 }
 
 fn error_of_an_endpoint_about_what_it_asked_for_leaves(bench: &mut Bench<'_>, ip: &Family) {
@@ -177,13 +191,7 @@ fn error_of_an_endpoint_about_what_it_asked_for_leaves(bench: &mut Bench<'_>, ip
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 53));
     bench.goes_out(&WEB, &udp(web, server), host);
     bench.comes_in(&udp(server, host), &WEB, web);
-    bench
-        .from_endpoint(&WEB, &about(ip.web, ip.server, &udp(server, web)))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &about(ip.host, ip.server, &udp(server, host)).ttl(63),
-        );
+    error_goes_out(bench, ip, ip.server, &udp(server, web), &udp(server, host));
 }
 
 fn error_between_siblings_is_carried_as_it_is(bench: &mut Bench<'_>, ip: &Family) {
@@ -246,23 +254,16 @@ fn error_about_an_echo_request(bench: &mut Bench<'_>, ip: &Family) {
     let (_, flow) = bench.only_flow();
     let outside = request.clone().from((ip.host, flow.external_port));
     sent.leaves(UPLINK, ip.router, &outside.clone().ttl(63));
-    bench
-        .from_uplink(UPLINK, &about(ip.router, ip.host, &outside))
-        .reaches(&WEB, &about(ip.router, ip.web, &request).ttl(63));
+    error_comes_in(bench, ip, ip.router, &outside, &request);
     // The endpoint no longer wants the answer.
     let reply = echo_reply(ip.server, ip.web, 40_000);
-    bench
-        .from_endpoint(&WEB, &about(ip.web, ip.server, &reply))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &about(
-                ip.host,
-                ip.server,
-                &reply.clone().to((ip.host, flow.external_port)),
-            )
-            .ttl(63),
-        );
+    error_goes_out(
+        bench,
+        ip,
+        ip.server,
+        &reply,
+        &reply.clone().to((ip.host, flow.external_port)),
+    );
 }
 
 /// The first bytes of a packet.
@@ -311,9 +312,7 @@ fn datagram_without_checksum_is_quoted_without(bench: &mut Bench<'_>, ip: &Famil
     bench
         .from_endpoint(&WEB, &sent)
         .leaves(UPLINK, ip.router, &seen.clone().ttl(63));
-    bench
-        .from_uplink(UPLINK, &about(ip.server, ip.host, &seen))
-        .reaches(&WEB, &about(ip.server, ip.web, &sent).ttl(63));
+    error_comes_in(bench, ip, ip.server, &seen, &sent);
 }
 
 fn extensions_after_the_quote_are_carried_along(bench: &mut Bench<'_>, ip: &Family) {
@@ -428,16 +427,8 @@ fn error_neither_makes_nor_refreshes_nor_ends_a_flow(bench: &mut Bench<'_>, ip: 
     bench.goes_out(&WEB, &udp(web, server), host);
     bench.comes_in(&udp(server, host), &WEB, web);
     let before = bench.state();
-    bench
-        .from_uplink(UPLINK, &about(ip.server, ip.host, &udp(host, server)))
-        .reaches(&WEB, &about(ip.server, ip.web, &udp(web, server)).ttl(63));
-    bench
-        .from_endpoint(&WEB, &about(ip.web, ip.server, &udp(server, web)))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &about(ip.host, ip.server, &udp(server, host)).ttl(63),
-        );
+    error_comes_in(bench, ip, ip.server, &udp(host, server), &udp(web, server));
+    error_goes_out(bench, ip, ip.server, &udp(server, web), &udp(server, host));
     let after = bench.state();
     assert_eq!(before.flows, after.flows);
     assert_eq!(before.bindings, after.bindings);
@@ -537,18 +528,10 @@ fn error_passes_the_policy_that_its_flow_passed(bench: &mut Bench<'_>, ip: &Fami
     bench.egress(&WEB, Egress::allow(&[&allowed]));
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
     bench.goes_out(&WEB, &udp(web, server), host);
-    bench
-        .from_uplink(UPLINK, &about(ip.router, ip.host, &udp(host, server)))
-        .reaches(&WEB, &about(ip.router, ip.web, &udp(web, server)).ttl(63));
+    error_comes_in(bench, ip, ip.router, &udp(host, server), &udp(web, server));
     let (client, host, web) = ((ip.client, 40_000), (ip.host, 8080), (ip.web, 80));
     bench.comes_in(&udp(client, host), &WEB, web);
-    bench
-        .from_endpoint(&WEB, &about(ip.web, ip.client, &udp(client, web)))
-        .leaves(
-            UPLINK,
-            ip.router,
-            &about(ip.host, ip.client, &udp(client, host)).ttl(63),
-        );
+    error_goes_out(bench, ip, ip.client, &udp(client, web), &udp(client, host));
 }
 
 fn error_of_a_flow_that_is_denied_by_now_is_dropped(bench: &mut Bench<'_>, ip: &Family) {

@@ -24,6 +24,7 @@ pub(super) const ROWS: &[Row] = &[
     row!(discovery_is_counted_and_not_told),
     each_family!(masqueraded_flow_is_told_when_it_is_opened_and_closed),
     each_family!(published_flow_is_told_as_the_client_sees_it),
+    each_family!(flow_of_the_hosts_own_is_told_as_its_socket_sees_it),
     each_family!(idle_flow_is_told_when_its_entry_goes),
     each_family!(connection_that_is_opened_anew_in_place_is_told),
     each_family!(
@@ -236,6 +237,24 @@ fn published_flow_is_told_as_the_client_sees_it(bench: &mut Bench<'_>, ip: &Fami
         (event.nat_destination, event.nat_destination_port),
         (to_abi(ip.web), 80)
     );
+}
+
+fn flow_of_the_hosts_own_is_told_as_its_socket_sees_it(bench: &mut Bench<'_>, ip: &Family) {
+    bench.watch();
+    bench.publish(&WEB, "8080:80");
+    let packet = tcp("S", (ip.host, 40_000), (ip.host, 8080));
+    let _ = bench.to_itself(&packet);
+    let event = bench.only_event();
+    assert_eq!(
+        (event.kind, event.endpoint),
+        (EventKind::FlowNew as u32, WEB.number)
+    );
+    let (source, destination) = (event.source, event.destination);
+    assert_eq!((source, event.source_port), (to_abi(ip.host), 40_000));
+    assert_eq!((destination, event.destination_port), (source, 8080));
+    assert_eq!(event.nat_destination, to_abi(ip.web));
+    let _ = bench.to_itself(&packet);
+    assert_eq!(bench.events(), []);
 }
 
 fn idle_flow_is_told_when_its_entry_goes(bench: &mut Bench<'_>, ip: &Family) {

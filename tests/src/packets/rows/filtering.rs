@@ -5,9 +5,10 @@ use nucnet_common::{
     packet::UDP,
 };
 
-use super::{Family, Row, each_family};
+use super::{DRAWS, Family, Row, each_family};
 use crate::packets::{
     bench::{Bench, Egress},
+    engine::Socket,
     packet::{echo_reply, echo_request, tcp, udp},
     site::{APP, SECOND_UPLINK, UPLINK, WEB},
 };
@@ -25,14 +26,12 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(permission_ends_with_the_flow),
     each_family!(permission_is_renewed_by_the_flow_that_lives_on),
     each_family!(permission_is_one_socket_s),
+    each_family!(what_belongs_to_no_live_flow_is_for_the_hosts_socket_on_a_bindings_port),
     each_family!(echo_replies_come_from_whom_was_asked),
     each_family!(connections_mapped_per_flow_are_filtered_by_address_and_port),
     each_family!(connection_comes_in_by_an_endpoint_independent_port),
     each_family!(flood_that_nobody_answers_makes_room, logic_only: DRAWS),
 ];
-
-/// Why rows about places are about the logic alone.
-const DRAWS: &str = "the kernel's random numbers, which choose the places, cannot be chosen";
 
 /// WEB's socket, as it and as the outside sees it.
 fn socket(ip: &Family) -> [(std::net::IpAddr, u16); 2] {
@@ -229,6 +228,31 @@ fn permission_is_one_socket_s(bench: &mut Bench<'_>, ip: &Family) {
     bench
         .from_uplink(UPLINK, &udp((ip.server, 443), (ip.host, 5001)))
         .is_dropped_for(APP.number, Reason::Filtered);
+}
+
+fn what_belongs_to_no_live_flow_is_for_the_hosts_socket_on_a_bindings_port(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    // The endpoint was first; the host's server has bound the port since.
+    let [_, host] = socket(ip);
+    ask(bench, ip, (ip.server, 443));
+    bench.socket(Socket::Udp(host.into()));
+    let (spoken_to, others) = ((ip.server, 443), [(ip.server, 444), (ip.client, 9999)]);
+    for filtering in [
+        Filtering::AddressDependent,
+        Filtering::EndpointIndependent,
+        Filtering::AddressAndPortDependent,
+    ] {
+        filter(bench, filtering);
+        gets_in(bench, ip, spoken_to);
+        for peer in others {
+            bench.from_uplink(UPLINK, &udp(peer, host)).passes();
+        }
+    }
+    assert_eq!(bench.counts(), (1, 1));
+    bench.wait(50.0);
+    bench.from_uplink(UPLINK, &udp(spoken_to, host)).passes();
 }
 
 fn echo_replies_come_from_whom_was_asked(bench: &mut Bench<'_>, ip: &Family) {

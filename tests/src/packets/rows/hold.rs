@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use nucnet_common::packet::{TCP, UDP};
+use nucnet_ctl::model::{mapping::MappingSpec, publish::Protocol};
 
 use super::{Family, Row, each_family, row};
 use crate::packets::{
@@ -16,6 +17,7 @@ pub(super) const ROWS: &[Row] = &[
         port_published_on_one_address_is_taken_there_and_for_any,
         logic_only: NO_TEST_RUN
     ),
+    each_family!(port_of_a_dnat_is_taken_like_a_published_one, logic_only: NO_TEST_RUN),
     each_family!(other_ports_protocols_and_port_zero_are_free, logic_only: NO_TEST_RUN),
     each_family!(socket_of_another_namespace_binds_what_it_likes, logic_only: NO_TEST_RUN),
     each_family!(control_plane_looks_whether_a_published_port_is_free, logic_only: NO_TEST_RUN),
@@ -59,6 +61,28 @@ fn port_published_on_one_address_is_taken_there_and_for_any(bench: &mut Bench<'_
     assert!(!bench.host_may_bind(UDP, (loopback(ip), 5301)));
     assert!(!bench.host_may_bind(UDP, (any(ip), 5301)));
     assert!(bench.host_may_bind(UDP, (ip.host, 5301)));
+}
+
+fn port_of_a_dnat_is_taken_like_a_published_one(bench: &mut Bench<'_>, ip: &Family) {
+    let ports = |text: &str| text.parse().expect("ports");
+    let dnat = MappingSpec::dnat(
+        ip.host,
+        ports("8080"),
+        Protocol::Tcp,
+        ip.app,
+        Some(80),
+        None,
+    );
+    bench.map(1, &dnat.expect("dnat"), None, 0);
+    // Only its clients' packets are a hairpin's: the host may serve everybody else.
+    let hairpin = MappingSpec::hairpin(ip.host, ip.app, ports("8081"), Protocol::Tcp, None);
+    bench.map(2, &hairpin.expect("hairpin"), None, 0);
+    for at in [any(ip), ip.host] {
+        assert!(!bench.host_may_bind(TCP, (at, 8080)), "{at}");
+        assert!(bench.host_may_bind(TCP, (at, 8081)), "{at}");
+        assert!(bench.host_may_bind(UDP, (at, 8080)), "{at}");
+    }
+    assert!(bench.host_may_bind(TCP, (loopback(ip), 8080)));
 }
 
 fn other_ports_protocols_and_port_zero_are_free(bench: &mut Bench<'_>, ip: &Family) {

@@ -153,12 +153,7 @@ fn icmp_error_of_the_host_goes_through_without_flow(bench: &mut Bench<'_>, ip: &
 }
 
 fn address_that_nobody_has_is_dropped_at_the_bridge(bench: &mut Bench<'_>, ip: &Family) {
-    let nobody = if ip.web.is_ipv4() {
-        "10.0.42.99"
-    } else {
-        "fd42::99"
-    };
-    let packet = tcp("S", (ip.gateway, 45_000), (site::address(nobody), 80));
+    let packet = tcp("S", (ip.gateway, 45_000), (ip.nobody, 80));
     bench
         .from_host(&WEB, &packet)
         .is_dropped_for(0, Reason::NoSuchAddress);

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use nucnet_common::{
-    abi::{FlowState, MAPPED, Reason},
+    abi::{EventKind, FlowState, MAPPED, Reason},
     mapping::inside_view,
 };
 use nucnet_ctl::model::{
     Cidr,
     mapping::{MappingSpec, PortList},
     publish::Protocol,
+    to_abi,
 };
 
 use super::{Family, Row, each_family};
@@ -36,6 +37,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(segment_without_connection_of_a_mapped_source_does_not_leave),
     each_family!(endpoint_reaches_a_mapped_host_by_the_external_address),
     each_family!(endpoint_within_the_sources_of_a_mapping_leaves_with_its_address),
+    each_family!(flow_of_a_mapped_host_is_told_when_it_is_opened_and_closed),
     each_family!(flows_of_a_mapped_host_leave_nothing_when_they_are_over),
 ];
 
@@ -347,6 +349,39 @@ fn endpoint_within_the_sources_of_a_mapping_leaves_with_its_address(
     let (web, server) = ((ip.web, 5000), (ip.server, 443));
     bench.goes_out(&WEB, &udp(web, server), (own, 5000));
     bench.comes_in(&udp(server, (own, 5000)), &WEB, web);
+}
+
+fn flow_of_a_mapped_host_is_told_when_it_is_opened_and_closed(bench: &mut Bench<'_>, ip: &Family) {
+    let (_, server, _) = lan(ip);
+    bench.map(1, &dnat(ip, "8080", Protocol::Tcp, server), None, 0);
+    bench.watch();
+    let (client, host) = ((ip.client, 40_000), (ip.host, 8080));
+    let _ = bench.from_uplink(UPLINK, &tcp("S", client, host));
+    let event = bench.only_event();
+    assert_eq!(
+        (event.kind, event.endpoint),
+        (EventKind::FlowNew as u32, MAPPED)
+    );
+    assert_eq!(
+        (event.source, event.source_port),
+        (to_abi(client.0), client.1)
+    );
+    assert_eq!(
+        (event.destination, event.destination_port),
+        (to_abi(host.0), host.1)
+    );
+    assert_eq!(
+        (event.nat_destination, event.nat_destination_port),
+        (to_abi(server), 80)
+    );
+    let _ = bench.from_uplink(SECOND_UPLINK, &tcp("SA", (server, 80), client));
+    assert_eq!(bench.events(), [], "an answer is no event");
+    let _ = bench.from_uplink(UPLINK, &tcp("R", client, host));
+    let event = bench.only_event();
+    assert_eq!(
+        (event.kind, event.packets),
+        (EventKind::FlowClosed as u32, 3)
+    );
 }
 
 fn flows_of_a_mapped_host_leave_nothing_when_they_are_over(bench: &mut Bench<'_>, ip: &Family) {

@@ -1,7 +1,7 @@
 //! Endpoints that speak to the outside, and the answers.
 
 use nucnet_common::{
-    abi::{FlowState, Mac, Mapping, Reason},
+    abi::{Filtering, FlowState, Mac, Mapping, Reason},
     packet::{ICMP, ICMPV6, TCP, UDP},
 };
 
@@ -24,6 +24,8 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(port_of_the_hosts_own_range_is_replaced_by_a_dynamic_one),
     each_family!(privileged_port_is_replaced_by_a_dynamic_one),
     each_family!(port_of_a_socket_of_the_host_is_replaced_by_a_dynamic_one),
+    each_family!(connected_socket_of_the_host_keeps_its_port_and_its_answers),
+    each_family!(connected_socket_of_the_host_keeps_its_peer_from_a_bindings_port),
     each_family!(published_port_is_replaced_by_a_dynamic_one),
     each_family!(second_endpoint_with_the_same_port_and_server_gets_another_port),
     each_family!(external_tcp_port_serves_several_peers),
@@ -165,6 +167,45 @@ fn port_of_a_socket_of_the_host_is_replaced_by_a_dynamic_one(bench: &mut Bench<'
     let external = bench.flow(UDP, web, server).external_port;
     assert_ne!(external, 5001);
     sent.leaves(UPLINK, ip.router, &udp((ip.host, external), server).ttl(63));
+}
+
+fn connected_socket_of_the_host_keeps_its_port_and_its_answers(bench: &mut Bench<'_>, ip: &Family) {
+    // It is found by its peer only.
+    let (host, server) = ((ip.host, 5000), (ip.server, 443));
+    bench.socket(Socket::UdpTo(host.into(), server.into()));
+    let web = (ip.web, 5000);
+    let sent = bench.from_endpoint(&WEB, &udp(web, server));
+    let external = bench.flow(UDP, web, server).external_port;
+    assert_ne!(external, 5000);
+    sent.leaves(UPLINK, ip.router, &udp((ip.host, external), server).ttl(63));
+    bench.from_uplink(UPLINK, &udp(server, host)).passes();
+    bench
+        .from_uplink(UPLINK, &udp(server, (ip.host, external)))
+        .reaches(&WEB, &udp(server, web).ttl(63));
+}
+
+fn connected_socket_of_the_host_keeps_its_peer_from_a_bindings_port(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    bench.set_network(|network| network.filtering = Filtering::EndpointIndependent as u32);
+    let (web, host) = ((ip.web, 5000), (ip.host, 5000));
+    let (server, client) = ((ip.server, 443), (ip.client, 443));
+    bench.from_endpoint(&WEB, &udp(web, server)).leaves(
+        UPLINK,
+        ip.router,
+        &udp(host, server).ttl(63),
+    );
+    bench.socket(Socket::UdpTo(host.into(), client.into()));
+    // One answer cannot be for both: that peer is the host's while its socket is there.
+    bench
+        .from_endpoint(&WEB, &udp(web, client))
+        .is_refused(Reason::PortsExhausted);
+    bench.from_uplink(UPLINK, &udp(client, host)).passes();
+    bench
+        .from_uplink(UPLINK, &udp(server, host))
+        .reaches(&WEB, &udp(server, web).ttl(63));
+    assert_eq!(bench.counts(), (1, 1));
 }
 
 fn published_port_is_replaced_by_a_dynamic_one(bench: &mut Bench<'_>, ip: &Family) {

@@ -20,11 +20,13 @@ mod mapping;
 mod masquerade;
 mod mtu;
 mod neighbours;
+mod places;
 mod policy;
 mod publish;
 mod reject;
 mod runtime;
 mod siblings;
+mod talk;
 mod told;
 
 /// What happens at a site, by the name of what must be true.
@@ -57,6 +59,8 @@ pub struct Family {
     pub stranger: IpAddr,
     /// Where no route leads.
     pub nowhere: IpAddr,
+    /// Nobody, in the network of the endpoints.
+    pub nobody: IpAddr,
     /// Endpoint [`site::WEB`]'s.
     pub web: IpAddr,
     /// Endpoint [`site::APP`]'s.
@@ -76,6 +80,7 @@ pub const V4: Family = Family {
     server: site::SERVER4,
     stranger: site::STRANGER4,
     nowhere: site::NOWHERE4,
+    nobody: site::NOBODY4,
     web: site::WEB.v4,
     app: site::APP.v4,
     slot: site::SLOT.v4,
@@ -91,11 +96,15 @@ pub const V6: Family = Family {
     server: site::SERVER6,
     stranger: site::STRANGER6,
     nowhere: site::NOWHERE6,
+    nobody: site::NOBODY6,
     web: site::WEB.v6,
     app: site::APP.v6,
     slot: site::SLOT.v6,
     other: site::OTHER.v6,
 };
+
+/// Why rows about places are about the logic alone.
+const DRAWS: &str = "the kernel's random numbers, which choose the places, cannot be chosen";
 
 /// A row that stands for itself.
 macro_rules! row {
@@ -161,6 +170,7 @@ pub fn cases() -> Vec<Case> {
         events::ROWS,
         runtime::ROWS,
         life::ROWS,
+        places::ROWS,
         mapping::ROWS,
         hold::ROWS,
         loopback::ROWS,

@@ -7,7 +7,9 @@ use super::{Row, row};
 use crate::packets::{
     bench::{Bench, Frame as _},
     packet::{Packet, advertisement, arp, icmp, solicitation},
-    site::{self, APP, BRIDGE, GATEWAY4, GATEWAY6, HOST4, HOST6, OTHER, WEB, address},
+    site::{
+        self, APP, BRIDGE, GATEWAY4, GATEWAY6, HOST4, HOST6, NOBODY4, NOBODY6, OTHER, WEB, address,
+    },
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -71,7 +73,7 @@ fn arp_probe_is_answered_for_taken_addresses_only(bench: &mut Bench<'_>) {
         .from_endpoint(&WEB, &request((WEB.mac, nobody), APP.v4))
         .is_answered(&reply(APP.v4, nobody));
     bench
-        .from_endpoint(&WEB, &request((WEB.mac, nobody), address("10.0.42.99")))
+        .from_endpoint(&WEB, &request((WEB.mac, nobody), NOBODY4))
         .is_dropped(Reason::NoNeighbour);
 }
 
@@ -87,7 +89,7 @@ fn arp_answer_keeps_the_padding(bench: &mut Bench<'_>) {
 
 fn arp_request_for_anybody_else_is_dropped(bench: &mut Bench<'_>) {
     for target in [
-        address("10.0.42.99"),
+        NOBODY4,
         OTHER.v4,
         address("10.0.43.1"),
         HOST4,
@@ -112,7 +114,7 @@ fn spoofed_arp_is_dropped(bench: &mut Bench<'_>) {
     bench
         .from_endpoint(&WEB, &request((APP.mac, WEB.v4), GATEWAY4))
         .is_dropped(Reason::SpoofedMac);
-    for sender in [APP.v4, GATEWAY4, address("10.0.42.99")] {
+    for sender in [APP.v4, GATEWAY4, NOBODY4] {
         bench
             .from_endpoint(&WEB, &request((WEB.mac, sender), GATEWAY4))
             .is_dropped(Reason::SpoofedAddress);
@@ -229,7 +231,7 @@ fn unicast_solicitation_is_answered(bench: &mut Bench<'_>) {
 
 fn solicitation_for_anybody_else_is_dropped(bench: &mut Bench<'_>) {
     for target in [
-        address("fd42::99"),
+        NOBODY6,
         OTHER.v6,
         WEB.v6,
         HOST6,
@@ -257,7 +259,7 @@ fn duplicate_address_detection_is_discovery(bench: &mut Bench<'_>) {
 }
 
 fn spoofed_solicitation_is_dropped(bench: &mut Bench<'_>) {
-    for source in [APP.v6, GATEWAY6, address("fd42::99")] {
+    for source in [APP.v6, GATEWAY6, NOBODY6] {
         bench
             .from_endpoint(
                 &WEB,

@@ -3,7 +3,7 @@
 use nucnet_common::abi::Reason;
 use nucnet_ctl::model::policy::Action;
 
-use super::{Family, Row, V6, each_family, row};
+use super::{Family, Row, V6, each_family, row, talk::Connection};
 use crate::packets::{
     bench::{Bench, Egress},
     packet::{echo_reply, echo_request, tcp, udp},
@@ -401,25 +401,17 @@ fn host_that_answers_a_flow_that_is_denied_now_finds_none(bench: &mut Bench<'_>,
         .reaches_host(BRIDGE, &udp(web, gateway));
 }
 
-/// A connection to the server, both sides of which have spoken.
-fn connection(bench: &mut Bench<'_>, ip: &Family) {
-    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    is_allowed(bench, ip, 5000, server);
-    bench.comes_in(&tcp("SA", server, host), &WEB, web);
-    bench.goes_out(&WEB, &tcp("A", web, server), host);
-}
-
 /// That the connection goes on, whoever speaks first.
 #[track_caller]
 fn goes_on(bench: &mut Bench<'_>, ip: &Family) {
-    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    bench.comes_in(&tcp("A", server, host), &WEB, web);
+    let connection = Connection { ip };
+    connection.back(bench, "A");
     bench.wait(1.5);
-    bench.goes_out(&WEB, &tcp("A", web, server), host);
+    connection.out(bench, "A");
 }
 
 fn flow_that_is_allowed_still_goes_on_in_both_directions(bench: &mut Bench<'_>, ip: &Family) {
-    connection(bench, ip);
+    Connection { ip }.establish(bench);
     bench.egress(&WEB, Egress::allow(&[internet(ip)]));
     goes_on(bench, ip);
     let (_, flow) = bench.only_flow();
@@ -430,7 +422,7 @@ fn flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions(
     bench: &mut Bench<'_>,
     ip: &Family,
 ) {
-    connection(bench, ip);
+    Connection { ip }.establish(bench);
     bench.egress_for_new_flows(&WEB, Egress::deny(&["any"]));
     goes_on(bench, ip);
     is_denied(bench, ip, 5001, (ip.server, 443));
@@ -438,7 +430,7 @@ fn flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions(
 
 fn connection_on_the_ports_of_a_kept_one_is_judged(bench: &mut Bench<'_>, ip: &Family) {
     let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
-    connection(bench, ip);
+    Connection { ip }.establish(bench);
     bench.egress_for_new_flows(&WEB, Egress::deny(&["any"]));
     bench.goes_out(&WEB, &tcp("FA", web, server), host);
     bench.comes_in(&tcp("FA", server, host), &WEB, web);
@@ -449,7 +441,7 @@ fn connection_on_the_ports_of_a_kept_one_is_judged(bench: &mut Bench<'_>, ip: &F
 
 fn policy_after_one_that_kept_flows_judges_them(bench: &mut Bench<'_>, ip: &Family) {
     let deny = Egress::deny(&["any"]);
-    connection(bench, ip);
+    Connection { ip }.establish(bench);
     bench.egress_for_new_flows(&WEB, deny);
     goes_on(bench, ip);
     bench.egress(&WEB, deny);

@@ -308,16 +308,11 @@ fn source_without_route_from_outside_is_martian(bench: &mut Bench<'_>, ip: &Fami
 
 fn source_in_a_managed_network_from_outside_is_martian(bench: &mut Bench<'_>, ip: &Family) {
     bench.publish(&WEB, "8080:80");
-    let nobody = match ip.web {
-        std::net::IpAddr::V4(_) => "10.0.42.99",
-        std::net::IpAddr::V6(_) => "fd42::99",
-    };
-    let nobody = site::address(nobody);
     bench
-        .from_uplink(UPLINK, &udp((nobody, 40_000), (ip.host, 8080)))
+        .from_uplink(UPLINK, &udp((ip.nobody, 40_000), (ip.host, 8080)))
         .passes();
     bench
-        .from_uplink(UPLINK, &tcp("S", (nobody, 40_000), (ip.host, 8080)))
+        .from_uplink(UPLINK, &tcp("S", (ip.nobody, 40_000), (ip.host, 8080)))
         .is_dropped(Reason::MartianSource);
     // So is one beyond an interface that has no program: its replies could not go back.
     bench

@@ -9,7 +9,7 @@ use super::{Family, Row, each_family};
 use crate::packets::{
     bench::Bench,
     packet::{echo_reply, echo_request, tcp, udp},
-    site::{self, APP, OTHER, SLOT, WEB},
+    site::{APP, OTHER, SLOT, WEB},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -136,12 +136,7 @@ fn isolated_network_serves_its_publishes_all_the_same(bench: &mut Bench<'_>, ip:
 }
 
 fn address_that_nobody_has_is_dropped(bench: &mut Bench<'_>, ip: &Family) {
-    let nobody = if ip.web.is_ipv4() {
-        "10.0.42.99"
-    } else {
-        "fd42::99"
-    };
-    let nobody = (site::address(nobody), 80);
+    let nobody = (ip.nobody, 80);
     bench
         .from_endpoint(&APP, &tcp("S", (ip.app, 5000), nobody))
         .is_dropped(Reason::NoSuchAddress);

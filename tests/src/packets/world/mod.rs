@@ -28,6 +28,7 @@ use nucnet_common::{
     answer::Account,
     env::{Held, Scratch},
     flow, fragment,
+    step::Steps,
 };
 
 use super::engine::Socket;
@@ -85,6 +86,8 @@ pub struct World {
     ingress: u32,
     mark: Cell<u32>,
 }
+
+impl Steps for World {}
 
 impl Default for World {
     fn default() -> Self {

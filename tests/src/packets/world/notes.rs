@@ -10,6 +10,7 @@ use std::{
 use nucnet_common::{
     abi::{Binding, Flow, FlowKey, OutsideKey},
     env::{Dead, Held, Route, RouteKind, Scratch},
+    flow::Place,
     fragment,
     packet::{Family, Fragment, Kind, Packet, Rewrite},
 };
@@ -149,6 +150,10 @@ pub(super) fn blank() -> Scratch {
             outside,
             named: key,
             best: 0xeeee_eeee,
+            place: Place {
+                index: 0xeeee_eeee,
+                version: 0xeeee_eeee,
+            },
         },
         policy: 0xeeee_eeee,
         rule: 0xeeee_eeee,

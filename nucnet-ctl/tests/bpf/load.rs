@@ -1,0 +1,365 @@
+//! Loading and removing the datapath: what is pinned where, crashes, several at once, missing
+//! privilege.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+use std::{fs, thread};
+
+use aya::maps::MapInfo;
+use aya::programs::TcAttachType;
+use nix::net::if_::if_nametoindex;
+use nucnet_common::abi::{Owner, map, program};
+use nucnet_ctl::kernel::bpf::{BpfError, Datapath, Host, load_unpinned};
+use nucnet_ctl::model::Kind;
+
+use super::lab::{add_veth, in_private_namespaces, load, names, program_id, programs_on, uplink};
+
+#[test]
+fn object_loads_without_pins() {
+    in_private_namespaces(|_| {
+        let object = load_unpinned().expect("load");
+        assert!(object.program(program::FROM_ENDPOINT).is_some());
+    });
+}
+
+/// The reader of ELF objects that bpftool uses is stricter than ours.
+#[test]
+fn bpftool_loads_the_object() {
+    in_private_namespaces(|root| {
+        let object = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/nucnet.o");
+        let pins = root.join("by_hand");
+        let output = match Command::new("bpftool")
+            .args(["prog", "loadall", object])
+            .arg(&pins)
+            .output()
+        {
+            Ok(output) => output,
+            Err(error) => return eprintln!("skipped: no bpftool here: {error}"),
+        };
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        assert!(names(&pins).contains(&"from_endpoint".to_owned()));
+    });
+}
+
+#[test]
+fn first_use_pins_every_map_and_program() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        let datapath = load(&bpffs);
+        assert_eq!(
+            fs::metadata(&bpffs).expect("metadata").mode() & 0o777,
+            0o700
+        );
+        let mut maps = map::ALL.to_vec();
+        maps.sort_unstable();
+        assert_eq!(names(&bpffs.join("maps")), maps);
+        let programs = names(&bpffs.join("progs"));
+        for name in [
+            program::FROM_ENDPOINT,
+            program::FROM_UPLINK,
+            program::FROM_UPLINK_L3,
+            program::FROM_HOST,
+            program::BIND4,
+            program::BIND6,
+        ] {
+            assert!(
+                programs.iter().any(|found| found == name),
+                "{name} in {programs:?}"
+            );
+        }
+        assert_eq!(names(&bpffs), ["links", "maps", "progs", "version"]);
+        assert_eq!(names(&bpffs.join("links")), Vec::<String>::new());
+        for status in datapath.programs().expect("programs") {
+            assert_ne!(status.id, 0, "{status:?}");
+            assert_ne!(status.verified_instructions, Some(0), "{status:?}");
+        }
+    });
+}
+
+/// The first attach after a boot waits for it.
+#[test]
+fn no_program_takes_long_to_verify() {
+    in_private_namespaces(|root| {
+        let datapath = load(&root.join("nucnet"));
+        for status in datapath.programs().expect("programs") {
+            // Kernels before 5.16 do not say.
+            let verified = status.verified_instructions.unwrap_or_default();
+            assert!(verified < 120_000, "{status:?}");
+        }
+    });
+}
+
+#[test]
+fn second_use_opens_what_the_first_pinned() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        let id = |name| {
+            MapInfo::from_pin(bpffs.join("maps").join(name))
+                .expect("map")
+                .id()
+        };
+        let host = Host::current().expect("host");
+        assert!(
+            Datapath::open_existing(&bpffs, &host)
+                .expect("open")
+                .is_none()
+        );
+        load(&bpffs)
+            .addresses
+            .insert(
+                &[7; 16],
+                &Owner {
+                    link: 3,
+                    endpoint: 9,
+                },
+            )
+            .expect("insert");
+        let before = (id(map::FLOWS), program_id(&bpffs, program::FROM_HOST));
+        let again = load(&bpffs);
+        assert_eq!(
+            (id(map::FLOWS), program_id(&bpffs, program::FROM_HOST)),
+            before
+        );
+        let owner = again.addresses.get(&[7; 16]).expect("get");
+        assert_eq!(
+            owner,
+            Some(Owner {
+                link: 3,
+                endpoint: 9
+            })
+        );
+        assert!(
+            Datapath::open_existing(&bpffs, &host)
+                .expect("open")
+                .is_some()
+        );
+    });
+}
+
+#[test]
+fn mount_point_itself_can_hold_the_pins() {
+    in_private_namespaces(|root| {
+        load(root);
+        assert_eq!(names(root), ["links", "maps", "progs", "version"]);
+        assert!(Datapath::remove(root).is_empty());
+        assert_eq!(names(root), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn directory_that_is_no_bpf_filesystem_is_refused_with_the_remedy() {
+    in_private_namespaces(|_| {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let host = Host::current().expect("host");
+        for path in [
+            directory.path().to_path_buf(),
+            directory.path().join("nucnet"),
+        ] {
+            let error = Datapath::open_or_load(&path, &host).expect_err("no bpffs");
+            assert!(matches!(error, BpfError::NotBpffs { .. }), "{error:?}");
+            assert_eq!(error.kind(), Kind::Unsupported);
+            assert_eq!(
+                error.hint(),
+                Some(format!("mount -t bpf bpf {}", path.display()))
+            );
+        }
+    });
+}
+
+#[test]
+fn directory_with_a_dot_or_another_owner_is_refused() {
+    in_private_namespaces(|root| {
+        let host = Host::current().expect("host");
+        let error = Datapath::open_or_load(&root.join("a.b"), &host).expect_err("dot");
+        assert!(error.to_string().contains("dot"), "{error}");
+        let foreign = root.join("foreign");
+        fs::create_dir(&foreign).expect("mkdir");
+        std::os::unix::fs::chown(&foreign, Some(65534), None).expect("chown");
+        let error = Datapath::open_or_load(&foreign, &host).expect_err("owner");
+        assert!(
+            error.to_string().contains("belongs to user 65534"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn directory_open_to_others_is_closed() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        fs::create_dir(&bpffs).expect("mkdir");
+        fs::set_permissions(&bpffs, fs::Permissions::from_mode(0o777)).expect("chmod");
+        load(&bpffs);
+        assert_eq!(
+            fs::metadata(&bpffs).expect("metadata").mode() & 0o777,
+            0o700
+        );
+    });
+}
+
+#[test]
+fn remains_of_a_crash_are_replaced() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        let datapath = load(&bpffs);
+        let index = add_veth("up0");
+        datapath.attach_bridge("up0").expect("attach");
+        let before = program_id(&bpffs, program::FROM_HOST);
+        // A crash while pinning, and one while taking away, leave this.
+        fs::remove_file(bpffs.join("version")).expect("remove");
+        fs::remove_file(bpffs.join("maps/flows")).expect("remove");
+        assert!(
+            Datapath::open_existing(&bpffs, &Host::current().expect("host"))
+                .expect("open")
+                .is_none()
+        );
+        let mut datapath = load(&bpffs);
+        assert_ne!(program_id(&bpffs, program::FROM_HOST), before);
+        assert!(programs_on("up0", TcAttachType::Egress).is_empty());
+        datapath
+            .sync_uplinks(&[uplink("up0", index)])
+            .expect("usable");
+    });
+}
+
+#[test]
+fn many_first_uses_at_once_make_one_datapath() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        // Threads have the namespaces of the thread that makes them.
+        let all: Vec<_> = (0..16)
+            .map(|_| {
+                let bpffs = bpffs.clone();
+                thread::spawn(move || load(&bpffs).programs().expect("programs"))
+            })
+            .collect();
+        let mut programs = all.into_iter().map(|thread| thread.join().expect("thread"));
+        let first = programs.next().expect("one at least");
+        assert!(programs.all(|programs| programs == first));
+    });
+}
+
+/// Runs one of this file's ignored tests in a process of its own.
+fn child(test: &str, bpffs: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("own path"));
+    command
+        .args(["--ignored", "--exact", "--nocapture", test])
+        .env("NUCNET_TEST_BPFFS", bpffs);
+    command
+}
+
+/// The child of `load_that_is_killed_at_any_moment_leaves_nothing_half`.
+#[test]
+#[ignore]
+fn child_that_loads_and_removes() {
+    let bpffs = PathBuf::from(std::env::var_os("NUCNET_TEST_BPFFS").expect("variable"));
+    loop {
+        let mut datapath = load(&bpffs);
+        let index = if_nametoindex("up0").expect("index");
+        datapath
+            .sync_uplinks(&[uplink("up0", index)])
+            .expect("sync");
+        assert!(Datapath::remove(&bpffs).is_empty());
+    }
+}
+
+#[test]
+fn load_that_is_killed_at_any_moment_leaves_nothing_half() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        let index = add_veth("up0");
+        let start = Instant::now();
+        load(&bpffs);
+        assert!(Datapath::remove(&bpffs).is_empty());
+        let cycle = start.elapsed();
+        const ROUNDS: u32 = 20;
+        for round in 0..ROUNDS {
+            let mut loading = child("load::child_that_loads_and_removes", &bpffs)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .expect("child");
+            // Spread over a load, an attach and a removal.
+            thread::sleep(cycle * 3 / 2 * round / ROUNDS);
+            assert!(
+                loading.try_wait().expect("wait").is_none(),
+                "it failed by itself"
+            );
+            loading.kill().expect("kill");
+            loading.wait().expect("wait");
+
+            let mut datapath = load(&bpffs);
+            datapath
+                .sync_uplinks(&[uplink("up0", index)])
+                .expect("sync");
+            let ours = program_id(&bpffs, program::FROM_UPLINK);
+            assert_eq!(programs_on("up0", TcAttachType::Ingress), [ours]);
+            let problems = Datapath::remove(&bpffs);
+            assert!(problems.is_empty(), "{problems:?}");
+            assert_eq!(names(root), Vec::<String>::new());
+            assert!(programs_on("up0", TcAttachType::Ingress).is_empty());
+        }
+    });
+}
+
+/// The child of `user_without_privilege_is_told_what_is_missing`.
+#[test]
+#[ignore]
+fn child_without_privilege() {
+    let bpffs = PathBuf::from(std::env::var_os("NUCNET_TEST_BPFFS").expect("variable"));
+    let Err(error) = load_unpinned() else {
+        panic!("loaded")
+    };
+    assert!(matches!(error, BpfError::NotPermitted { .. }), "{error:?}");
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("CAP_BPF"), "{error}");
+    println!("{error}");
+    let error =
+        Datapath::open_or_load(&bpffs, &Host::current().expect("host")).expect_err("no privilege");
+    assert_eq!(error.kind(), Kind::Unsupported, "{error:?}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("run as root")),
+        "{error:?}"
+    );
+    println!("{error}");
+}
+
+#[test]
+fn user_without_privilege_is_told_what_is_missing() {
+    in_private_namespaces(|root| {
+        let bpffs = root.join("nucnet");
+        load(&bpffs);
+        // Where somebody without privilege can run it.
+        let directory = Path::new("/run").join(format!("nucnet-test-{}", std::process::id()));
+        fs::create_dir(&directory).expect("mkdir");
+        let program = directory.join("test");
+        fs::copy(std::env::current_exe().expect("own path"), &program).expect("copy");
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+            .arg(&program)
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "load::child_without_privilege",
+            ])
+            .env("NUCNET_TEST_BPFFS", &bpffs)
+            .output();
+        fs::remove_dir_all(&directory).expect("remove");
+        let Ok(output) = output else {
+            eprintln!("skipped: no setpriv");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{text}");
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    });
+}
