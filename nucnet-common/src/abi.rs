@@ -13,7 +13,7 @@
 
 /// Rises with every change of a map's layout or meaning. Programs and control plane of
 /// different versions never share maps.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// An IPv6 address, or an IPv4 address in its mapped form; network byte order.
 pub type Address = [u8; 16];
@@ -70,6 +70,8 @@ pub mod map {
     pub const POLICY_CIDRS: &str = "policy_cidrs";
     /// [`super::PolicyPortKey`] (trie) to [`super::PolicyRule`].
     pub const POLICY_PORTS: &str = "policy_ports";
+    /// Ring buffer of lines that aya-log makes, for the monitor that debugs.
+    pub const LOG: &str = "AYA_LOGS";
     /// Ring buffers of [`super::Event`], one for each monitor.
     pub const EVENTS: [&str; super::size::MONITORS] = ["events0", "events1", "events2", "events3"];
     /// [`super::Monitor`] array: which of them somebody reads.
@@ -80,7 +82,7 @@ pub mod map {
     pub const EVENT_LIMITS: &str = "event_limits";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 26] = [
+    pub const ALL: [&str; 27] = [
         SETTINGS,
         NETWORKS,
         ENDPOINTS,
@@ -107,6 +109,7 @@ pub mod map {
         MONITORS,
         EVENTS_LOST,
         EVENT_LIMITS,
+        LOG,
     ];
 }
 
@@ -169,6 +172,10 @@ pub mod size {
     pub const POLICY_PORTS: usize = 1_048_576;
     /// Monitors that may run at once: a ring buffer has one reader.
     pub const MONITORS: usize = 4;
+    /// Those who read something: monitors, and who of them reads [`super::map::LOG`], last.
+    pub const READERS: usize = MONITORS + 1;
+    /// Bytes of [`super::map::LOG`]: some 500 lines; a power of two, in whole pages.
+    pub const LOG: usize = 131_072;
     /// Bytes of a monitor's ring buffer: some 700 events; a power of two, in whole pages.
     pub const EVENTS: usize = 131_072;
     /// Refusals that an endpoint has in mind so as to tell them once ([`super::EventLimit`]); a

@@ -14,6 +14,7 @@ use crate::{
     flow::Place,
     fragment,
     packet::{Frame, Packet, Rewrite},
+    path::Drop,
     step::Steps,
 };
 
@@ -256,6 +257,8 @@ pub trait Monitors {
     fn limit(&self, endpoint: u32) -> Option<Self::Limit>;
     /// Gives an event to a monitor, or counts it as lost.
     fn tell(&self, monitor: u32, event: &Event);
+    /// Writes a line about a packet that is dropped, for who debugs the programs.
+    fn log(&self, _drop: &Drop) {}
 }
 
 /// Everything that a journey needs.

@@ -38,6 +38,12 @@ pub fn is_watched<M: Monitors>(monitors: &M) -> bool {
     latest != 0
 }
 
+/// Whether one of those who monitor wants to know what the programs think, too.
+#[inline(always)]
+fn is_debugged<M: Monitors>(monitors: &M, event: &Event) -> bool {
+    monitors.reads_until(size::MONITORS as u32) > event.time
+}
+
 /// Tells about a packet that is dropped. It is unchanged, and read again: what the journey noted
 /// may be of another packet, if it got no further than the Ethernet header.
 #[inline(never)]
@@ -92,6 +98,9 @@ pub fn refused<E: Env>(env: &E, drop: &Drop, l3: u32, ethertype: u16) {
     };
     if is_news(&mut limit, event) && is_within(&mut limit.refusals, REFUSALS, event) {
         tell(env, event);
+        if is_debugged(env, event) {
+            env.log(drop);
+        }
     }
 }
 

@@ -35,9 +35,10 @@ use nucnet_common::{
     env::{Held, Host, Monitors, Route, RouteKind, Scratch, Tables},
     fragment,
     packet::{Balance, Covered, Delta, Family, Frame, TCP, mapped},
+    path::Drop,
 };
 
-use crate::{dry_run, maps::*, step};
+use crate::{dry_run, log::step_log, maps::*, step};
 
 /// Linux address family numbers (`AF_INET`, `AF_INET6`).
 pub const AF_INET: u8 = 2;
@@ -565,6 +566,16 @@ impl Monitors for Skb {
             // SAFETY: the pointer came from a lookup that succeeded; the field is aligned.
             unsafe { add(&raw mut (*lost).events, 1) };
         }
+    }
+
+    #[inline(always)]
+    fn log(&self, drop: &Drop) {
+        step_log(
+            drop.reason as u32,
+            drop.endpoint,
+            self.link(),
+            self.length(),
+        );
     }
 }
 

@@ -3,8 +3,12 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+// Under that name the macros of aya-log look for what they need.
+extern crate self as aya_log_ebpf;
+
 mod dry_run;
 mod glue;
+mod log;
 mod maps;
 mod sock;
 mod step;
@@ -20,6 +24,8 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
+pub use log::macro_support;
+
 use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
@@ -122,7 +128,7 @@ fn arrived(ctx: TcContext, header: u32) -> i32 {
 impl Skb {
     /// Index of the interface that the program sits on.
     #[inline(always)]
-    fn link(&self) -> u32 {
+    pub fn link(&self) -> u32 {
         // SAFETY: the context is the program's own.
         unsafe { (*self.ctx.skb.skb).ifindex }
     }

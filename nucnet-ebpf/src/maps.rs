@@ -74,8 +74,11 @@ pub static EVENTS_1: RingBuf<(), { size::EVENTS }> = RingBuf::new();
 pub static EVENTS_2: RingBuf<(), { size::EVENTS }> = RingBuf::new();
 #[btf_map(name = "events3")]
 pub static EVENTS_3: RingBuf<(), { size::EVENTS }> = RingBuf::new();
+/// Of the name by which `aya-log` finds it.
+#[btf_map(name = "AYA_LOGS")]
+pub static LOG: RingBuf<(), { size::LOG }> = RingBuf::new();
 #[btf_map(name = "monitors")]
-pub static MONITORS: Array<Monitor, { size::MONITORS }> = Array::new();
+pub static MONITORS: Array<Monitor, { size::READERS }> = Array::new();
 #[btf_map(name = "events_lost")]
 pub static EVENTS_LOST: Array<Lost, { size::MONITORS }> = Array::new();
 #[btf_map(name = "event_limits")]

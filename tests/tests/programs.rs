@@ -11,7 +11,7 @@ use nix::{net::if_::if_nametoindex, unistd::geteuid};
 use nucnet_common::abi::{Reason, program};
 use nucnet_tests::packets::{
     bench::{Bench, Frame as _},
-    engine::Engine as _,
+    engine::{Engine as _, Hook, Outcome},
     loaded::{self, Loaded},
     packet::{tcp, udp},
     rows::{self, Case, V4, V6},
@@ -57,6 +57,16 @@ fn main() -> ExitCode {
         "packet_of_an_uplink_without_link_layer_header_goes_in_and_out".to_owned(),
         loaded.clone(),
         packet_of_an_uplink_without_link_layer_header_goes_in_and_out,
+    ));
+    trials.push(trial(
+        "full_ring_of_a_monitor_stops_no_packet_and_each_event_is_counted".to_owned(),
+        loaded.clone(),
+        full_ring_of_a_monitor_stops_no_packet_and_each_event_is_counted,
+    ));
+    trials.push(trial(
+        "programs_log_refusals_for_who_debugs_and_for_nobody_else".to_owned(),
+        loaded.clone(),
+        programs_log_refusals_for_who_debugs_and_for_nobody_else,
     ));
     trials.push(trial(
         "no_place_is_left_taken_when_all_tables_are_empty".to_owned(),
@@ -157,5 +167,58 @@ fn packet_of_an_uplink_without_link_layer_header_goes_in_and_out(
         }
         Ok(())
     })?;
+    Ok(Completion::Completed)
+}
+
+/// A monitor that was stopped, or that writes to a slow terminal, reads nothing.
+fn full_ring_of_a_monitor_stops_no_packet_and_each_event_is_counted(
+    loaded: &mut Loaded,
+) -> Result<Completion, Failed> {
+    loaded.reset();
+    Bench::new(loaded).set(|settings| settings.flows_per_endpoint = 20_000);
+    let hook = Hook::FromEndpoint { link: WEB.link };
+    let send = |loaded: &mut Loaded, port| {
+        // An endpoint's own limit is not what this is about.
+        loaded.forget_limits();
+        let packet = udp((WEB.v4, port), (SERVER4, 443));
+        let (outcome, _) = loaded.run(hook, &packet.framed(WEB.gateway_mac(), WEB.mac));
+        assert_eq!(outcome, Outcome::Redirected(None));
+    };
+    loaded.watch();
+    let lost_before = loaded.lost_events();
+    let mut opened = 0;
+    while loaded.lost_events() < lost_before + 100 {
+        send(loaded, 10_000 + opened);
+        opened += 1;
+        assert!(opened < 10_000, "the ring takes everything");
+    }
+    let lost = loaded.lost_events() - lost_before;
+    let told = loaded.events().len();
+    assert_eq!(told as u64 + lost, u64::from(opened));
+    // There is room again.
+    send(loaded, 9_999);
+    assert_eq!(loaded.events().len(), 1);
+    Ok(Completion::Completed)
+}
+
+fn programs_log_refusals_for_who_debugs_and_for_nobody_else(
+    loaded: &mut Loaded,
+) -> Result<Completion, Failed> {
+    loaded.reset();
+    let _ = Bench::new(loaded);
+    let hook = Hook::FromEndpoint { link: WEB.link };
+    // Of another's address.
+    let packet = udp((SERVER4, 5000), (SERVER4, 443));
+    let frame = packet.framed(WEB.gateway_mac(), WEB.mac);
+    let lines = |loaded: &mut Loaded| {
+        loaded.forget_limits();
+        let _ = loaded.run(hook, &frame);
+        (loaded.events().len(), loaded.log_lines())
+    };
+    assert_eq!(lines(loaded), (0, 0));
+    loaded.watch();
+    assert_eq!(lines(loaded), (1, 0));
+    loaded.debug();
+    assert_eq!(lines(loaded), (1, 1));
     Ok(Completion::Completed)
 }

@@ -35,6 +35,10 @@ pub(super) struct MonitorArgs {
     /// Of this endpoint only
     #[arg(long, value_name = "ID")]
     endpoint: Option<String>,
+    /// With what the programs say about each packet that is shown as refused: how they read it,
+    /// and the route that they asked for last (0: to the host, 1: by an interface, 2: none)
+    #[arg(long, conflicts_with = "endpoint")]
+    debug: bool,
 }
 
 impl MonitorArgs {
@@ -47,7 +51,11 @@ impl MonitorArgs {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(Error::Signals)?;
         }
-        let mut monitor = host.monitor(only)?;
+        let mut monitor = if self.debug {
+            host.monitor_debug()?
+        } else {
+            host.monitor(only)?
+        };
         if !monitor.is_reading() {
             tracing::warn!("nothing is attached yet: waiting");
         }

@@ -2,7 +2,7 @@
 
 use super::{Error, Host, naming::Naming};
 use crate::{
-    kernel::bpf::{self, Datapath, EventReader, monotonic},
+    kernel::bpf::{self, Datapath, EventReader, LogReader, monotonic},
     model::{EndpointId, from_abi},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,6 +39,8 @@ pub enum EventName {
     FlowClosed,
     /// Events found no room in the buffer: nobody read fast enough.
     Lost,
+    /// What the programs themselves say about the packet of an event.
+    Debug,
 }
 
 /// An event. Of a refused packet, the addresses are those that it had; of a flow, those of its
@@ -80,6 +82,35 @@ pub struct EventView {
     /// Events of that endpoint, of that sort (refusals or flows), which were left out before this
     /// one because there were too many; how many were lost, if that is what happened.
     pub suppressed: u64,
+    /// What the programs say, in their own words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl EventView {
+    /// One that is about no packet and no flow, as of now.
+    fn bare(event: EventName, clock: &Clock) -> Self {
+        Self {
+            time: clock.text(clock.monotonic),
+            event,
+            endpoint: None,
+            protocol: None,
+            src: None,
+            sport: None,
+            dst: None,
+            dport: None,
+            reason: None,
+            rule: None,
+            nat_src: None,
+            nat_sport: None,
+            nat_dst: None,
+            nat_dport: None,
+            packets: None,
+            bytes: None,
+            suppressed: 0,
+            message: None,
+        }
+    }
 }
 
 impl fmt::Display for EventView {
@@ -92,12 +123,16 @@ impl fmt::Display for EventView {
                 self.time
             );
         }
+        if let Some(message) = &self.message {
+            return write!(f, "{}  debug    {message}", self.time);
+        }
         let name = match self.event {
             EventName::Denied => "denied",
             EventName::Dropped => "dropped",
             EventName::FlowNew => "new",
             EventName::FlowClosed => "closed",
             EventName::Lost => "lost",
+            EventName::Debug => "debug",
         };
         let id = self.endpoint.as_ref().map_or("-", EndpointId::as_str);
         write!(f, "{}  {name:<7}  {id}", self.time)?;
@@ -150,9 +185,26 @@ impl fmt::Display for Side {
 pub struct Monitor {
     host: Host,
     only: Option<EndpointId>,
-    reader: Option<EventReader>,
+    /// Whether the programs' debug output is wanted, too.
+    debugs: bool,
+    reader: Option<Reader>,
     stayed: Instant,
     naming: Naming,
+}
+
+struct Reader {
+    events: EventReader,
+    log: Option<LogReader>,
+}
+
+impl Reader {
+    fn stay(&mut self) -> Result<bool, Error> {
+        let keeps_log = match &mut self.log {
+            Some(log) => log.stay()?,
+            None => true,
+        };
+        Ok(keeps_log && self.events.stay()?)
+    }
 }
 
 impl Host {
@@ -162,6 +214,20 @@ impl Host {
     /// Kind [`NotFound`](crate::Kind::NotFound): there is no such endpoint.
     /// [`Conflict`](crate::Kind::Conflict): as many monitors as may are running.
     pub fn monitor(&self, only: Option<EndpointId>) -> Result<Monitor, Error> {
+        self.begin_monitor(only, false)
+    }
+
+    /// Begins to read all events, and what the programs themselves have to say about packets that
+    /// they drop.
+    ///
+    /// # Errors
+    /// [`Conflict`](crate::Kind::Conflict): another one does, or as many monitors as may are
+    /// running.
+    pub fn monitor_debug(&self) -> Result<Monitor, Error> {
+        self.begin_monitor(None, true)
+    }
+
+    fn begin_monitor(&self, only: Option<EndpointId>, debugs: bool) -> Result<Monitor, Error> {
         if let Some(id) = &only {
             let not_found = || Error::NoEndpoint(id.clone());
             let store = self.read()?.ok_or_else(not_found)?;
@@ -170,6 +236,7 @@ impl Host {
         let mut monitor = Monitor {
             host: self.clone(),
             only,
+            debugs,
             reader: None,
             stayed: Instant::now(),
             naming: Naming::default(),
@@ -197,16 +264,20 @@ impl Monitor {
             return Ok(Vec::new());
         };
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(reader.events.as_fd(), PollFlags::POLLIN)];
+        let log = reader.log.as_ref();
+        fds.extend(log.map(|log| PollFd::new(log.as_fd(), PollFlags::POLLIN)));
         // A signal ends the wait early, which is as good as nothing having come.
         let _ = poll(&mut fds, timeout);
         let mut events = Vec::new();
         while events.len() < BATCH
-            && let Some(event) = reader.read()
+            && let Some(event) = reader.events.read()
         {
             events.push(event);
         }
-        let lost = reader.take_lost()?;
+        let lost = reader.events.take_lost()?;
+        let log = reader.log.as_mut();
+        let messages = log.map(LogReader::read).unwrap_or_default();
         let clock = Clock::now()?;
         let mut views = Vec::new();
         for event in events {
@@ -216,7 +287,14 @@ impl Monitor {
             }
         }
         if lost > 0 {
-            views.push(self.lost(lost, &clock));
+            let mut view = EventView::bare(EventName::Lost, &clock);
+            view.suppressed = lost;
+            views.push(view);
+        }
+        for message in messages {
+            let mut view = EventView::bare(EventName::Debug, &clock);
+            view.message = Some(message);
+            views.push(view);
         }
         Ok(views)
     }
@@ -232,7 +310,12 @@ impl Monitor {
             self.reader = None;
         }
         if let Some(mut datapath) = Datapath::open_existing(bpffs, &bpf::Host::current()?)? {
-            self.reader = Some(datapath.read_events()?);
+            let log = match self.debugs {
+                true => Some(datapath.read_log()?),
+                false => None,
+            };
+            let events = datapath.read_events()?;
+            self.reader = Some(Reader { events, log });
         }
         Ok(())
     }
@@ -274,29 +357,8 @@ impl Monitor {
             packets: is_flow.then_some(event.packets),
             bytes: is_flow.then_some(event.bytes),
             suppressed: event.suppressed,
+            message: None,
         })
-    }
-
-    fn lost(&self, lost: u64, clock: &Clock) -> EventView {
-        EventView {
-            time: clock.text(clock.monotonic),
-            event: EventName::Lost,
-            endpoint: None,
-            protocol: None,
-            src: None,
-            sport: None,
-            dst: None,
-            dport: None,
-            reason: None,
-            rule: None,
-            nat_src: None,
-            nat_sport: None,
-            nat_dst: None,
-            nat_dport: None,
-            packets: None,
-            bytes: None,
-            suppressed: lost,
-        }
     }
 }
 

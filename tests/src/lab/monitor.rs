@@ -69,7 +69,8 @@ impl Lab {
     pub fn monitors(&self) -> Result<Vec<abi::Monitor>> {
         let map = MapData::from_pin(self.bpffs().join("maps").join(abi::map::MONITORS))?;
         let map: Array<_, abi::Monitor> = Map::Array(map).try_into()?;
-        Ok(map.iter().collect::<Result<_, _>>()?)
+        let readers = map.iter().take(abi::size::MONITORS);
+        Ok(readers.collect::<Result<_, _>>()?)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What people and programs get to see of refusals.
 
-use std::{process::Stdio, time::Duration};
+use std::{net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use nucnet_common::abi::Reason;
 use nucnet_ctl::kernel::bpf::monotonic;
 use nucnet_tests::lab::{OUTSIDE, wait};
 use serde_json::{Value, json};
@@ -30,6 +31,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: several,
     },
     Scenario {
+        name: "monitor_shows_what_the_programs_say_to_one_who_debugs",
+        what: "whoever reports a bug can say what the programs saw",
+        families: Families::Each,
+        run: debug,
+    },
+    Scenario {
         name: "monitor_ends_when_nobody_reads_it",
         what: "nucnet-ctl monitor | head",
         families: Families::Together,
@@ -47,8 +54,8 @@ fn denied(case: &Case) -> Result<()> {
     case.only_nucnet()?;
     let to = OUTSIDE.port(case.family, 443);
     let rule = match to.ip() {
-        std::net::IpAddr::V4(v4) => format!("{v4}/32:443/tcp"),
-        std::net::IpAddr::V6(v6) => format!("[{v6}/128]:443/tcp"),
+        IpAddr::V4(v4) => format!("{v4}/32:443/tcp"),
+        IpAddr::V6(v6) => format!("[{v6}/128]:443/tcp"),
     };
     let (client, endpoint) = case.attached("client", &["--deny", &rule])?;
     let monitor = case.lab.monitor(&["--endpoint", "client"])?;
@@ -139,6 +146,46 @@ fn several(case: &Case) -> Result<()> {
     }
     let _again = case.lab.monitor(&[])?;
     Ok(())
+}
+
+fn debug(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (client, endpoint) = case.attached("client", &["--egress-default", "deny"])?;
+    let to = OUTSIDE.port(case.family, 443);
+    let monitor = case.lab.monitor(&["--debug"])?;
+    let another = case.lab.nucnet(&["monitor", "--debug"])?.expect(4)?;
+    ensure!(another.stderr.contains("another monitor"), "{another}");
+    let plain = case.lab.monitor(&[])?;
+    silent(&client, to)?;
+    plain.wait_for("a denial", |event| event["event"] == "denied")?;
+    let line = monitor.wait_for("a line", |event| event["event"] == "debug")?;
+    let message = line["message"].as_str().context("no message")?;
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_string(),
+        IpAddr::V6(v6) => v6.to_string(),
+    };
+    let (source, destination) = (address(endpoint.address(case.family)?), address(to.ip()));
+    for wanted in [
+        format!("drop: reason {} ", Reason::Policy as u32),
+        format!(" protocol 6 {source} "),
+        format!(" -> {destination} 443 "),
+    ] {
+        ensure!(
+            message.contains(&wanted),
+            "{wanted:?} is not in {message:?}"
+        );
+    }
+    ensure!(
+        plain
+            .events()?
+            .iter()
+            .all(|event| event["event"] != "debug"),
+        "{:?}",
+        plain.events()
+    );
+    // Whoever comes next reads it in turn.
+    ensure!(monitor.end(Signal::SIGTERM)? == Some(0), "no clean end");
+    case.lab.monitor(&["--debug"]).map(drop)
 }
 
 fn closed_pipe(case: &Case) -> Result<()> {

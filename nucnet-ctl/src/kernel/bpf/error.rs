@@ -180,6 +180,22 @@ pub enum BpfError {
         /// Their process ids.
         holders: Vec<u32>,
     },
+    /// Somebody reads the programs' debug output, which has one reader.
+    #[error(
+        "another monitor shows the programs' debug output: process {}",
+        Listed(holders)
+    )]
+    LogBusy {
+        /// Its process id.
+        holders: Vec<u32>,
+    },
+    /// The programs' debug output cannot be read.
+    #[error("the programs' debug output cannot be read")]
+    Log {
+        /// Why.
+        #[source]
+        source: Box<aya_log::Error>,
+    },
     /// There is no cgroup2 hierarchy.
     #[error("no cgroup2 hierarchy is mounted")]
     NoCgroup2,
@@ -322,7 +338,8 @@ impl BpfError {
             Self::OtherAbi { .. }
             | Self::OtherMap { .. }
             | Self::OtherHost { .. }
-            | Self::MonitorsBusy { .. } => Kind::Conflict,
+            | Self::MonitorsBusy { .. }
+            | Self::LogBusy { .. } => Kind::Conflict,
             refused if refused.is_refusal() => Kind::Unsupported,
             _ => Kind::Operation,
         }
@@ -370,6 +387,7 @@ impl BpfError {
                 "give each host its own --bpffs, or run `nucnet-ctl down` in the other one".into()
             }
             Self::MonitorsBusy { .. } => "end one of them".into(),
+            Self::LogBusy { .. } => "end it, or monitor without --debug".into(),
             Self::NoCgroup2 => "mount -t cgroup2 none /sys/fs/cgroup/unified".into(),
             Self::NoDynamicPorts { .. } => "narrow net.ipv4.ip_local_port_range, or take a block \
                  of ports out of it: sysctl -w net.ipv4.ip_local_reserved_ports=16384-32767"

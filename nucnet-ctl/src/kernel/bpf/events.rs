@@ -1,22 +1,12 @@
-//! Events that the programs tell: a ring buffer for each monitor, and who reads which.
-//!
-//! A ring has one reader. Whoever wants to read takes one that nobody reads, and says again and
-//! again that he is still there; the programs write nothing for one who has stopped saying so.
+//! Events that the programs tell: a ring buffer for each monitor.
 
-use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    time::Duration,
-};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::maps::{Map, MapData, RingBuf};
 use bytes::{Buf, TryGetError};
-use nix::time::{ClockId, clock_gettime};
-use nucnet_common::abi::{Address, Event, EventLimit, Lost, Monitor, map, size};
+use nucnet_common::abi::{Address, Event, EventLimit, Lost, map, size};
 
-use super::{BpfError, Cells, Datapath, pins::Pins, table::open_error};
-
-/// For how long the programs go on telling a reader who says nothing any more.
-const PATIENCE: Duration = Duration::from_secs(5);
+use super::{BpfError, Cells, Datapath, reader::Claim, table::open_error};
 
 /// Reads an event as the programs wrote it.
 ///
@@ -53,25 +43,11 @@ fn address(bytes: &mut &[u8]) -> Result<Address, TryGetError> {
     Ok(address)
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, which the programs' times are.
-///
-/// # Errors
-/// None that a kernel is known for.
-pub fn monotonic() -> Result<u64, BpfError> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| BpfError::Clock {
-        source: errno.into(),
-    })?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
-}
-
 /// The reader of a ring. Nobody else reads it until the value goes.
 pub struct EventReader {
-    pins: Pins,
-    index: u32,
+    claim: Claim,
     ring: RingBuf<MapData>,
-    monitors: Cells<Monitor>,
     lost: Cells<Lost>,
-    claim: Monitor,
     /// What was lost by the time of the latest look.
     lost_before: u64,
 }
@@ -83,63 +59,30 @@ impl Datapath {
     /// [`BpfError::MonitorsBusy`]: all are being read.
     pub fn read_events(&mut self) -> Result<EventReader, BpfError> {
         let at = |name| (self.pins.map(name), name);
-        let mut reader = {
-            let mut monitors = Cells::open(at(map::MONITORS), size::MONITORS, 0)?;
-            let lost = Cells::open(at(map::EVENTS_LOST), size::MONITORS, 0)?;
-            let (index, claim, is_only) = claim(&self.pins, &mut monitors)?;
-            if is_only {
-                // What others were told is news to this one.
-                let mut limits = Vec::new();
-                self.event_limits
-                    .for_each(|endpoint, _: &EventLimit| limits.push(*endpoint))?;
-                self.event_limits.remove_all(&limits, |_| {})?;
-            }
-            let name = map::EVENTS[index as usize];
-            let ring = MapData::from_pin(self.pins.map(name)).map_err(open_error(name))?;
-            EventReader {
-                pins: self.pins.clone(),
-                index,
-                ring: Map::RingBuf(ring).try_into().map_err(open_error(name))?,
-                monitors,
-                lost,
-                claim,
-                lost_before: 0,
-            }
+        let lost = Cells::open(at(map::EVENTS_LOST), size::MONITORS, 0)?;
+        let (claim, is_only) = match Claim::take(&self.pins, 0..size::MONITORS)? {
+            Ok(taken) => taken,
+            Err(holders) => return Err(BpfError::MonitorsBusy { holders }),
+        };
+        if is_only {
+            // What others were told is news to this one.
+            let mut limits = Vec::new();
+            self.event_limits
+                .for_each(|endpoint, _: &EventLimit| limits.push(*endpoint))?;
+            self.event_limits.remove_all(&limits, |_| {})?;
+        }
+        let name = map::EVENTS[claim.index as usize];
+        let ring = MapData::from_pin(self.pins.map(name)).map_err(open_error(name))?;
+        let mut reader = EventReader {
+            claim,
+            ring: Map::RingBuf(ring).try_into().map_err(open_error(name))?,
+            lost,
+            lost_before: 0,
         };
         while reader.ring.next().is_some() {}
         reader.take_lost()?;
         Ok(reader)
     }
-}
-
-/// Takes a ring: which, how it is claimed, and whether nobody else reads any.
-fn claim(pins: &Pins, monitors: &mut Cells<Monitor>) -> Result<(u32, Monitor, bool), BpfError> {
-    let _lock = pins.lock()?;
-    let now = monotonic()?;
-    let mut free = None;
-    let mut holders = Vec::new();
-    for index in 0..size::MONITORS as u32 {
-        let monitor = monitors.get(index)?;
-        if monitor.until > now {
-            holders.push(monitor.process);
-        } else {
-            free = free.or(Some(index));
-        }
-    }
-    let Some(index) = free else {
-        return Err(BpfError::MonitorsBusy { holders });
-    };
-    let claim = Monitor {
-        until: until(now),
-        process: std::process::id(),
-        token: rand::random(),
-    };
-    monitors.set(index, &claim)?;
-    Ok((index, claim, holders.is_empty()))
-}
-
-fn until(now: u64) -> u64 {
-    now + PATIENCE.as_nanos() as u64
 }
 
 impl EventReader {
@@ -159,18 +102,7 @@ impl EventReader {
     /// # Errors
     /// Those of the maps.
     pub fn stay(&mut self) -> Result<bool, BpfError> {
-        let now = monotonic()?;
-        // Somebody takes it over only once the claim has run out.
-        if self.claim.until <= now {
-            let _lock = self.pins.lock()?;
-            let found = self.monitors.get(self.index)?;
-            if (found.process, found.token) != (self.claim.process, self.claim.token) {
-                return Ok(false);
-            }
-        }
-        self.claim.until = until(now);
-        self.monitors.set(self.index, &self.claim)?;
-        Ok(true)
+        self.claim.stay()
     }
 
     /// How many events found no room since the last time.
@@ -178,7 +110,7 @@ impl EventReader {
     /// # Errors
     /// Those of the maps.
     pub fn take_lost(&mut self) -> Result<u64, BpfError> {
-        let lost = self.lost.get(self.index)?.events;
+        let lost = self.lost.get(self.claim.index)?.events;
         let more = lost.saturating_sub(self.lost_before);
         self.lost_before = lost;
         Ok(more)
@@ -190,18 +122,6 @@ impl AsFd for EventReader {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring lives as long as `self`.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
-    }
-}
-
-impl Drop for EventReader {
-    fn drop(&mut self) {
-        let Ok(found) = self.monitors.get(self.index) else {
-            return;
-        };
-        if (found.process, found.token) == (self.claim.process, self.claim.token) {
-            // Otherwise it runs out by itself.
-            let _ = self.monitors.set(self.index, &Monitor::default());
-        }
     }
 }
 

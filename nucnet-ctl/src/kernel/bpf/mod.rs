@@ -11,10 +11,12 @@ mod endpoint;
 mod error;
 mod events;
 mod flows;
+mod log;
 mod mapping;
 mod object;
 mod pins;
 mod publishes;
+mod reader;
 mod settings;
 mod status;
 mod sys;
@@ -37,10 +39,12 @@ pub use self::{
     attach::{AttachKind, LOOPBACK, cgroup_root},
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
-    events::{EventReader, decode, monotonic},
+    events::{EventReader, decode},
+    log::LogReader,
     mapping::MappingEntries,
     object::{OBJECT, OBJECT_HASH, load_unpinned},
     pins::is_place_for_pins,
+    reader::monotonic,
     settings::{Host, HostPorts},
     status::{Attachment, MapFill, OnHook, Pinned, ProgramStatus, RunTimeStatistics, tcx_ingress},
     table::{Cells, Drops, MappingCounts, Prefix, Table},

@@ -10,11 +10,13 @@ mod namespace;
 mod table;
 mod test_run;
 
-pub use namespace::enter_site;
+pub use namespace::{enter_bpffs, enter_site};
 
 use std::{
     any::Any,
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
+    fmt,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -22,14 +24,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuHashMap, RingBuf},
+    maps::{Array, MapData, MapError, PerCpuHashMap, RingBuf},
     programs::{SchedClassifier, TcAttachType},
 };
 use nucnet_common::abi::{
-    Address, Binding, DropCount, DropKey, Endpoint, EventLimit, Flow, FlowKey, Guest, Monitor,
-    Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
-    PublishKey, Reason, Settings, Slot, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage, map,
-    size,
+    Address, Binding, DropCount, DropKey, Endpoint, EventLimit, Flow, FlowKey, Guest, Lost,
+    Monitor, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule,
+    Publish, PublishKey, Reason, Settings, Slot, SlotUse, Snat, SnatKey, StaticMapping, Uplink,
+    Usage, map, size,
 };
 use nucnet_ctl::kernel::bpf::load_unpinned;
 
@@ -38,7 +40,7 @@ use super::{
     site::Party,
 };
 use namespace::ip_batch;
-use table::{Prefixes, Table, clear, keys};
+use table::{Prefixes, Table, clear, entries, keys};
 
 /// The programs, loaded, in the namespace of the calling thread.
 pub struct Loaded {
@@ -67,6 +69,9 @@ pub struct Loaded {
     policy_ports: Prefixes<PolicyPortKey, PolicyRule>,
     monitors: Array<MapData, Monitor>,
     events: RingBuf<MapData>,
+    lost: Array<MapData, Lost>,
+    /// Lines for who debugs the programs.
+    log: RingBuf<MapData>,
     limits: Table<u32, EventLimit>,
     /// Sockets of the host, which only have to be open.
     sockets: Vec<Box<dyn Any + Send>>,
@@ -88,7 +93,24 @@ impl Loaded {
     /// # Errors
     /// Those of the kernel and its verifier.
     pub fn new() -> Result<Self> {
-        let mut object = load_unpinned()?;
+        Self::of(load_unpinned()?)
+    }
+
+    /// The same with the tables pinned in a directory, where other programs find them.
+    ///
+    /// # Errors
+    /// As above, and those of pinning.
+    pub fn pinned(directory: &Path) -> Result<Self> {
+        let object = load_unpinned()?;
+        for name in map::ALL {
+            let map = object.map(name);
+            let map = map.with_context(|| format!("the object has no map {name}"))?;
+            map.pin(directory.join(name))?;
+        }
+        Self::of(object)
+    }
+
+    fn of(mut object: Ebpf) -> Result<Self> {
         let mut take = |name: &str| {
             let map = object.take_map(name);
             map.with_context(|| format!("the object has no map {name}"))
@@ -116,6 +138,8 @@ impl Loaded {
             policy_ports: take(map::POLICY_PORTS)?.try_into()?,
             monitors: take(map::MONITORS)?.try_into()?,
             events: take(map::EVENTS[0])?.try_into()?,
+            lost: take(map::EVENTS_LOST)?.try_into()?,
+            log: take(map::LOG)?.try_into()?,
             limits: take(map::EVENT_LIMITS)?.try_into()?,
             object,
             sockets: Vec::new(),
@@ -171,9 +195,71 @@ impl Loaded {
         self.policy_cidrs.clear();
         self.policy_ports.clear();
         self.forget_drops();
-        self.monitors.set(0, Monitor::default(), 0).expect("set");
+        for reader in 0..size::READERS as u32 {
+            self.monitors
+                .set(reader, Monitor::default(), 0)
+                .expect("set");
+        }
         self.events();
+        self.log_lines();
+        self.forget_limits();
+    }
+
+    /// Lets every endpoint cause events again, as after a while.
+    pub fn forget_limits(&mut self) {
         clear(&mut self.limits);
+    }
+
+    /// A flow, if there is one.
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        match self.flows.get(key, 0) {
+            Ok(flow) => Some(flow),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("flow: {error}"),
+        }
+    }
+
+    /// How many events have found no room since the programs were loaded.
+    pub fn lost_events(&self) -> u64 {
+        self.lost.get(&0, 0).expect("lost").events
+    }
+
+    /// Somebody debugs the programs from now on.
+    pub fn debug(&mut self) {
+        let always = Monitor {
+            until: u64::MAX,
+            ..Monitor::default()
+        };
+        let reader = size::MONITORS as u32;
+        self.monitors.set(reader, always, 0).expect("set");
+    }
+
+    /// How many lines there are for who debugs; they are gone then.
+    pub fn log_lines(&mut self) -> usize {
+        let mut lines = 0;
+        while self.log.next().is_some() {
+            lines += 1;
+        }
+        lines
+    }
+
+    /// All that packets change, but the places: whoever takes one has an entry.
+    pub fn changeable(&self) -> impl PartialEq + fmt::Debug + use<> {
+        let drops = self.drops.iter().map(|entry| {
+            let (key, counts) = entry.expect("drop");
+            let packets: u64 = counts.iter().map(|count| count.packets).sum();
+            ((key.endpoint, key.reason), packets)
+        });
+        let drops: BTreeMap<_, _> = drops.collect();
+        (
+            entries(&self.flows),
+            entries(&self.outside),
+            entries(&self.bindings),
+            entries(&self.usage),
+            entries(&self.limits),
+            entries(&self.budgets),
+            drops,
+        )
     }
 
     fn free(&mut self, index: u32) {

@@ -3,13 +3,31 @@
 use std::{
     fs,
     io::Write as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 
 use crate::packets::site::{self, Kind, Via};
+
+/// Gives the calling thread an empty BPF filesystem, which goes with it.
+///
+/// # Errors
+/// Privilege is missing, or `/sys/fs/bpf` is no directory.
+pub fn enter_bpffs() -> Result<&'static Path> {
+    const BPFFS: &str = "/sys/fs/bpf";
+    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+    let none = None::<&str>;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, private, none).context("leaving the mounts of others alone")?;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).context("mounting bpffs")?;
+    Ok(Path::new(BPFFS))
+}
 
 /// Gives the calling thread a network namespace of its own, with the site in it.
 ///

@@ -38,6 +38,19 @@ impl Loaded {
         Ok(nanoseconds)
     }
 
+    /// The same over runs that all find the frame as it is given. A run's own time is less
+    /// exact.
+    ///
+    /// # Errors
+    /// The kernel refuses the run.
+    pub fn nanoseconds_anew(&self, hook: Hook, frame: &[u8], runs: u32) -> io::Result<u32> {
+        let mut sum = 0;
+        for _ in 0..runs {
+            sum += u64::from(self.nanoseconds(hook, frame, 1)?);
+        }
+        Ok((sum / u64::from(runs)) as u32)
+    }
+
     /// Runs a frame whose sum is known, or not: what the program returns, and what it makes of
     /// the frame.
     pub(super) fn test_run(
