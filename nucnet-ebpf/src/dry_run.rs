@@ -52,6 +52,27 @@ pub fn is_dry() -> bool {
     DRY_RUN.load() != 0
 }
 
+/// Forgets the run before.
+#[inline(always)]
+pub fn begin() {
+    if is_dry()
+        && let (Some(overlay), Some(explained)) = (OVERLAY.get_ptr_mut(0), EXPLAINED.get_ptr_mut(0))
+    {
+        // SAFETY: one dry run at a time has these maps.
+        unsafe {
+            (*overlay).has_flow = 0;
+            (*overlay).refused.protocol = 0;
+            (*explained).way = WayKind::Pass as u32;
+            (*explained).link = 0;
+            (*explained).reason = 0;
+            (*explained).endpoint = 0;
+            (*explained).rule = 0;
+            (*explained).has_flow = 0;
+            (*explained).is_new = 0;
+        }
+    }
+}
+
 #[inline(always)]
 fn is_same(one: &FlowKey, other: &FlowKey) -> bool {
     one.endpoint == other.endpoint

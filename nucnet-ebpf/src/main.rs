@@ -42,6 +42,7 @@ const PACKET_HOST: u32 = 0;
 /// Everything that an endpoint sends.
 #[classifier]
 pub fn from_endpoint(ctx: TcContext) -> i32 {
+    dry_run::begin();
     let skb = Skb { ctx };
     let link = skb.link();
     let verdict = path::from_endpoint(&skb, link);
@@ -83,6 +84,7 @@ pub fn from_uplink_l3(ctx: TcContext) -> i32 {
 /// Everything that the host sends to endpoints.
 #[classifier]
 pub fn from_host(ctx: TcContext) -> i32 {
+    dry_run::begin();
     let skb = Skb { ctx };
     let verdict = path::from_host(&skb, skb.ethertype());
     skb.conclude(Origin::Host, verdict)
@@ -102,6 +104,7 @@ pub fn from_loopback(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn arrived(ctx: TcContext, header: u32) -> i32 {
+    dry_run::begin();
     let skb = Skb { ctx };
     // Frames for others, which an uplink in promiscuous mode sees too, are not for endpoints.
     if skb.packet_type() != PACKET_HOST {

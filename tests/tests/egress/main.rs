@@ -8,15 +8,18 @@ use std::{cell::RefCell, collections::HashSet, net::IpAddr};
 
 use nix::unistd::geteuid;
 use nucnet_common::{
-    abi::{Endpoint, FlowKey, Reason},
+    abi::{Endpoint, EventKind, FlowKey, Reason, WayKind, program},
     env::{Route, RouteKind},
     packet::{TCP, UDP},
     policy,
 };
-use nucnet_ctl::model::{
-    policy::{Action, Compiled, Policy},
-    rule::Rule,
-    to_abi,
+use nucnet_ctl::{
+    kernel::bpf::DryRun,
+    model::{
+        policy::{Action, Compiled, Policy},
+        rule::Rule,
+        to_abi,
+    },
 };
 use nucnet_tests::packets::{
     bench::{Bench, Frame as _},
@@ -95,11 +98,12 @@ fn packet(asked: Asked, number: u16) -> Packet {
     }
 }
 
-/// What the policy makes of a packet, where it really goes considered.
-fn expected(policy: &Policy, asked: Asked) -> Action {
-    let (action, _) = verdict(policy, asked);
-    if asked.protocol != TCP || asked.port != PUBLISHED || !is_host(asked.to) {
-        return action;
+/// What the policy makes of a packet, and by which rule, where it really goes considered.
+fn expected(policy: &Policy, asked: Asked) -> (Action, u32) {
+    let (action, rule) = verdict(policy, asked);
+    let is_translated = asked.protocol == TCP && asked.port == PUBLISHED && is_host(asked.to);
+    if action == Action::Deny || !is_translated {
+        return (action, rule);
     }
     let to = match asked.to {
         IpAddr::V4(_) => APP.v4,
@@ -107,8 +111,8 @@ fn expected(policy: &Policy, asked: Asked) -> Action {
     };
     let port = 80;
     match verdict(policy, Asked { to, port, ..asked }) {
-        (Action::Deny, rule) if rule != 0 => Action::Deny,
-        _ => action,
+        (Action::Deny, by) if by != 0 => (Action::Deny, by),
+        _ => (action, rule),
     }
 }
 
@@ -131,7 +135,7 @@ fn packets_fare_as_expected(
         };
         prop_assert_eq!(
             found,
-            expected(policy, *asked),
+            expected(policy, *asked).0,
             "{:?}: {:?} is {:?}",
             policy,
             asked,
@@ -210,6 +214,73 @@ fn loaded_programs_do_what_the_rules_say() {
         packets_fare_as_expected(&mut *loaded, &policy, &destinations)
     };
     cases(150, test, 80);
+}
+
+#[test]
+fn explain_agrees_with_the_live_programs_and_changes_nothing() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: loading programs needs root");
+        return;
+    }
+    loaded::enter_site().expect("site");
+    let pins = loaded::enter_bpffs().expect("bpffs");
+    let loaded = RefCell::new(Loaded::pinned(pins).expect("programs"));
+    let dry_run = DryRun::load(pins, program::FROM_ENDPOINT).expect("dry run");
+    let dry_run = RefCell::new(dry_run);
+    let test = |policy: Policy, destinations: Vec<Asked>| {
+        let (mut loaded, mut dry_run) = (loaded.borrow_mut(), dry_run.borrow_mut());
+        loaded.reset();
+        let (endpoint, _) = put_in_force(&mut *loaded, &policy);
+        loaded.watch();
+        let frames = (0..)
+            .zip(&destinations)
+            .map(|(number, asked)| packet(*asked, number).framed(WEB.gateway_mac(), WEB.mac));
+        let frames: Vec<_> = frames.collect();
+        let before = loaded.changeable();
+        let explain = |frame: &Vec<u8>| dry_run.run(WEB.link, frame).expect("dry run");
+        let explained: Vec<_> = frames.iter().map(explain).collect();
+        prop_assert_eq!(&loaded.changeable(), &before, "{:?}", policy);
+        prop_assert_eq!(loaded.events(), []);
+
+        for ((asked, frame), explained) in destinations.iter().zip(&frames).zip(&explained) {
+            loaded.forget_limits();
+            let hook = Hook::FromEndpoint { link: WEB.link };
+            let (outcome, _) = loaded.run(hook, frame);
+            let told = loaded.events();
+            let said = format!("{policy:?}: {asked:?} is {outcome:?}, explained {explained:?}");
+            match outcome {
+                Outcome::Dropped { endpoint, reason }
+                | Outcome::Refused {
+                    endpoint, reason, ..
+                } => {
+                    prop_assert_eq!(explained.way, WayKind::Dropped as u32, "{}", said);
+                    prop_assert_eq!(explained.reason, reason as u32, "{}", said);
+                    prop_assert_eq!(explained.endpoint, endpoint, "{}", said);
+                    let denied = told.iter().find(|it| it.kind == EventKind::Denied as u32);
+                    if let Some(denied) = denied {
+                        prop_assert_eq!(explained.rule, denied.rule, "{}", said);
+                    }
+                    prop_assert_eq!(denied.is_some(), reason == Reason::Policy, "{}", said);
+                }
+                Outcome::Redirected(_) => {
+                    prop_assert_eq!((explained.reason, explained.is_new), (0, 1), "{}", said);
+                    let flow = loaded.flow(&explained.key);
+                    let made = flow.map(|it| (it.external, it.peer, it.peer_port, it.next_hop));
+                    let it = explained.flow;
+                    let foretold = (it.external, it.peer, it.peer_port, it.next_hop);
+                    prop_assert_eq!(made, Some(foretold), "{}", said);
+                }
+                Outcome::Passed => prop_assert_eq!(explained.way, WayKind::Pass as u32),
+            }
+            let by_policy =
+                matches!(explained.reason, 0) || explained.reason == Reason::Policy as u32;
+            if by_policy && endpoint.policy != 0 {
+                prop_assert_eq!(explained.rule, expected(&policy, *asked).1, "{}", said);
+            }
+        }
+        Ok(())
+    };
+    cases(50, test, 60);
 }
 
 /// A policy with that many prefixes, with different ports, and two packets that it denies: one

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::Array,
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
@@ -22,6 +22,12 @@ const RESULT: &str = "explained";
 /// Offset of `ingress_ifindex` and `ifindex` in `struct __sk_buff` (linux/bpf.h).
 const INTERFACES: std::ops::Range<usize> = 36..44;
 
+/// A program that says what it would do.
+pub struct DryRun {
+    name: &'static str,
+    object: Ebpf,
+}
+
 impl Datapath {
     /// What a program would do with a frame that comes in by the interface of an index.
     ///
@@ -33,14 +39,39 @@ impl Datapath {
         link: u32,
         frame: &[u8],
     ) -> Result<Explained, BpfError> {
-        let mut object = load(&self.pins.maps())?;
-        let missing = || BpfError::NoProgram {
-            name: program.into(),
-        };
-        let error = |action| move |source| program_error(program, action, source);
-        let loaded = object.program_mut(program).ok_or_else(missing)?;
-        let loaded: &mut SchedClassifier = loaded.try_into().map_err(error("opened"))?;
-        loaded.load().map_err(error("loaded"))?;
+        DryRun::load(&self.pins.maps(), program)?.run(link, frame)
+    }
+}
+
+impl DryRun {
+    /// Loads a program on the maps that are pinned in a directory. Of the programs on them, one
+    /// at a time may run.
+    ///
+    /// # Errors
+    /// The object cannot be loaded.
+    pub fn load(maps: &Path, name: &'static str) -> Result<Self, BpfError> {
+        raise_memory_limit();
+        let mut loader = EbpfLoader::new();
+        loader.override_global("DRY_RUN", &1u8, true);
+        for name in map::ALL {
+            let pin = maps.join(name);
+            // What is not there would be pinned.
+            if pin.exists() {
+                loader.map_pin_path(name, pin);
+            }
+        }
+        let object = loader.load(OBJECT).map_err(object_error)?;
+        let mut this = Self { name, object };
+        let loaded = this.program()?.load();
+        loaded.map_err(|source| program_error(name, "loaded", source))?;
+        Ok(this)
+    }
+
+    /// What it would do with a frame that comes in by the interface of an index.
+    ///
+    /// # Errors
+    /// This kernel cannot run a program for a test.
+    pub fn run(&mut self, link: u32, frame: &[u8]) -> Result<Explained, BpfError> {
         // `struct __sk_buff`, all zero but the interfaces.
         let mut context = [0; 192];
         let interfaces = [link.to_ne_bytes(), link.to_ne_bytes()].concat();
@@ -50,23 +81,24 @@ impl Datapath {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        loaded.test_run(options).map_err(error("run"))?;
-        let result = object.map(RESULT).ok_or_else(missing)?;
+        let run = self.program()?.test_run(options);
+        run.map_err(|source| program_error(self.name, "run", source))?;
+        let result = self.object.map(RESULT).ok_or_else(|| self.missing())?;
         let result: Array<_, Explained> = result.try_into().map_err(open_error(RESULT))?;
         result.get(&0, 0).map_err(open_error(RESULT))
     }
-}
 
-fn load(maps: &Path) -> Result<aya::Ebpf, BpfError> {
-    raise_memory_limit();
-    let mut loader = EbpfLoader::new();
-    loader.override_global("DRY_RUN", &1u8, true);
-    for name in map::ALL {
-        let pin = maps.join(name);
-        // What is not there would be pinned.
-        if pin.exists() {
-            loader.map_pin_path(name, pin);
+    fn program(&mut self) -> Result<&mut SchedClassifier, BpfError> {
+        let (name, missing) = (self.name, self.missing());
+        let program = self.object.program_mut(name).ok_or(missing)?;
+        program
+            .try_into()
+            .map_err(|source| program_error(name, "opened", source))
+    }
+
+    fn missing(&self) -> BpfError {
+        BpfError::NoProgram {
+            name: self.name.into(),
         }
     }
-    loader.load(OBJECT).map_err(object_error)
 }

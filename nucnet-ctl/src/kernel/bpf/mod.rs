@@ -37,6 +37,7 @@ use self::pins::{
 };
 pub use self::{
     attach::{AttachKind, LOOPBACK, cgroup_root},
+    dry_run::DryRun,
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},
     events::{EventReader, decode},
