@@ -5,7 +5,10 @@ use nucnet_common::{
     event::{FLOWS, REFUSALS},
     packet::{TCP, UDP},
 };
-use nucnet_ctl::model::{policy::Action, to_abi};
+use nucnet_ctl::model::{
+    policy::{Action, Policy},
+    to_abi,
+};
 
 use super::{Family, Row, each_family, row};
 use crate::packets::{
@@ -22,6 +25,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(retransmission_is_no_news),
     each_family!(dropped_packet_is_told_with_its_reason),
     row!(discovery_is_counted_and_not_told),
+    each_family!(denial_by_a_policy_that_logs_none_is_counted_and_not_told),
     each_family!(masqueraded_flow_is_told_when_it_is_opened_and_closed),
     each_family!(published_flow_is_told_as_the_client_sees_it),
     each_family!(flow_of_the_hosts_own_is_told_as_its_socket_sees_it),
@@ -181,6 +185,22 @@ fn discovery_is_counted_and_not_told(bench: &mut Bench<'_>) {
             .is_dropped(Reason::Discovery);
     }
     assert_eq!(bench.events(), []);
+}
+
+/// `log_denied` of a container runtime's policies (N-57).
+fn denial_by_a_policy_that_logs_none_is_counted_and_not_told(bench: &mut Bench<'_>, ip: &Family) {
+    bench.watch();
+    let policy = Policy::new(Some(Action::Deny), Vec::new(), Vec::new(), Vec::new());
+    bench.policy(&WEB, &policy.with_denied_logged(false));
+    bench
+        .from_endpoint(&WEB, &tcp("S", (ip.web, 5000), (ip.server, 443)))
+        .is_dropped(Reason::Policy);
+    assert_eq!(bench.events(), []);
+    // What no policy has to do with is told.
+    bench
+        .from_endpoint(&WEB, &udp((ip.app, 5000), (ip.server, 53)))
+        .is_dropped(Reason::SpoofedAddress);
+    bench.only_event();
 }
 
 fn masqueraded_flow_is_told_when_it_is_opened_and_closed(bench: &mut Bench<'_>, ip: &Family) {

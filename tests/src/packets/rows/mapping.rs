@@ -15,7 +15,7 @@ use nucnet_ctl::model::{
 
 use super::{Family, Row, each_family};
 use crate::packets::{
-    bench::Bench,
+    bench::{Bench, Egress},
     engine::Socket,
     packet::{echo_reply, echo_request, tcp, udp},
     site::{SECOND_UPLINK, STRAY, UPLINK, WEB},
@@ -36,6 +36,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(mapped_source_to_the_host_or_a_network_is_not_translated),
     each_family!(segment_without_connection_of_a_mapped_source_does_not_leave),
     each_family!(endpoint_reaches_a_mapped_host_by_the_external_address),
+    each_family!(endpoint_reaches_no_mapped_host_that_its_policy_denies),
     each_family!(endpoint_within_the_sources_of_a_mapping_leaves_with_its_address),
     each_family!(flow_of_a_mapped_host_is_told_when_it_is_opened_and_closed),
     each_family!(flows_of_a_mapped_host_leave_nothing_when_they_are_over),
@@ -336,6 +337,31 @@ fn endpoint_reaches_a_mapped_host_by_the_external_address(bench: &mut Bench<'_>,
     bench
         .from_uplink(SECOND_UPLINK, &tcp("SA", (server, 80), seen))
         .reaches(&WEB, &tcp("SA", host, web).ttl(63));
+}
+
+fn endpoint_reaches_no_mapped_host_that_its_policy_denies(bench: &mut Bench<'_>, ip: &Family) {
+    let (own, server, _) = lan(ip);
+    bench.map(1, &dnat(ip, "8080", Protocol::Tcp, server), None, 0);
+    let (web, host, seen) = ((ip.web, 5000), (ip.host, 8080), (own, 5000));
+    bench.from_endpoint(&WEB, &tcp("S", web, host)).leaves(
+        SECOND_UPLINK,
+        server,
+        &tcp("S", seen, (server, 80)).ttl(63),
+    );
+    // Whether or not there is a flow.
+    let denied = Cidr::host(server).to_string();
+    bench.egress(&WEB, Egress::deny(&[&denied]));
+    for source in [web, (ip.web, 5001)] {
+        bench
+            .from_endpoint(&WEB, &tcp("S", source, host))
+            .is_dropped(Reason::Policy);
+    }
+    // What is allowed is what is asked for.
+    let asked = Cidr::host(ip.host).to_string();
+    bench.egress(&WEB, Egress::allow(&[&asked]));
+    bench
+        .from_endpoint(&WEB, &tcp("S", web, host))
+        .is_redirected();
 }
 
 fn endpoint_within_the_sources_of_a_mapping_leaves_with_its_address(

@@ -7,7 +7,7 @@ use super::{Family, Row, V6, each_family, row, talk::Connection};
 use crate::packets::{
     bench::{Bench, Egress},
     packet::{echo_reply, echo_request, tcp, udp},
-    site::{APP, BRIDGE, UPLINK, WEB},
+    site::{APP, BRIDGE, SLOT, UPLINK, WEB},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -19,6 +19,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(resolvers_are_allowed_on_their_port),
     each_family!(icmp_rules_cover_echo),
     each_family!(siblings_and_host_are_destinations_like_any_other),
+    each_family!(microvm_has_a_policy_like_any_endpoint),
     each_family!(reply_passes_under_default_deny),
     each_family!(reply_to_the_host_passes_under_default_deny),
     each_family!(reply_to_a_sibling_passes_under_default_deny),
@@ -221,6 +222,22 @@ fn siblings_and_host_are_destinations_like_any_other(bench: &mut Bench<'_>, ip: 
         .reaches_host(BRIDGE, &to_host);
     is_denied(bench, ip, 5000, (ip.app, 81));
     is_denied(bench, ip, 5000, (ip.gateway, 22));
+}
+
+fn microvm_has_a_policy_like_any_endpoint(bench: &mut Bench<'_>, ip: &Family) {
+    bench.egress(&SLOT, Egress::allow(&[internet(ip)]));
+    bench.publish(&SLOT, "8080:80");
+    let slot = (ip.slot, 5000);
+    bench.goes_out(&SLOT, &tcp("S", slot, (ip.server, 443)), (ip.host, 5000));
+    for to in [ip.router, ip.app, ip.other, ip.gateway, ip.host] {
+        bench
+            .from_endpoint(&SLOT, &tcp("S", slot, (to, 443)))
+            .is_dropped(Reason::Policy);
+    }
+    let (client, host, slot) = ((ip.client, 40_000), (ip.host, 8080), (ip.slot, 80));
+    bench.egress(&SLOT, Egress::deny(&["any"]));
+    bench.comes_in(&tcp("S", client, host), &SLOT, slot);
+    bench.goes_out(&SLOT, &tcp("SA", slot, client), host);
 }
 
 fn deny_all(bench: &mut Bench<'_>) {
