@@ -70,7 +70,7 @@ fn outbound(case: &Case) -> Result<()> {
         &[
             ("verdict", json!("pass")),
             ("reason", json!("policy")),
-            ("rule", allowed),
+            ("rule", allowed.clone()),
             ("endpoint", json!("client")),
             ("src", json!(source.to_string())),
             ("nat_dst", json!(to.ip().to_string())),
@@ -98,6 +98,21 @@ fn outbound(case: &Case) -> Result<()> {
         &[&from[..], &[&to.ip().to_string()]].concat(),
         &[("verdict", json!("drop")), ("protocol", json!("icmp"))],
     )?;
+
+    // People read the same.
+    let all = [&["explain"], &asked[..]].concat();
+    let text = case.lab.nucnet(&all)?.expect(0)?.stdout;
+    let allowed = allowed.as_str().unwrap_or_default();
+    for line in [
+        format!("pass: tcp {}", SocketAddr::new(source, 40_000)),
+        format!("-> {target}\n"),
+        "\n  reason     policy\n".to_owned(),
+        format!("\n  rule       {allowed}\n"),
+        "\n  goes on as ".to_owned(),
+        "\n  by         eth0, neighbour ".to_owned(),
+    ] {
+        ensure!(text.contains(&line), "{line:?} is not in {text}");
+    }
 
     // And that is what happens.
     let _web = case.web(&case.lab.outside, 80)?;
