@@ -13,7 +13,7 @@ use super::{
     egress::EgressArgs,
     endpoint,
     global::Global,
-    output::{done, show, show_plan, undone},
+    output::{done, report, show_plan, undone},
     value::{addresses, all, one, optional},
 };
 
@@ -118,7 +118,7 @@ impl AttachArgs {
                 steps.iter().map(ms).collect()
             }),
         };
-        show(global, &attached, |out| {
+        report(global, &attached, |out| {
             writeln!(
                 out,
                 "{}: {what} ({} ms)",
@@ -129,7 +129,8 @@ impl AttachArgs {
                 writeln!(out, "{ms:>9.3} ms  {step}")?;
             }
             Ok(())
-        })
+        });
+        Ok(())
     }
 }
 
@@ -174,7 +175,7 @@ impl DetachArgs {
             return show_plan(global, &lines);
         }
         let detached = host.detach(&ids)?;
-        show(
+        report(
             global,
             &serde_json::json!({
                 "detached": detached.removed, "absent": detached.absent
@@ -189,6 +190,7 @@ impl DetachArgs {
                     .iter()
                     .try_for_each(|id| writeln!(out, "{id}: was not there"))
             },
-        )
+        );
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ use nucnet_ctl::{
 
 use super::{
     global::Global,
-    output::{done, joined, show, show_plan, undone},
+    output::{done, joined, report, show, show_plan, undone},
     value::{all, one},
 };
 
@@ -123,7 +123,10 @@ impl EgressArgs {
 impl EgressVerb {
     pub(super) fn call(self, host: &Host, global: &Global) -> Result<(), Error> {
         let (id, policy, open_flows) = match self {
-            Self::Show { id } => return show_egress(global, &host.egress(&one(&id, "ID")?)?),
+            Self::Show { id } => {
+                let view = host.egress(&one(&id, "ID")?)?;
+                return show(global, &view, |out| egress(out, &view));
+            }
             Self::Set {
                 id,
                 file,
@@ -152,15 +155,15 @@ impl EgressVerb {
             let lines = [done(&set_up), undone(&former)].concat();
             return show_plan(global, &lines);
         }
-        show_egress(global, &host.set_egress(&id, policy, open_flows)?)
+        let view = host.set_egress(&id, policy, open_flows)?;
+        report(global, &view, |out| egress(out, &view));
+        Ok(())
     }
 }
 
-fn show_egress(global: &Global, view: &EgressView) -> Result<(), Error> {
-    show(global, view, |out| {
-        writeln!(out, "{}", view.id)?;
-        show_policy(out, &view.policy)
-    })
+fn egress(out: &mut dyn Write, view: &EgressView) -> io::Result<()> {
+    writeln!(out, "{}", view.id)?;
+    show_policy(out, &view.policy)
 }
 
 pub(super) fn show_policy(out: &mut dyn Write, egress: &Policy) -> io::Result<()> {

@@ -16,7 +16,7 @@ use nucnet_ctl::{
 use super::{
     columns::{Columns, Or},
     global::{Global, Output},
-    output::{show, show_plan},
+    output::{report, show_plan, written},
     value::optional,
 };
 
@@ -75,9 +75,10 @@ impl FlowsArgs {
             return show_plan(global, &[format!("end {count} flows")]);
         }
         let ended = host.flush_flows(endpoint.as_ref())?;
-        show(global, &serde_json::json!({ "ended": ended }), |out| {
+        report(global, &serde_json::json!({ "ended": ended }), |out| {
             writeln!(out, "{ended} flows ended")
-        })
+        });
+        Ok(())
     }
 }
 
@@ -88,24 +89,23 @@ fn show_flows(global: &Global, flows: &Flows) -> Result<(), Error> {
         let mut views = Vec::new();
         flows.for_each(|flow| views.push(flow))?;
         views.sort_by(|a, b| (a.endpoint, b.age_ms).cmp(&(b.endpoint, a.age_ms)));
-        // Nobody listening is no error.
-        let _ = flows_text(&mut out, &views).and_then(|()| out.flush());
-        return Ok(());
+        return written(flows_text(&mut out, &views).and_then(|()| out.flush()));
     }
-    let mut written = out.write_all(b"[");
+    let mut shown = out.write_all(b"[");
     let mut separator = "\n";
     flows.for_each(|flow| {
-        if written.is_ok() {
-            written = out
+        if shown.is_ok() {
+            shown = out
                 .write_all(separator.as_bytes())
                 .and_then(|()| Ok(serde_json::to_writer(&mut out, &flow)?));
             separator = ",\n";
         }
     })?;
-    let _ = written
-        .and_then(|()| out.write_all(b"\n]\n"))
-        .and_then(|()| out.flush());
-    Ok(())
+    written(
+        shown
+            .and_then(|()| out.write_all(b"\n]\n"))
+            .and_then(|()| out.flush()),
+    )
 }
 
 fn flows_text(out: &mut dyn Write, views: &[FlowView<'_>]) -> io::Result<()> {

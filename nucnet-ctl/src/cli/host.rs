@@ -12,7 +12,7 @@ use nucnet_ctl::{
 use super::{
     columns::{Columns, Or},
     global::Global,
-    output::{joined, show, show_plan},
+    output::{joined, report, show, show_plan},
 };
 
 /// Show the host: datapath, uplinks, networks, programs, maps, and what has drifted
@@ -86,18 +86,12 @@ pub(super) struct GcArgs;
 
 impl GcArgs {
     pub(super) fn call(self, host: &Host, global: &Global) -> Result<(), Error> {
-        let removal = if global.dry_run {
-            Removal::Planned
-        } else {
-            Removal::Done
+        let (removal, removed) = match global.dry_run {
+            true => (Removal::Planned, "would remove"),
+            false => (Removal::Done, "removed"),
         };
         let found = host.gc(removal)?;
-        show(global, &found, |out| {
-            let removed = if global.dry_run {
-                "would remove"
-            } else {
-                "removed"
-            };
+        let text = |out: &mut dyn Write| {
             found
                 .removed
                 .iter()
@@ -108,7 +102,12 @@ impl GcArgs {
                     "endpoint {id} has no sound record: detach it when it may go"
                 )
             })
-        })
+        };
+        if global.dry_run {
+            return show(global, &found, text);
+        }
+        report(global, &found, text);
+        Ok(())
     }
 }
 
@@ -123,7 +122,8 @@ impl DownArgs {
             return show_plan(global, &host.plan_down()?);
         }
         host.down()?;
-        show(global, &serde_json::json!({}), |_| Ok(()))
+        report(global, &serde_json::json!({}), |_| Ok(()));
+        Ok(())
     }
 }
 

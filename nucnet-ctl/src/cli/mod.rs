@@ -109,11 +109,10 @@ struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    fn call(self) {
+    fn call(self) -> Result<(), Error> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "nucnet-ctl", &mut script);
-        // Nobody reads it any more.
-        let _ = io::stdout().write_all(&script);
+        output::written(io::stdout().write_all(&script))
     }
 }
 
@@ -157,10 +156,7 @@ fn call(verb: Verb, global: &Global) -> Result<(), Error> {
         Verb::Network(verb) => verb.call(&host, global),
         Verb::Nat(verb) => verb.call(&host, global),
         Verb::Gc(arguments) => arguments.call(&host, global),
-        Verb::Completions(arguments) => {
-            arguments.call();
-            Ok(())
-        }
+        Verb::Completions(arguments) => arguments.call(),
         Verb::Down(arguments) => arguments.call(&host, global),
     }
 }

@@ -12,7 +12,7 @@ use nucnet_ctl::{
 use super::{
     columns::Columns,
     global::Global,
-    output::{done, show, show_plan, undone},
+    output::{done, report, show, show_plan, undone},
     value::{one, optional},
 };
 
@@ -131,7 +131,7 @@ impl NatVerb {
                     return show_plan(global, &done(&host.plan_add_mapping(&spec)?));
                 }
                 let view = host.add_mapping(&spec)?;
-                show(global, &view, |out| {
+                report(global, &view, |out| {
                     writeln!(out, "{}: {}", view.id, view.spec)?;
                     match view.local {
                         true => Ok(()),
@@ -140,7 +140,8 @@ impl NatVerb {
                             writeln!(out, "  inert until this host has address {address}")
                         }
                     }
-                })
+                });
+                Ok(())
             }
             Self::List => {
                 let views = host.mappings()?;
@@ -156,25 +157,27 @@ impl NatVerb {
                     return show_plan(global, &undone(&host.plan_remove_mappings(Some(&choice))?));
                 }
                 let removed = host.remove_mapping(&choice)?;
-                show(
+                report(
                     global,
                     &serde_json::json!({ "removed": removed }),
                     |out| match &removed {
                         Some(id) => writeln!(out, "{id}: removed"),
                         None => writeln!(out, "was not there"),
                     },
-                )
+                );
+                Ok(())
             }
             Self::Clear => {
                 if global.dry_run {
                     return show_plan(global, &undone(&host.plan_remove_mappings(None)?));
                 }
                 let removed = host.clear_mappings()?;
-                show(global, &serde_json::json!({ "removed": removed }), |out| {
+                report(global, &serde_json::json!({ "removed": removed }), |out| {
                     removed
                         .iter()
                         .try_for_each(|id| writeln!(out, "{id}: removed"))
-                })
+                });
+                Ok(())
             }
         }
     }

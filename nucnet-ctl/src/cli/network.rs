@@ -20,7 +20,7 @@ use nucnet_ctl::{
 use super::{
     columns::Columns,
     global::Global,
-    output::{done, joined, show, show_plan},
+    output::{done, joined, report, show, show_plan},
     value::{addresses, all, one, optional},
 };
 
@@ -161,7 +161,8 @@ impl NetworkVerb {
                     return show_plan(global, &done(&host.plan_network(&name, wish)?));
                 }
                 let view = host.create_network(&name, wish)?;
-                show(global, &view, |out| networks(out, slice::from_ref(&view)))
+                report(global, &view, |out| networks(out, slice::from_ref(&view)));
+                Ok(())
             }
             Self::List => {
                 let views = host.networks()?;
@@ -173,7 +174,8 @@ impl NetworkVerb {
                     return show_plan(global, &[format!("remove network {name}")]);
                 }
                 host.remove_network(&name)?;
-                show(global, &serde_json::json!({ "id": name }), |_| Ok(()))
+                report(global, &serde_json::json!({ "id": name }), |_| Ok(()));
+                Ok(())
             }
         }
     }

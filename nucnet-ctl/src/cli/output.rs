@@ -10,21 +10,43 @@ use serde::Serialize;
 
 use super::global::{Global, Output};
 
-/// Prints a result. Nobody listening is no error.
+/// Prints an answer.
 pub(super) fn show(
     global: &Global,
     value: &impl Serialize,
     text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let _ = match global.output {
+    let shown = match global.output {
         Output::Text => text(&mut out),
         Output::Json => serde_json::to_writer_pretty(&mut out, value)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out)),
     }
     .and_then(|()| out.flush());
-    Ok(())
+    written(shown)
+}
+
+/// Prints what was done. It is done, whether that can be printed or not.
+pub(super) fn report(
+    global: &Global,
+    value: &impl Serialize,
+    text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) {
+    if let Err(error) = show(global, value, text) {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "it is done, but cannot be shown"
+        );
+    }
+}
+
+/// What writing to standard output came to. Nobody listening is no error.
+pub(super) fn written(result: io::Result<()>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn show_plan(global: &Global, lines: &[String]) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use nucnet_ctl::{
 use super::{
     endpoint::published,
     global::Global,
-    output::{done, joined, show, show_plan, undone},
+    output::{done, joined, report, show_plan, undone},
     value::{all, one},
 };
 
@@ -30,7 +30,8 @@ impl PublishArgs {
         if global.dry_run {
             return show_plan(global, &done(&host.plan_publish(&id, &specs)?));
         }
-        show_publishes(global, &host.publish(&id, &specs)?)
+        report_publishes(global, &host.publish(&id, &specs)?);
+        Ok(())
     }
 
     pub(super) fn unpublish(self, host: &Host, global: &Global) -> Result<(), Error> {
@@ -38,7 +39,8 @@ impl PublishArgs {
         if global.dry_run {
             return show_plan(global, &undone(&host.plan_unpublish(&id, &specs)?));
         }
-        show_publishes(global, &host.unpublish(&id, &specs)?)
+        report_publishes(global, &host.unpublish(&id, &specs)?);
+        Ok(())
     }
 
     fn values(&self) -> Result<(EndpointId, Vec<PublishSpec>), Error> {
@@ -46,8 +48,8 @@ impl PublishArgs {
     }
 }
 
-fn show_publishes(global: &Global, view: &EndpointView) -> Result<(), Error> {
-    show(global, view, |out| {
+fn report_publishes(global: &Global, view: &EndpointView) {
+    report(global, view, |out| {
         writeln!(out, "{}: {}", view.id, joined(published(view)))
-    })
+    });
 }

@@ -834,3 +834,38 @@ fn completions_are_printed_without_a_host() {
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("unpublish"));
 }
+
+#[test]
+fn what_cannot_be_written_is_an_error_unless_it_tells_of_something_done() {
+    on_a_host(|lab| {
+        let full = |arguments: &str| {
+            let full = fs::File::options().write(true).open("/dev/full");
+            let mut command = lab.command(arguments);
+            let output = command.stdout(full.expect("/dev/full")).output();
+            let output = output.expect("nucnet-ctl");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            (output.status.code(), said)
+        };
+        let (code, said) = full("network create blue");
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("it is done, but cannot be shown"), "{said}");
+        assert_eq!(lab.json("network list")[0]["id"], "blue");
+        for answer in [
+            "network list",
+            "-o json list",
+            "flows",
+            "-o json flows",
+            "-o json gc --dry-run",
+        ] {
+            let (code, said) = full(answer);
+            assert_eq!(code, Some(1), "{answer}: {said}");
+            assert!(said.contains("cannot write to standard output"), "{said}");
+        }
+
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        drop(reader);
+        let mut unheard = lab.command("network list");
+        let status = unheard.stdout(writer).status().expect("nucnet-ctl");
+        assert!(status.success(), "nobody listening is no error: {status}");
+    });
+}
