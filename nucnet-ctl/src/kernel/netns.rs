@@ -133,7 +133,7 @@ impl NetnsFd {
     /// Opens the namespace that a file stands for: `/proc/PID/ns/net` or a bind mount of it.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NotFound {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotFound {
                 path: path.to_owned(),
             },
             _ => Error::File {

@@ -34,6 +34,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// It cannot be told which interfaces have routes that routers advertised.
+    #[error("cannot read the IPv6 routes of this network namespace")]
+    Routes(#[source] io::Error),
     /// The name would leave the directory of interfaces.
     #[error("{interface:?} is not an interface name")]
     Interface {
@@ -197,10 +200,13 @@ pub fn forward(family: Family, interface: &str) -> Result<(), Error> {
     }
     let mut listening = Vec::new();
     if family == Family::Ipv6 {
-        for link in advertised_links() {
+        for link in advertised_links()? {
             let accept = Sysctl::link(family, &link, LinkKey::AcceptRa);
-            if accept.read().is_ok_and(|value| value == "1") {
-                listening.push(accept);
+            match accept.read() {
+                Ok(value) if value == "1" => listening.push(accept),
+                // The interface went meanwhile, and its routes.
+                Ok(_) | Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -216,19 +222,24 @@ pub fn forward(family: Family, interface: &str) -> Result<(), Error> {
 }
 
 /// Interfaces by which the host has routes that a router advertised.
-fn advertised_links() -> BTreeSet<String> {
+fn advertised_links() -> Result<BTreeSet<String>, Error> {
     /// Made by an advertisement: `RTF_DEFAULT` and `RTF_ADDRCONF` (`linux/ipv6_route.h`).
     const ADVERTISED: u32 = 0x0001_0000 | 0x0004_0000;
-    // Of the calling thread's namespace. Without IPv6 there is no such file, and no such route.
-    let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
-    routes
+    // Of the calling thread's namespace.
+    let routes = match fs::read_to_string("/proc/thread-self/net/ipv6_route") {
+        Ok(routes) => routes,
+        // Without IPv6 there is no such file, and no such route.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(Error::Routes(error)),
+    };
+    Ok(routes
         .lines()
         .filter_map(|line| {
             let mut fields = line.split_ascii_whitespace().skip(8);
             let flags = u32::from_str_radix(fields.next()?, 16).ok()?;
             (flags & ADVERTISED != 0).then_some(fields.next()?.to_owned())
         })
-        .collect()
+        .collect())
 }
 
 /// The path below `/proc/sys`.

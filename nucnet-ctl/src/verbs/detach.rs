@@ -45,34 +45,23 @@ impl Host {
                 None => match gc::remove_unrecorded(&session, id) {
                     Ok(true) => detached.removed.push(id.clone()),
                     Ok(false) => detached.absent.push(id.clone()),
-                    Err(error) => left.0.push((format!("endpoint {id}"), error)),
+                    Err(error) => left.note(format!("endpoint {id}"), error),
                 },
             }
         }
         for (id, result) in remove_all(&session, recorded) {
             match result {
                 Ok(()) => detached.removed.push(id),
-                Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
-                Err(error) => left.0.push((format!("endpoint {id}"), error)),
+                Err(error) => left.note(format!("endpoint {id}"), error),
             }
         }
         // Also what an earlier detach did not get to.
-        match network::remove_unused(&session) {
-            Ok(()) => {}
-            Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
-            Err(error) => left.0.push(("remove unused networks".to_owned(), error)),
+        if let Err(error) = network::remove_unused(&session) {
+            left.note("remove unused networks", error);
         }
         session.abandon_if_fresh();
-        match left.0.is_empty() {
-            true => Ok(detached),
-            false => {
-                let ids: Vec<&str> = ids.iter().map(EndpointId::as_str).collect();
-                Err(Error::Teardown {
-                    what: format!("detach {}", ids.join(" ")),
-                    left,
-                })
-            }
-        }
+        let ids: Vec<&str> = ids.iter().map(EndpointId::as_str).collect();
+        left.or(format!("detach {}", ids.join(" ")), detached)
     }
 
     /// What a detach would undo, in the order of the set-up.
@@ -161,7 +150,7 @@ impl<'a> Removal<'a> {
         world.usage = Use::Used;
         world.datapath = match datapath.take() {
             Some(datapath) => Some(datapath),
-            None => Datapath::open_existing(session.bpffs(), &session.bpf_host)?,
+            None => session.open_datapath()?,
         };
         world.policy = endpoint.policy_in_force().compile()?;
         if let Some(other) = &endpoint.other_policy
@@ -200,12 +189,6 @@ impl<'a> Removal<'a> {
         self.left
             .extend(plan::tear_down(&self.rest, &mut self.world)?);
         *datapath = self.world.datapath.take();
-        match self.left.is_empty() {
-            true => Ok(()),
-            false => Err(Error::Teardown {
-                what: self.what,
-                left: Left(self.left),
-            }),
-        }
+        Left(self.left).or(self.what, ())
     }
 }

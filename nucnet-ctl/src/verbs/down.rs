@@ -57,12 +57,7 @@ impl Host {
                     .extend(problems.into_iter().map(|error| (what(), error.into())));
             }
         }
-        if !left.0.is_empty() {
-            return Err(Error::Teardown {
-                what: "down".to_owned(),
-                left,
-            });
-        }
+        left.or("down", ())?;
         match session {
             Some(session) => Ok(session.state.remove_all()?),
             None => Ok(()),
@@ -111,7 +106,7 @@ fn remove_networks(session: &Session, left: &mut Left) -> Result<(), Error> {
     for network in networks {
         let what = format!("network {}", network.name);
         let mut world = World::new(session);
-        match Datapath::open_existing(session.bpffs(), &session.bpf_host) {
+        match session.open_datapath() {
             Ok(datapath) => world.datapath = datapath,
             Err(error @ bpf::BpfError::OtherHost { .. }) => return Err(error.into()),
             // It goes altogether, below.
@@ -158,9 +153,7 @@ fn remove_unrecorded(which: impl Fn(&Link) -> bool, left: &mut Left) -> Result<(
 }
 
 fn collect(left: &mut Left, what: String, result: Result<(), Error>) {
-    match result {
-        Ok(()) => {}
-        Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
-        Err(error) => left.0.push((what, error)),
+    if let Err(error) = result {
+        left.note(what, error);
     }
 }

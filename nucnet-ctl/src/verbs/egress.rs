@@ -14,7 +14,7 @@ use super::{
     step::{World, egress_steps, superseded_steps},
 };
 use crate::{
-    kernel::bpf::{self, Datapath},
+    kernel::bpf::Datapath,
     model::{
         EndpointId,
         plan::{self, Plan},
@@ -74,7 +74,7 @@ impl Host {
     ) -> Result<EgressView, Error> {
         let mut session = self.session_with(id)?;
         let (mut endpoint, _) = live(&session, id)?;
-        let mut datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let mut datapath = session.open_datapath()?;
         settle(&session, &mut endpoint, &mut datapath)?;
         let judges = open_flows == OpenFlows::Judged;
         let anew = judges && keeps_flows(&endpoint, datapath.as_ref())?;
@@ -113,7 +113,7 @@ impl Host {
     ) -> Result<(Plan<Step>, Plan<Step>), Error> {
         let mut session = self.session_with(id)?;
         let (endpoint, _) = live(&session, id)?;
-        let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let datapath = session.open_datapath()?;
         let judges = open_flows == OpenFlows::Judged;
         let anew = judges && keeps_flows(&endpoint, datapath.as_ref())?;
         let Some(change) = Change::to(&mut session, &endpoint, policy, anew)? else {
@@ -126,12 +126,9 @@ impl Host {
 
     /// The egress policy of an endpoint.
     pub fn egress(&self, id: &EndpointId) -> Result<EgressView, Error> {
-        let not_found = || Error::NoEndpoint(id.clone());
-        let store = self.read()?.ok_or_else(not_found)?;
-        let mut endpoint = store.endpoint(id)?.ok_or_else(not_found)?;
+        let (_, mut endpoint) = self.read_endpoint(id)?;
         if endpoint.other_policy.is_some() {
-            let bpffs = &self.options.bpffs;
-            let datapath = Datapath::open_existing(bpffs, &bpf::Host::current()?)?;
+            let datapath = self.open_datapath()?;
             if is_other_in_force(&endpoint, datapath.as_ref())? {
                 endpoint.exchange_policies();
             }
@@ -258,13 +255,7 @@ pub(super) fn settle(
     if let Some(settled) = world.endpoint.take() {
         *endpoint = settled;
     }
-    match left.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Teardown {
-            what: format!("the former egress policy of {}", endpoint.id),
-            left: Left(left),
-        }),
-    }
+    Left(left).or(format!("the former egress policy of {}", endpoint.id), ())
 }
 
 /// The same with a datapath of its own.
@@ -272,6 +263,6 @@ pub(super) fn settle_recorded(
     session: &Session,
     mut endpoint: EndpointRecord,
 ) -> Result<(), Error> {
-    let mut datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    let mut datapath = session.open_datapath()?;
     settle(session, &mut endpoint, &mut datapath)
 }

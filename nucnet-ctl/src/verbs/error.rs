@@ -298,6 +298,27 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Left(pub Vec<(String, Error)>);
 
+impl Left {
+    /// Notes what could not be removed of something: `what`, unless the error knows better.
+    pub(super) fn note(&mut self, what: impl Into<String>, error: Error) {
+        match error {
+            Error::Teardown { left, .. } => self.0.extend(left.0),
+            error => self.0.push((what.into(), error)),
+        }
+    }
+
+    /// `done` if nothing is left of `what` was to be.
+    pub(super) fn or<T>(self, what: impl Into<String>, done: T) -> Result<T, Error> {
+        match self.0.is_empty() {
+            true => Ok(done),
+            false => Err(Error::Teardown {
+                what: what.into(),
+                left: self,
+            }),
+        }
+    }
+}
+
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0

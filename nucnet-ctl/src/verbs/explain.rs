@@ -2,10 +2,7 @@
 
 use super::{Error, Host, naming::Naming};
 use crate::{
-    kernel::{
-        bpf::{self, Datapath},
-        netlink::Netlink,
-    },
+    kernel::{bpf::Datapath, netlink::Netlink},
     model::{
         EndpointId, Invalid, Problem, from_abi,
         probe::{Payload, Probe, Side},
@@ -143,7 +140,7 @@ impl Host {
     pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, Error> {
         let payload = payload(request)?;
         let gone = || Error::DatapathGone(self.options.bpffs.clone());
-        let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
+        let datapath = self.open_datapath()?;
         let datapath = match (datapath, &request.from) {
             (Some(datapath), _) => datapath,
             (None, Origin::Endpoint(id)) => return Err(Error::NoEndpoint(id.clone())),
@@ -176,9 +173,7 @@ impl Host {
         id: &EndpointId,
         request: &ExplainRequest,
     ) -> Result<WayIn, Error> {
-        let not_found = || Error::NoEndpoint(id.clone());
-        let store = self.read()?.ok_or_else(not_found)?;
-        let record = store.endpoint(id)?.ok_or_else(not_found)?;
+        let (_, record) = self.read_endpoint(id)?;
         let not_active = || Error::NotActive(id.clone());
         let link = record.link.ok_or_else(not_active)?;
         let entry = datapath.endpoints.get(&link)?.ok_or_else(not_active)?;

@@ -2,7 +2,7 @@
 
 use super::{Error, Host};
 use crate::{
-    kernel::bpf::{self, Datapath},
+    kernel::bpf::Datapath,
     model::{
         EndpointId,
         flow::{FlowView, Party},
@@ -53,7 +53,7 @@ impl Host {
         super::list::report(&unreadable);
         let party = endpoint.map(|id| party(id, &records)).transpose()?;
         Ok(Flows {
-            datapath: Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?,
+            datapath: self.open_datapath()?,
             owners: records.into_iter().map(|r| (r.number, r.id)).collect(),
             party,
         })
@@ -75,8 +75,7 @@ impl Host {
             None => Vec::new(),
         };
         let party = endpoint.map(|id| party(id, &records)).transpose()?;
-        let Some(mut datapath) = Datapath::open_existing(session.bpffs(), &session.bpf_host)?
-        else {
+        let Some(mut datapath) = session.open_datapath()? else {
             return Ok(0);
         };
         datapath.end_bindings(party.map(|party| party.number))?;

@@ -51,7 +51,7 @@ pub enum Removal {
 /// Puts programs on uplinks that came up since the last call that did.
 fn manage_uplinks(session: &Session) -> Result<(), Error> {
     let mut world = World::new(session);
-    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    world.datapath = session.open_datapath()?;
     match world.datapath {
         Some(_) => world.apply(&Step::Uplinks),
         None => Ok(()),
@@ -84,12 +84,7 @@ impl Host {
         let Collection {
             mut found, left, ..
         } = collection;
-        if !left.0.is_empty() {
-            return Err(Error::Teardown {
-                what: "gc".to_owned(),
-                left,
-            });
-        }
+        left.or("gc", ())?;
         let is_over = session.state.is_empty()? && found.unrecorded.is_empty();
         if is_over && self.options.bpffs.exists() {
             found
@@ -133,7 +128,7 @@ fn shown(mount: &resolv::Mount) -> String {
 
 fn remove_all(host: &Host, session: Session) -> Result<(), Error> {
     // Only this host's: another one's is a conflict, and stays.
-    drop(Datapath::open_existing(session.bpffs(), &session.bpf_host)?);
+    drop(session.open_datapath()?);
     if let Some(error) = Datapath::remove(&host.options.bpffs).pop() {
         return Err(error.into());
     }
@@ -160,8 +155,7 @@ impl Collection<'_> {
     fn note(&mut self, what: String, result: Result<(), Error>) {
         match result {
             Ok(()) => self.found.removed.push(what),
-            Err(Error::Teardown { left, .. }) => self.left.0.extend(left.0),
-            Err(error) => self.left.0.push((what, error)),
+            Err(error) => self.left.note(what, error),
         }
     }
 
@@ -211,7 +205,7 @@ impl Collection<'_> {
                 let what = format!("network {} ({})", network.name, network.state);
                 self.remove(what, |session| {
                     let mut world = World::new(session);
-                    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+                    world.datapath = session.open_datapath()?;
                     network::tear_down(&mut world, network)
                 });
             }
@@ -308,7 +302,7 @@ impl Collection<'_> {
     /// Entries of the maps with numbers that nobody has.
     fn entries(&mut self) -> Result<(), Error> {
         let session = self.session;
-        let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let datapath = session.open_datapath()?;
         let Some(mut datapath) = datapath else {
             return Ok(());
         };
@@ -519,7 +513,7 @@ pub(super) fn remove_unrecorded(session: &Session, id: &EndpointId) -> Result<bo
         .iter()
         .filter(|link| link.alias.as_deref() == Some(&alias))
     {
-        let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let datapath = session.open_datapath()?;
         if let Some(mut datapath) = datapath {
             datapath.remove_endpoint(link.index)?;
         }

@@ -3,13 +3,17 @@
 use super::{Error, step::endpoint_alias};
 use crate::{
     kernel::{
-        boot, bpf,
+        boot,
+        bpf::{self, BpfError, Datapath},
         netfilter::{self, Changed},
         netlink::Netlink,
-        netns::NetnsFd,
+        netns::{self, NetnsFd},
         store,
     },
-    model::record::{DatapathKind, DatapathRecord, EndpointRecord, HostRecord, Namespace, Numbers},
+    model::{
+        EndpointId,
+        record::{DatapathKind, DatapathRecord, EndpointRecord, HostRecord, Namespace, Numbers},
+    },
 };
 use std::{
     cell::RefCell,
@@ -102,6 +106,22 @@ impl Host {
             }
             _ => Ok(None),
         }
+    }
+
+    /// An endpoint that must be there, and the state that says so.
+    pub(super) fn read_endpoint(
+        &self,
+        id: &EndpointId,
+    ) -> Result<(store::Store, EndpointRecord), Error> {
+        let not_found = || Error::NoEndpoint(id.clone());
+        let store = self.read()?.ok_or_else(not_found)?;
+        let record = store.endpoint(id)?.ok_or_else(not_found)?;
+        Ok((store, record))
+    }
+
+    /// The datapath, if it is loaded.
+    pub(super) fn open_datapath(&self) -> Result<Option<Datapath>, BpfError> {
+        Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)
     }
 
     /// Access for changing; the state directory is made if there is none.
@@ -225,10 +245,21 @@ const DYING: Duration = Duration::from_secs(1);
 
 /// Whether an endpoint's namespace is not where it was found.
 fn has_left(endpoint: &EndpointRecord) -> Result<bool, Error> {
-    Ok(match NetnsFd::open(&endpoint.netns) {
-        Ok(netns) => namespace(&netns)? != endpoint.namespace,
-        Err(_) => true,
-    })
+    // Of a process that ends meanwhile, /proc says once that it may not be looked at.
+    let opened = NetnsFd::open(&endpoint.netns).or_else(|_| NetnsFd::open(&endpoint.netns));
+    match opened {
+        Ok(netns) => Ok(namespace(&netns)? != endpoint.namespace),
+        Err(netns::Error::NotFound { .. } | netns::Error::NotANetns { .. }) => Ok(true),
+        // What cannot be seen is not known to be gone.
+        Err(error) => {
+            tracing::warn!(
+                endpoint = %endpoint.id,
+                error = &error as &dyn std::error::Error,
+                "cannot see whether its network namespace is still there"
+            );
+            Ok(false)
+        }
+    }
 }
 
 /// A host that only this process changes.
@@ -324,6 +355,11 @@ impl Session {
             }
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// The datapath, if it is loaded.
+    pub(super) fn open_datapath(&self) -> Result<Option<Datapath>, BpfError> {
+        Datapath::open_existing(self.bpffs(), &self.bpf_host)
     }
 
     /// The cgroup for the bind hooks.

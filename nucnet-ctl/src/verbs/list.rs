@@ -7,7 +7,6 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::{self, Datapath},
         netlink::{Link, Netlink},
         store,
     },
@@ -43,9 +42,7 @@ impl Host {
 
     /// One endpoint with its counters.
     pub fn inspect(&self, id: &EndpointId) -> Result<EndpointDetails, Error> {
-        let not_found = || Error::NoEndpoint(id.clone());
-        let store = self.read()?.ok_or_else(not_found)?;
-        let record = store.endpoint(id)?.ok_or_else(not_found)?;
+        let (store, record) = self.read_endpoint(id)?;
         let network = store.network(&record.wish.network)?;
         let mut endpoint = EndpointView::of(&record, network.as_ref());
         let link = Netlink::open()?.find_link(record.host_ifname.as_str())?;
@@ -56,7 +53,7 @@ impl Host {
             bindings: 0,
             dropped: BTreeMap::new(),
         };
-        let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
+        let datapath = self.open_datapath()?;
         let Some(datapath) = datapath else {
             details.endpoint.state = degraded(details.endpoint.state);
             return Ok(details);

@@ -229,9 +229,7 @@ impl Host {
 
     fn begin_monitor(&self, only: Option<EndpointId>, debugs: bool) -> Result<Monitor, Error> {
         if let Some(id) = &only {
-            let not_found = || Error::NoEndpoint(id.clone());
-            let store = self.read()?.ok_or_else(not_found)?;
-            store.endpoint(id)?.ok_or_else(not_found)?;
+            self.read_endpoint(id)?;
         }
         let mut monitor = Monitor {
             host: self.clone(),

@@ -100,8 +100,7 @@ impl Host {
         };
         let (records, unreadable) = store.mappings()?;
         super::list::report(&unreadable);
-        let host = crate::kernel::bpf::Host::current()?;
-        let datapath = Datapath::open_existing(&self.options.bpffs, &host)?;
+        let datapath = self.open_datapath()?;
         let netlink = Netlink::open()?;
         let mut records = records;
         records.sort_by_key(|record| record.number);
@@ -137,18 +136,11 @@ impl Host {
             let id = record.id.clone();
             match remove(&session, record) {
                 Ok(()) => removed.push(id),
-                Err(Error::Teardown { left: more, .. }) => left.0.extend(more.0),
-                Err(error) => left.0.push((format!("mapping {id}"), error)),
+                Err(error) => left.note(format!("mapping {id}"), error),
             }
         }
         session.abandon_if_fresh();
-        match left.0.is_empty() {
-            true => Ok(removed),
-            false => Err(Error::Teardown {
-                what: what.to_owned(),
-                left,
-            }),
-        }
+        left.or(what, removed)
     }
 
     /// What removing mappings would undo, in the order of the set-up; all of them if none is
@@ -213,7 +205,7 @@ fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingView, Error> 
     let intent = intend(session, spec)?;
     // Whatever is to be told is asked for now: once the mapping is there, nothing may fail.
     let (Intent::Whole(record) | Intent::Damaged(record) | Intent::New(record)) = &intent;
-    let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    let datapath = session.open_datapath()?;
     let mut shown = view(&session.netlink, datapath.as_ref(), record.clone())?;
     drop(datapath);
     shown.state = State::Active;
@@ -306,7 +298,7 @@ fn check(session: &Session, spec: &MappingSpec) -> Result<Option<Cidr>, Error> {
 
 /// Whether everything that a mapping needs is there.
 fn is_whole(session: &Session, record: &MappingRecord) -> Result<bool, Error> {
-    let Some(datapath) = Datapath::open_existing(session.bpffs(), &session.bpf_host)? else {
+    let Some(datapath) = session.open_datapath()? else {
         return Ok(false);
     };
     let routes = session.netlink.find_link(MAPPING_ROUTES)?;
@@ -427,13 +419,7 @@ pub(super) fn remove(session: &Session, record: MappingRecord) -> Result<(), Err
     let what = format!("remove mapping {}", record.id);
     let plan: Plan<Step> = mapping_steps(&record).into_iter().collect();
     let mut world = World::new(session);
-    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    world.datapath = session.open_datapath()?;
     world.mapping = Some(record);
-    match plan::tear_down(&plan, &mut world)? {
-        left if left.is_empty() => Ok(()),
-        left => Err(Error::Teardown {
-            what,
-            left: Left(left),
-        }),
-    }
+    Left(plan::tear_down(&plan, &mut world)?).or(what, ())
 }

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::Datapath,
         netlink,
         sysctl::{self, Family, Sysctl},
     },
@@ -115,7 +114,7 @@ pub(super) fn remove_unused(session: &Session) -> Result<(), Error> {
     for network in session.state.sound_networks()? {
         if network.wish.is_none() && is_unused(session, &network)? {
             let mut world = World::new(session);
-            world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+            world.datapath = session.open_datapath()?;
             tear_down(&mut world, network)?;
         }
     }
@@ -127,13 +126,7 @@ pub(super) fn tear_down(world: &mut World<'_>, network: NetworkRecord) -> Result
     let what = format!("remove network {}", network.name);
     let plan: Plan<Step> = network_steps(&network).into_iter().collect();
     world.network = Some(network);
-    match plan::tear_down(&plan, world)? {
-        left if left.is_empty() => Ok(()),
-        left => Err(Error::Teardown {
-            what,
-            left: Left(left),
-        }),
-    }
+    Left(plan::tear_down(&plan, world)?).or(what, ())
 }
 
 impl Host {
@@ -192,7 +185,7 @@ impl Host {
             });
         }
         let mut world = World::new(&session);
-        world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        world.datapath = session.open_datapath()?;
         tear_down(&mut world, network)
     }
 }

@@ -6,11 +6,11 @@ use super::{
     error::Left,
     host::Session,
     nat,
-    step::{World, endpoint_alias, publish_steps},
+    step::{World, endpoint_alias, families, publish_steps},
 };
 use crate::{
     kernel::{
-        bpf::{Datapath, HostPorts},
+        bpf::HostPorts,
         sockets::{self, Listener, Sockets},
     },
     model::{
@@ -37,7 +37,7 @@ impl Host {
         let more = missing(&session, &endpoint, &wanted)?;
         let plan: Plan<Step> = publish_steps(&more).into_iter().collect();
         let mut world = World::new(&session);
-        world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        world.datapath = session.open_datapath()?;
         world.publishes = more;
         world.endpoint = Some(endpoint);
         if !world.publishes.is_empty() {
@@ -109,16 +109,11 @@ fn take_back(
     let what = format!("unpublish {}", endpoint.id);
     let plan: Plan<Step> = publish_steps(&less).into_iter().collect();
     let mut world = World::new(session);
-    world.datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    world.datapath = session.open_datapath()?;
     world.publishes = less;
     world.endpoint = Some(endpoint);
-    match plan::tear_down(&plan, &mut world)? {
-        left if left.is_empty() => Ok(world.endpoint.expect("it has one")),
-        left => Err(Error::Teardown {
-            what,
-            left: Left(left),
-        }),
-    }
+    let left = Left(plan::tear_down(&plan, &mut world)?);
+    left.or(what, world.endpoint.expect("it has one"))
 }
 
 /// Takes back what a call that died had begun to publish, or to take back.
@@ -166,10 +161,7 @@ fn missing(
         .copied()
         .filter(|spec| !endpoint.publishes.contains(spec))
         .collect();
-    let (v4, v6) = (
-        endpoint.address(false).is_some(),
-        endpoint.address(true).is_some(),
-    );
+    let (v4, v6) = families(endpoint);
     choose(session, &more, v4, v6)
 }
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::{self, Datapath},
+        bpf,
         netlink::Direction,
         netns::NetnsFd,
         resolv::{self, Root},
@@ -50,7 +50,7 @@ fn look(
     network: &NetworkRecord,
     netns: &NetnsFd,
 ) -> Result<Damage, Error> {
-    let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    let datapath = session.open_datapath()?;
     let mut links = Vec::with_capacity(2);
     for name in [&endpoint.host_ifname, &network.bridge] {
         links.extend(session.netlink.find_link(name.as_str())?);
@@ -87,7 +87,7 @@ fn look(
 
 /// What a network lacks.
 pub(super) fn of_network(session: &Session, network: &NetworkRecord) -> Result<Vec<Drift>, Error> {
-    let datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+    let datapath = session.open_datapath()?;
     let link = session.netlink.find_link(network.bridge.as_str())?;
     let mut view = View::new(&session.netlink, link, datapath.as_ref(), Vec::new())?;
     view.kind = session.kind();
@@ -152,7 +152,7 @@ pub(super) fn converge(
 ) -> Result<Attached, Error> {
     let mut endpoint = publish::take_back_pending(session, endpoint)?;
     if endpoint.other_policy.is_some() {
-        let mut datapath = Datapath::open_existing(session.bpffs(), &session.bpf_host)?;
+        let mut datapath = session.open_datapath()?;
         egress::settle(session, &mut endpoint, &mut datapath)?;
     }
     let steps = plan(session, &endpoint, &network, netns)?;

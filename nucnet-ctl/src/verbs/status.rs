@@ -172,7 +172,7 @@ impl Host {
             damaged.extend(unreadable.iter().map(|error| super::chain(error)));
         }
         let pinned = Datapath::pinned(&self.options.bpffs)?;
-        let datapath = Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)?;
+        let datapath = self.open_datapath()?;
         let netlink = Netlink::open()?;
         let mounts = resolv::mounts(&self.options.state_dir)?;
         let mut view = View::new(&netlink, netlink.links()?, datapath.as_ref(), mounts)?;

@@ -62,6 +62,12 @@ fn only_network_namespaces_other_than_our_own_are_taken() {
 }
 
 #[test]
+fn path_below_a_file_does_not_exist() {
+    let error = NetnsFd::open(Path::new("/proc/self/status/net")).unwrap_err();
+    assert!(matches!(error, netns::Error::NotFound { .. }), "{error}");
+}
+
+#[test]
 fn named_namespaces_are_made_once_and_removed_as_often_as_wanted() {
     need_root!();
     // A thread with a mount namespace of its own.

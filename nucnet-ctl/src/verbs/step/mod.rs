@@ -20,6 +20,7 @@ pub(super) use network::{network_alias, network_entry};
 pub(super) use plan::{
     egress_steps, endpoint_steps, mapping_steps, network_steps, publish_steps, superseded_steps,
 };
+pub(super) use publish::families;
 
 use super::{Error, OpenFlows, host::Session};
 use crate::{

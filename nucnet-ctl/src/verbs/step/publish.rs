@@ -109,7 +109,8 @@ impl World<'_> {
     }
 }
 
-fn families(endpoint: &EndpointRecord) -> (bool, bool) {
+/// Which families an endpoint has, IPv4 and IPv6.
+pub(in crate::verbs) fn families(endpoint: &EndpointRecord) -> (bool, bool) {
     (
         endpoint.address(false).is_some(),
         endpoint.address(true).is_some(),
