@@ -22,6 +22,11 @@ const DRAWS: u32 = 16;
 /// are about as many as its quota: what it may take when it has no more to spend is then dense.
 const NEAR_DRAWS: u32 = 12;
 
+/// After how many draws, of places or ports, a newcomer is content with what has served its
+/// purpose: where a busy endpoint has filled all there are with closed connections, there is
+/// nothing better to be found.
+const FEW_DRAWS: u32 = 4;
+
 /// Fewest places near the beginning of a window.
 const LEAST_NEAR: u32 = 1_024;
 
@@ -334,8 +339,17 @@ pub struct Place {
     pub version: u32,
 }
 
+impl Place {
+    /// No place.
+    pub const NONE: Self = Self {
+        index: u32::MAX,
+        version: 0,
+    };
+}
+
 /// Looks for a place for a newcomer, `dead.place`: one that is free or whose holder is dead, else
-/// the one whose holder can be spared best. Live flows keep theirs.
+/// the one whose holder can be spared best. Live flows keep theirs. It begins with the one that
+/// `dead.place` is already, which was given back for the newcomer's sake, unless that is none.
 ///
 /// # Errors
 /// [`Reason::FlowQuota`] if the endpoint has as many flows as it may have and none that was
@@ -363,8 +377,13 @@ pub fn find_place<E: Env>(env: &E, dead: &mut Dead, endpoint: u32, now: u64) -> 
         } else {
             2 * near - 1
         };
+        let index = if draw == 0 && dead.place.index != Place::NONE.index {
+            dead.place.index
+        } else {
+            window.wrapping_add(env.random() & mask)
+        };
         draw += 1;
-        let index = window.wrapping_add(env.random() & mask) & (size::SLOTS as u32 - 1);
+        let index = index & (size::SLOTS as u32 - 1);
         let merit = env.weigh(dead, index, if own_only { endpoint } else { 0 }, now);
         if merit > dead.best {
             dead.best = merit;
@@ -373,7 +392,7 @@ pub fn find_place<E: Env>(env: &E, dead: &mut Dead, endpoint: u32, now: u64) -> 
                 version: dead.held.version,
             };
         }
-        if merit == GONE {
+        if is_enough(dead.best, draw) {
             break;
         }
     }
@@ -413,6 +432,12 @@ pub fn merit(standing: Standing, last_seen: u64, now: u64) -> u64 {
         // 2^61 nanoseconds are 73 years.
         _ => (standing as u64) << 61 | now.saturating_sub(last_seen),
     }
+}
+
+/// Whether a newcomer looks no further, after so many draws.
+#[inline(always)]
+pub fn is_enough(best: u64, draws: u32) -> bool {
+    best == GONE || draws >= FEW_DRAWS && best >= (Standing::Done as u64) << 61
 }
 
 /// The merit of the holder of a place, to which `held` is set. `only`: the number of the endpoint
@@ -560,10 +585,11 @@ pub fn retire_binding<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
     clear(env, dead, index);
 }
 
-/// Removes the holder of a place and gives the place back.
+/// Removes the holder of a place and gives the place back: `dead.place`.
 #[inline(always)]
 fn clear<E: Env>(env: &E, dead: &mut Dead, index: u32) {
     env.remove_holder(dead, index);
+    dead.place.index = index;
     dead.held.key = FlowKey::default();
     env.take_slot(index, dead.held.version, SlotUse::Free, &dead.held.key);
 }

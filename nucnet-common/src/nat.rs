@@ -12,8 +12,8 @@ use crate::{
     env::{Dead, Env, Scratch, Tables},
     filter::permit,
     flow::{
-        GONE, Standing, binding_key, binding_merit, bound_key, flow_merit, is_question, is_unbound,
-        outside_key, retire_binding, retire_flow, take_place, timeout,
+        GONE, Place, Standing, binding_key, binding_merit, bound_key, flow_merit, is_enough,
+        is_question, is_unbound, outside_key, retire_binding, retire_flow, take_place, timeout,
     },
     packet::{Family, TCP, UDP},
 };
@@ -100,6 +100,7 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
         ..
     } = scratch;
     *outside = outside_key(key.protocol, flow);
+    dead.place = Place::NONE;
     let reserved = env.insert_outside(outside, key)
         || evict(env, outside, found, dead, now) && env.insert_outside(outside, key);
     if !reserved {
@@ -258,21 +259,18 @@ fn choose_own_port<E: Env>(
     *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
         outside.external_port = port;
-        if !env.is_free(outside) {
-            continue;
-        }
         let merit = if !env.outside(outside, found) {
             GONE
-        } else if let Some(other) = env.flow(found) {
+        } else if let Some(other) = env.peek_flow(found) {
             flow_merit(found.protocol, &other, now)
         } else {
             continue;
         };
-        if merit > dead.best {
+        if merit > dead.best && env.is_free(outside) {
             dead.best = merit;
             flow.external_port = port;
         }
-        if merit == GONE {
+        if is_enough(dead.best, ports.draws()) {
             break;
         }
     }
@@ -311,6 +309,12 @@ impl<'s> PortDraw<'s> {
         }
         self.left -= 1;
         Some(dynamic_port(self.settings, random))
+    }
+
+    /// How many unpredictable ones have been tried.
+    #[inline(always)]
+    fn draws(&self) -> u32 {
+        PORT_DRAWS - self.left
     }
 }
 
@@ -414,37 +418,44 @@ fn choose_port<E: Env>(
     } = scratch;
     let mut ports = PortDraw::new(settings, network, key.inside_port);
     dead.best = 0;
+    dead.place = Place::NONE;
     *bound = bound_key(key.protocol, &flow.external, 0);
     *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
         bound.external_port = port;
         // A connected UDP socket of the host is found by its peer only.
         outside.external_port = port;
-        if !env.is_free(bound) || env.has_socket(outside) {
+        let merit = if !env.outside(bound, found) {
+            GONE
+        } else if let Some(other) = env.peek_binding(found) {
+            binding_merit(&other, now)
+        } else {
             continue;
-        }
-        if env.insert_outside(bound, inside) {
+        };
+        if merit > dead.best && env.is_free(bound) && !env.has_socket(outside) {
+            dead.best = merit;
             binding.external_port = port;
-            return true;
         }
-        if env.outside(bound, found)
-            && let Some(other) = env.peek_binding(found)
-        {
-            let merit = binding_merit(&other, now);
-            if merit > dead.best {
-                dead.best = merit;
-                binding.external_port = port;
-            }
+        if dead.best == GONE {
+            break;
         }
     }
     if dead.best == 0 {
         return false;
     }
     bound.external_port = binding.external_port;
-    if env.outside(bound, found) {
+    if env.insert_outside(bound, inside) {
+        return true;
+    }
+    // Another processor may have been faster, and its binding is alive.
+    let is_spared = env.outside(bound, found)
+        && env
+            .peek_binding(found)
+            .is_some_and(|other| binding_merit(&other, now) != 0);
+    if is_spared {
         retire_binding(env, found, dead);
     }
-    env.insert_outside(bound, inside)
+    is_spared && env.insert_outside(bound, inside)
 }
 
 /// Begins the flow of `scratch.key` in `scratch.flow`: untranslated; its way is still to be

@@ -22,6 +22,7 @@ impl Host for World {
     }
 
     fn random(&self) -> u32 {
+        self.draws.set(self.draws.get() + 1);
         if let Some(number) = self.drawn {
             return number;
         }

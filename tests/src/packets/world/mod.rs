@@ -70,6 +70,7 @@ pub struct World {
 
     now: u64,
     random: Cell<u64>,
+    draws: Cell<u32>,
     drawn: Option<u32>,
     neighbours: HashMap<(u32, Address), Mac>,
     hides_sources: bool,
@@ -127,6 +128,7 @@ impl World {
             limits: RefCell::default(),
             now: Duration::from_secs(15_768_000).as_nanos() as u64,
             random: Cell::new(1),
+            draws: Cell::new(0),
             drawn: None,
             neighbours: HashMap::new(),
             hides_sources: false,
@@ -142,6 +144,11 @@ impl World {
             ingress: 0,
             mark: Cell::new(0),
         }
+    }
+
+    /// How many random numbers were asked for.
+    pub fn draws(&self) -> u32 {
+        self.draws.get()
     }
 
     /// Removes all flows and bindings that are dead, as newcomers that draw their places would.
