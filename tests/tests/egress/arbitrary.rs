@@ -142,9 +142,10 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
         prop::collection::vec(rule(), 0..4),
         prop::collection::vec(resolver, 0..2),
         prop::option::weighted(0.2, any::<bool>()),
+        any::<bool>(),
     )
-        .prop_map(|(default, allow, deny, dns, allow_dns)| {
-            let policy = Policy::new(default, allow, deny, dns);
+        .prop_map(|(default, allow, deny, dns, allow_dns, reject)| {
+            let policy = Policy::new(default, allow, deny, dns).with_denied_rejected(reject);
             match allow_dns {
                 Some(allowed) => policy.with_dns_allowed(allowed),
                 None => policy,

@@ -31,7 +31,7 @@ use nucnet_tests::packets::{
 };
 use proptest::{
     prelude::*,
-    test_runner::{Config, TestCaseError, TestRunner},
+    test_runner::{Config, TestCaseError, TestRng, TestRunner},
 };
 
 use arbitrary::PUBLISHED;
@@ -116,6 +116,16 @@ fn expected(policy: &Policy, asked: Asked) -> (Action, u32) {
     }
 }
 
+/// Whether the sender of what a policy denies is told as the policy wants it. Of ICMP errors there
+/// are only so many.
+fn is_told_as_wanted(policy: &Policy, asked: Asked, outcome: Outcome) -> bool {
+    let is_told = matches!(outcome, Outcome::Refused { .. });
+    match asked.protocol {
+        TCP => is_told == policy.rejects(),
+        _ => !is_told || policy.rejects(),
+    }
+}
+
 /// Sends a packet for each destination and compares.
 fn packets_fare_as_expected(
     engine: &mut dyn Engine,
@@ -141,6 +151,13 @@ fn packets_fare_as_expected(
             asked,
             outcome
         );
+        prop_assert!(
+            found == Action::Allow || is_told_as_wanted(policy, *asked, outcome),
+            "{:?}: {:?} is {:?}",
+            policy,
+            asked,
+            outcome
+        );
     }
     Ok(())
 }
@@ -152,7 +169,8 @@ fn cases(cases: u32, test: impl Fn(Policy, Vec<Asked>) -> Result<(), TestCaseErr
         failure_persistence: None,
         ..Config::default()
     };
-    let mut runner = TestRunner::new(config);
+    let random = TestRng::deterministic_rng(config.rng_algorithm);
+    let mut runner = TestRunner::new_with_rng(config, random);
     let destinations = prop::collection::vec(arbitrary::asked(), each);
     let strategy = (arbitrary::policy(), destinations);
     if let Err(error) = runner.run(&strategy, |(policy, asked)| test(policy, asked)) {
@@ -166,10 +184,12 @@ fn compiled_tables_say_what_the_rules_say() {
         let mut world = World::new();
         let (endpoint, compiled) = put_in_force(&mut world, &policy);
         for asked in &destinations {
-            let reference = verdict(&policy, *asked);
+            let (action, rule) = verdict(&policy, *asked);
+            // Of a policy with nothing to deny, the maps have not even the rules.
+            let rule = if endpoint.policy == 0 { 0 } else { rule };
             prop_assert_eq!(
                 judged(&world, &endpoint, *asked),
-                reference,
+                (action, rule),
                 "{:?}: {:?}",
                 policy,
                 asked
@@ -261,6 +281,8 @@ fn explain_agrees_with_the_live_programs_and_changes_nothing() {
                         prop_assert_eq!(explained.rule, denied.rule, "{}", said);
                     }
                     prop_assert_eq!(denied.is_some(), reason == Reason::Policy, "{}", said);
+                    let is_rejected = reason == Reason::Policy && policy.rejects();
+                    prop_assert_eq!(explained.is_rejected == 1, is_rejected, "{}", said);
                 }
                 Outcome::Redirected(_) => {
                     prop_assert_eq!((explained.reason, explained.is_new), (0, 1), "{}", said);
@@ -405,4 +427,16 @@ fn the_hosts_addresses_are_both_prefixes_and_the_host() {
     assert_eq!(said(&rules, "192.0.2.1", TCP, 443), (Action::Allow, 2));
     assert_eq!(said(&rules, "192.0.2.254", TCP, 443), (Action::Deny, 0));
     assert_eq!(said(&rules, "fd42::1", UDP, 443), (Action::Allow, 2));
+}
+
+#[test]
+fn resolvers_that_are_all_there_is_are_no_policy() {
+    let resolver = "fd42::2".parse().expect("resolver");
+    let policy = Policy::new(None, Vec::new(), Vec::new(), vec![resolver]).with_dns_allowed(true);
+    let mut world = World::new();
+    let (endpoint, _) = put_in_force(&mut world, &policy);
+    assert_eq!(endpoint.policy, 0);
+    let (to, protocol, port) = ("fd42::2".parse().expect("address"), TCP, 53);
+    let asked = Asked { to, protocol, port };
+    assert_eq!(judged(&world, &endpoint, asked), (Action::Allow, 0));
 }
