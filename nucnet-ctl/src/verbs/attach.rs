@@ -22,7 +22,7 @@ use crate::{
         plan::{self, Plan},
         policy::{Compiled, Policy},
         publish::PublishSpec,
-        record::{AttachWish, EndpointRecord, NetworkRecord, ResolvRecord, State},
+        record::{AttachWish, DatapathKind, EndpointRecord, NetworkRecord, ResolvRecord, State},
         resolv::{Composed, Families},
     },
 };
@@ -456,7 +456,11 @@ fn intend(
         host_ifname: IfName::host_side(number),
         link: None,
         mac,
-        host_mac: Mac::local(rand::random()),
+        host_mac: match session.kind() {
+            DatapathKind::Ebpf => Mac::local(rand::random()),
+            // What is sent to the gateway is for the port, too, from where it is handed over.
+            DatapathKind::Iptables => record.mac,
+        },
         addresses,
         mtu,
         default_route: false,

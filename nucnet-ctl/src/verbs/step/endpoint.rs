@@ -237,6 +237,13 @@ impl World<'_> {
         if endpoint.datapath == DatapathKind::Iptables {
             if let Some(port) = endpoint.link {
                 self.netlink().ensure_station(port, mac)?;
+                if !self.netlink().hand_over(port, mac, link)? {
+                    tracing::warn!(
+                        endpoint = %endpoint.id,
+                        "this kernel lacks cls_u32 or act_mirred: where br_netfilter is in use, \
+                         endpoints of one network do not reach each other's publishes"
+                    );
+                }
             }
             for address in endpoint.addresses.iter().filter(|a| a.is_ipv6()) {
                 self.netlink().ensure_proxy(link, *address)?;
