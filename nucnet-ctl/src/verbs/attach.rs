@@ -182,7 +182,10 @@ impl Host {
         let (netns, path) = open(&request.container)?;
         let root = wish.rootfs.as_deref().map(Root::open).transpose()?;
         let mut session = self.open()?;
-        let attached = attach(&mut session, request, wish, &netns, path, root.as_ref());
+        let attached = session.with_fallback(|session| {
+            let (wish, path) = (wish.clone(), path.clone());
+            attach(session, request, wish, &netns, path, root.as_ref())
+        });
         if attached.is_err() {
             session.abandon_if_fresh();
         }
@@ -225,7 +228,9 @@ fn planned(
         return Ok(steps.into_iter().collect());
     }
     let intent = intend(session, id, wish, netns, path, root)?;
-    Ok(steps(session, &intent).into_iter().collect())
+    Ok(steps(session, &intent, session.coming_kind())
+        .into_iter()
+        .collect())
 }
 
 /// The container's namespace, opened once, and an absolute path that says where it was.
@@ -289,11 +294,19 @@ fn attach(
             _ => return Err(error),
         }
     };
-    let plan: Plan<Step> = steps(session, &intent).into_iter().collect();
-    let repair = intent.network.repair();
-
     session.settle_datapath()?;
     session.put_host()?;
+    let mut intent = intent;
+    intent.endpoint.datapath = session.kind();
+    if session.kind() == DatapathKind::Iptables {
+        // What is sent to the gateway is for the port, too, from where it is handed over.
+        intent.endpoint.host_mac = intent.network.record.mac;
+    }
+    let plan: Plan<Step> = steps(session, &intent, session.kind())
+        .into_iter()
+        .collect();
+    let repair = intent.network.repair();
+
     let mut world = World::new(session);
     world.network = Some(intent.network.record);
     world.endpoint = Some(intent.endpoint);
@@ -456,11 +469,7 @@ fn intend(
         host_ifname: IfName::host_side(number),
         link: None,
         mac,
-        host_mac: match session.kind() {
-            DatapathKind::Ebpf => Mac::local(rand::random()),
-            // What is sent to the gateway is for the port, too, from where it is handed over.
-            DatapathKind::Iptables => record.mac,
-        },
+        host_mac: Mac::local(rand::random()),
         addresses,
         mtu,
         default_route: false,
@@ -470,7 +479,7 @@ fn intend(
         egress,
         other_policy: None,
         resolv,
-        datapath: session.kind(),
+        datapath: session.coming_kind(),
         keeps_open: false,
         wish,
     };
@@ -495,7 +504,7 @@ fn resolv_conf(
     Ok((record, composed))
 }
 
-fn steps(session: &Session, intent: &Intent) -> Vec<Step> {
+fn steps(session: &Session, intent: &Intent, kind: DatapathKind) -> Vec<Step> {
     let mut steps = vec![
         Step::Datapath(session.bpffs().display().to_string()),
         Step::Uplinks,
@@ -506,7 +515,7 @@ fn steps(session: &Session, intent: &Intent) -> Vec<Step> {
         intent.network.record.bridge.as_str(),
         intent.policy.as_ref(),
     ));
-    steps.retain(|step| step.is_of(session.kind()));
+    steps.retain(|step| step.is_of(kind));
     steps
 }
 

@@ -4,7 +4,7 @@ use super::{
     Error, Host, detach,
     error::Left,
     host::Session,
-    nat, network,
+    nat, netfilter, network,
     step::{World, network_alias},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         netlink::{Link, Netlink},
         resolv,
     },
-    model::record::{NetworkRecord, State},
+    model::record::{DatapathKind, NetworkRecord, State},
 };
 use std::collections::HashMap;
 
@@ -56,6 +56,22 @@ impl Host {
                 left.0
                     .extend(problems.into_iter().map(|error| (what(), error.into())));
             }
+        }
+        let rules = match &session {
+            Some(session) if !session.fresh => match session.kind() {
+                DatapathKind::Ebpf => Ok(()),
+                DatapathKind::Iptables => netfilter::leave(session),
+            },
+            _ => Ok(()),
+        };
+        collect(&mut left, "iptables rules".to_owned(), rules);
+        if session.as_ref().is_none_or(|session| session.fresh) {
+            // Whatever became of the state, what is nucnet's says so itself.
+            collect(
+                &mut left,
+                "iptables rules".to_owned(),
+                netfilter::clear_left_over(),
+            );
         }
         left.or("down", ())?;
         match session {

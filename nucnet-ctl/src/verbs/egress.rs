@@ -20,7 +20,7 @@ use crate::{
         plan::{self, Plan},
         policy::{Compiled, Policy},
         policy_file::Format,
-        record::{EndpointRecord, Numbers, OtherPolicy, PolicyNumbers},
+        record::{DatapathKind, EndpointRecord, Numbers, OtherPolicy, PolicyNumbers},
     },
 };
 use serde::Serialize;
@@ -205,6 +205,9 @@ pub(super) fn numbered(
 
 /// Whether the policy in force has left flows alone that were open before it.
 fn keeps_flows(endpoint: &EndpointRecord, datapath: Option<&Datapath>) -> Result<bool, Error> {
+    if endpoint.datapath == DatapathKind::Iptables {
+        return Ok(endpoint.keeps_open);
+    }
     let (Some(datapath), Some(link)) = (datapath, endpoint.link) else {
         return Ok(false);
     };
@@ -244,6 +247,10 @@ pub(super) fn settle(
         return Ok(());
     };
     let mut world = World::new(session);
+    if endpoint.datapath == DatapathKind::Iptables {
+        // A call that died may have had the other one in force already.
+        world.write_recorded_rules()?;
+    }
     world.policy = other.compile()?;
     world.datapath = datapath.take();
     let plan: Plan<Step> = superseded_steps(world.policy.as_ref())

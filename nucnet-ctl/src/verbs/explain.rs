@@ -139,6 +139,7 @@ impl Host {
     /// [`Usage`](crate::Kind::Usage): ports or families that do not go together.
     pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, Error> {
         let payload = payload(request)?;
+        self.needs_programs("explain")?;
         let gone = || Error::DatapathGone(self.options.bpffs.clone());
         let datapath = self.open_datapath()?;
         let datapath = match (datapath, &request.from) {

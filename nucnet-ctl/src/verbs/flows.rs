@@ -2,11 +2,11 @@
 
 use super::{Error, Host};
 use crate::{
-    kernel::bpf::Datapath,
+    kernel::{bpf::Datapath, netfilter::Conntrack},
     model::{
         EndpointId,
         flow::{FlowView, Party},
-        record::EndpointRecord,
+        record::{DatapathKind, EndpointRecord},
     },
 };
 use std::collections::HashMap;
@@ -38,6 +38,7 @@ impl Flows {
 impl Host {
     /// The live flows, of all endpoints or of those in which one takes part. Needs no lock.
     pub fn flows(&self, endpoint: Option<&EndpointId>) -> Result<Flows, Error> {
+        self.needs_programs("flows")?;
         let none = Flows {
             datapath: None,
             owners: HashMap::new(),
@@ -74,6 +75,17 @@ impl Host {
             Some(id) => session.state.sound_endpoint(id)?.into_iter().collect(),
             None => Vec::new(),
         };
+        if session.kind() == DatapathKind::Iptables {
+            let mut endpoints = session.state.sound_endpoints()?;
+            endpoints.retain(|record| endpoint.is_none_or(|id| record.id == *id));
+            if let (Some(id), true) = (endpoint, endpoints.is_empty()) {
+                return Err(Error::NoEndpoint(id.clone()));
+            }
+            let addresses: Vec<_> = endpoints.into_iter().flat_map(|e| e.addresses).collect();
+            return Conntrack::open()
+                .and_then(|conntrack| conntrack.forget_all(|tracked| tracked.is_of(&addresses)))
+                .map_err(Error::Conntrack);
+        }
         let party = endpoint.map(|id| party(id, &records)).transpose()?;
         let Some(mut datapath) = session.open_datapath()? else {
             return Ok(0);

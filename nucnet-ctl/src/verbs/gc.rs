@@ -7,11 +7,11 @@
 //! reported, and `detach` removes it.
 
 use super::{
-    Error, Host, Step, detach,
+    DatapathChoice, Error, Host, Step, detach,
     egress::settle_recorded,
     error::Left,
     host::Session,
-    nat, network, publish,
+    nat, netfilter, network, publish,
     step::{MAPPING_ROUTES, World, endpoint_alias, mapping_routes_alias, network_alias},
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     model::{
         EndpointId,
         plan::Executor,
-        record::{EndpointRecord, NetworkRecord, OtherPolicy, State},
+        record::{DatapathKind, EndpointRecord, NetworkRecord, OtherPolicy, State},
     },
 };
 use nucnet_common::abi;
@@ -54,6 +54,7 @@ fn manage_uplinks(session: &Session) -> Result<(), Error> {
     world.datapath = session.open_datapath()?;
     match world.datapath {
         Some(_) => world.apply(&Step::Uplinks),
+        None if session.kind() == DatapathKind::Iptables => world.apply(&Step::Uplinks),
         None => Ok(()),
     }
 }
@@ -63,9 +64,14 @@ impl Host {
     /// else and is listed in the error. When nothing is left of nucnet's, datapath and state go
     /// as well.
     pub fn gc(&self, removal: Removal) -> Result<Collected, Error> {
-        let Some(session) = self.open_existing()? else {
+        let Some(mut session) = self.open_existing()? else {
             return self.without_state(removal);
         };
+        if removal == Removal::Done && self.options.datapath != DatapathChoice::Auto {
+            session.settle_datapath()?;
+            session.put_host()?;
+        }
+        let session = session;
         let mut collection = Collection {
             session: &session,
             removal,
@@ -79,6 +85,7 @@ impl Host {
         collection.links()?;
         collection.neighbours()?;
         collection.entries()?;
+        collection.rules()?;
         collection.resolv_confs()?;
         collection.files()?;
         let Collection {
@@ -127,6 +134,9 @@ fn shown(mount: &resolv::Mount) -> String {
 }
 
 fn remove_all(host: &Host, session: Session) -> Result<(), Error> {
+    if session.kind() == DatapathKind::Iptables {
+        netfilter::leave(&session)?;
+    }
     // Only this host's: another one's is a conflict, and stays.
     drop(session.open_datapath()?);
     if let Some(error) = Datapath::remove(&host.options.bpffs).pop() {
@@ -266,6 +276,22 @@ impl Collection<'_> {
                     .map(drop)?)
             });
         }
+        Ok(())
+    }
+
+    /// Rules that are not as the records want them.
+    fn rules(&mut self) -> Result<(), Error> {
+        let session = self.session;
+        let Some(netfilter) = netfilter::of_host(&session.record)? else {
+            return Ok(());
+        };
+        let recorded = netfilter::Recorded::of(session)?;
+        let differences = netfilter::differences(&netfilter, &recorded.wanted())?;
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{} differences of the rules", differences.len());
+        self.remove(what, |session| World::new(session).write_recorded_rules());
         Ok(())
     }
 

@@ -1,17 +1,17 @@
 //! The host: where its state and its datapath are, and access to both.
 
-use super::{Error, step::endpoint_alias};
+use super::{Error, netfilter, step::endpoint_alias, switch};
 use crate::{
     kernel::{
         boot,
         bpf::{self, BpfError, Datapath},
-        netfilter::{self, Changed},
+        netfilter::Changed,
         netlink::Netlink,
         netns::{self, NetnsFd},
         store,
     },
     model::{
-        EndpointId,
+        EndpointId, Kind,
         record::{DatapathKind, DatapathRecord, EndpointRecord, HostRecord, Namespace, Numbers},
     },
 };
@@ -124,6 +124,16 @@ impl Host {
         Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)
     }
 
+    /// Fails where rules carry packets: only programs can do that.
+    pub(super) fn needs_programs(&self, what: &'static str) -> Result<(), Error> {
+        let record = self.read()?.map(|store| store.host()).transpose()?;
+        let datapath = record.flatten().and_then(|record| record.datapath);
+        match datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables) {
+            true => Err(Error::OtherDatapath(what)),
+            false => Ok(()),
+        }
+    }
+
     /// Access for changing; the state directory is made if there is none.
     pub(super) fn open(&self) -> Result<Session, Error> {
         self.check_capabilities()?;
@@ -167,6 +177,7 @@ impl Host {
             host: self.clone(),
             state,
             sysctls: RefCell::new(changed),
+            unloadable: None,
             record,
             fresh,
             netlink,
@@ -270,6 +281,8 @@ pub(super) struct Session {
     pub(super) record: HostRecord,
     /// What was changed of the host's own settings; becomes part of the record.
     pub(super) sysctls: RefCell<Changed>,
+    /// Why the programs cannot be loaded here.
+    pub(super) unloadable: Option<String>,
     /// There was no state before.
     pub(super) fresh: bool,
     pub(super) netlink: Netlink,
@@ -299,32 +312,92 @@ impl Session {
         Ok(self.state.put_host(&record)?)
     }
 
-    /// What carries packets; where nothing does, what is going to unless it fails.
+    /// What carries packets.
     pub(super) fn kind(&self) -> DatapathKind {
-        match (&self.record.datapath, self.host.options.datapath) {
-            (Some(datapath), _) => datapath.kind,
-            (None, DatapathChoice::Iptables) => DatapathKind::Iptables,
-            (None, _) => DatapathKind::Ebpf,
+        match &self.record.datapath {
+            Some(datapath) => datapath.kind,
+            None => self.coming_kind(),
         }
     }
 
-    /// Settles what carries packets, before anything does.
-    pub(super) fn settle_datapath(&mut self) -> Result<(), Error> {
-        if self.record.datapath.is_some() {
-            return Ok(());
+    /// What is going to carry packets once the verb has settled it.
+    pub(super) fn coming_kind(&self) -> DatapathKind {
+        let settled = self.record.datapath.as_ref().map(|datapath| datapath.kind);
+        match (self.host.options.datapath, &self.unloadable) {
+            (DatapathChoice::Iptables, _) => DatapathKind::Iptables,
+            (DatapathChoice::Ebpf, _) => DatapathKind::Ebpf,
+            (DatapathChoice::Auto, Some(_)) => DatapathKind::Iptables,
+            (DatapathChoice::Auto, None) => settled.unwrap_or_default(),
         }
-        let kind = self.kind();
+    }
+
+    /// Whether there is anything to carry packets for.
+    fn is_in_use(&self) -> Result<bool, Error> {
+        let networks = self.state.sound_networks()?;
+        Ok(!networks.is_empty() || !self.state.sound_mappings()?.is_empty())
+    }
+
+    /// Settles what carries packets, before anything does. Where another datapath is asked for
+    /// than the one in use, everything moves to it.
+    pub(super) fn settle_datapath(&mut self) -> Result<(), Error> {
+        let is_in_use = self.is_in_use()?;
+        if is_in_use && self.record.datapath.is_none() {
+            // It was made before there was a choice.
+            self.note_datapath(DatapathKind::Ebpf)?;
+        }
+        let coming = self.coming_kind();
+        match &self.record.datapath {
+            Some(datapath) if is_in_use && datapath.kind == coming => Ok(()),
+            Some(_) if is_in_use => switch::to(self, coming),
+            _ => {
+                if coming == DatapathKind::Ebpf {
+                    netfilter::leave(self)?;
+                }
+                self.note_datapath(coming)
+            }
+        }
+    }
+
+    /// Notes what carries packets from now on. What was changed of the host stays noted.
+    pub(super) fn note_datapath(&mut self, kind: DatapathKind) -> Result<(), Error> {
         let backend = match kind {
             DatapathKind::Ebpf => None,
-            DatapathKind::Iptables => Some(netfilter::detect()?),
+            DatapathKind::Iptables => Some(crate::kernel::netfilter::detect()?),
         };
         self.record.datapath = Some(DatapathRecord {
             kind,
-            reason: None,
+            reason: self.unloadable.clone(),
             backend,
             sysctls: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Does what may take the first steps on this host. Where they fail because the programs
+    /// cannot be loaded here, and nobody insists on them, rules carry packets.
+    pub(super) fn with_fallback<T>(
+        &mut self,
+        mut verb: impl FnMut(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let may_choose = self.host.options.datapath == DatapathChoice::Auto && !self.is_in_use()?;
+        match verb(self) {
+            Err(Error::Bpf(error)) if may_choose && error.kind() == Kind::Unsupported => {
+                if let Err(other) = crate::kernel::netfilter::detect() {
+                    tracing::warn!(
+                        error = &other as &dyn std::error::Error,
+                        "the iptables datapath cannot be used either"
+                    );
+                    return Err(error.into());
+                }
+                let reason = super::chain(&error);
+                tracing::warn!(
+                    "programs cannot be loaded here, so iptables carries packets: {reason}"
+                );
+                self.unloadable = Some(reason);
+                verb(self)
+            }
+            result => result,
+        }
     }
 
     pub(super) fn bpffs(&self) -> &Path {

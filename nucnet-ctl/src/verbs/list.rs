@@ -1,18 +1,20 @@
 //! `list` and `inspect`: nouns that read. They need no lock.
 
 use super::{
-    Error, Host,
+    Error, Host, netfilter,
     step::endpoint_alias,
     view::{Dropped, EndpointDetails, EndpointView},
 };
 use crate::{
     kernel::{
+        netfilter::Conntrack,
         netlink::{Link, Netlink},
         store,
     },
     model::{
         EndpointId,
-        record::{EndpointRecord, State},
+        netfilter::Family,
+        record::{DatapathKind, EndpointRecord, State},
     },
 };
 use nucnet_common::abi;
@@ -53,6 +55,10 @@ impl Host {
             bindings: 0,
             dropped: BTreeMap::new(),
         };
+        if record.datapath == DatapathKind::Iptables {
+            self.by_rules(&store, &record, &mut details)?;
+            return Ok(details);
+        }
         let datapath = self.open_datapath()?;
         let Some(datapath) = datapath else {
             details.endpoint.state = degraded(details.endpoint.state);
@@ -84,6 +90,45 @@ impl Host {
             details.endpoint.state = degraded(details.endpoint.state);
         }
         Ok(details)
+    }
+}
+
+impl Host {
+    /// What the rules have counted of an endpoint.
+    fn by_rules(
+        &self,
+        store: &store::Store,
+        record: &EndpointRecord,
+        details: &mut EndpointDetails,
+    ) -> Result<(), Error> {
+        let host = store.host()?;
+        let Some(netfilter) = host.as_ref().map(netfilter::of_host).transpose()?.flatten() else {
+            details.endpoint.state = degraded(details.endpoint.state);
+            return Ok(());
+        };
+        for family in Family::ALL {
+            let saved = netfilter.saved(family)?;
+            if family == Family::Ipv4 && !saved.has_own() {
+                details.endpoint.state = degraded(details.endpoint.state);
+            }
+            for (reason, count) in saved.dropped(record.id.as_str()) {
+                let reason = abi::Reason::ALL.iter().find(|known| known.name() == reason);
+                let Some(reason) = reason else { continue };
+                let total = details.dropped.entry(reason.name()).or_insert(Dropped {
+                    packets: 0,
+                    bytes: 0,
+                });
+                total.packets += count.packets;
+                total.bytes += count.bytes;
+            }
+        }
+        let tracked = Conntrack::open().and_then(|conntrack| conntrack.list());
+        let tracked = tracked.map_err(Error::Conntrack)?;
+        let own = tracked
+            .iter()
+            .filter(|tracked| tracked.is_of(&record.addresses));
+        details.flows = own.count() as u64;
+        Ok(())
     }
 }
 

@@ -24,6 +24,7 @@ mod repair;
 mod sight;
 mod status;
 mod step;
+mod switch;
 mod view;
 
 pub use attach::{AttachRequest, Attachment, Container};

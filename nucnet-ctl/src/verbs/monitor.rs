@@ -228,6 +228,7 @@ impl Host {
     }
 
     fn begin_monitor(&self, only: Option<EndpointId>, debugs: bool) -> Result<Monitor, Error> {
+        self.needs_programs("monitor")?;
         if let Some(id) = &only {
             self.read_endpoint(id)?;
         }

@@ -5,7 +5,7 @@ use super::{
     attach::failed,
     error::Left,
     host::Session,
-    publish, repair,
+    netfilter, publish, repair,
     step::{MAPPING_ROUTES, World, mapping_entries, mapping_routes_alias, mapping_steps},
 };
 use crate::{
@@ -72,7 +72,7 @@ impl Host {
     pub fn add_mapping(&self, spec: &MappingSpec) -> Result<MappingView, Error> {
         self.check_capabilities()?;
         let mut session = self.open()?;
-        let added = add(&mut session, spec);
+        let added = session.with_fallback(|session| add(session, spec));
         if added.is_err() {
             session.abandon_if_fresh();
         }
@@ -298,6 +298,10 @@ fn check(session: &Session, spec: &MappingSpec) -> Result<Option<Cidr>, Error> {
 
 /// Whether everything that a mapping needs is there.
 fn is_whole(session: &Session, record: &MappingRecord) -> Result<bool, Error> {
+    if let Some(netfilter) = netfilter::of_host(&session.record)? {
+        let recorded = netfilter::Recorded::of(session)?;
+        return Ok(netfilter::differences(&netfilter, &recorded.wanted())?.is_empty());
+    }
     let Some(datapath) = session.open_datapath()? else {
         return Ok(false);
     };

@@ -2,7 +2,10 @@
 
 use super::{Error, host::Session};
 use crate::{
-    kernel::netfilter::Netfilter,
+    kernel::{
+        netfilter::{self, Netfilter},
+        sysctl::{self, LinkKey, Sysctl},
+    },
     model::{
         netfilter::{Family, Wanted, WantedEndpoint},
         record::{DatapathKind, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, State},
@@ -75,6 +78,44 @@ pub(super) fn differences(
     Ok(differences)
 }
 
+/// Takes all rules away, and gives back what was changed of the host for them.
+pub(super) fn leave(session: &Session) -> Result<(), Error> {
+    if let Some(netfilter) = of_host(&session.record)? {
+        clear(&netfilter)?;
+    }
+    let changed = session.sysctls.take();
+    netfilter::restore(&changed).inspect_err(|_| {
+        session.sysctls.replace(changed);
+    })?;
+    Ok(())
+}
+
+fn clear(netfilter: &Netfilter) -> Result<(), Error> {
+    for family in Family::ALL {
+        netfilter.apply(family, &[])?;
+    }
+    Ok(())
+}
+
+/// The netfilters that have rules of nucnet's in them, whatever became of the records.
+pub(super) fn left_over() -> Result<Vec<Netfilter>, Error> {
+    let mut found = Vec::new();
+    for netfilter in netfilter::all()? {
+        for family in Family::ALL {
+            if netfilter.saved(family)?.has_own() {
+                found.push(netfilter);
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes away rules that nobody has on record.
+pub(super) fn clear_left_over() -> Result<(), Error> {
+    left_over()?.iter().try_for_each(clear)
+}
+
 /// The netfilter of a host that has rules in it. `None`: it has none.
 pub(super) fn of_host(record: &HostRecord) -> Result<Option<Netfilter>, Error> {
     match &record.datapath {
@@ -83,5 +124,17 @@ pub(super) fn of_host(record: &HostRecord) -> Result<Option<Netfilter>, Error> {
             None => Ok(None),
         },
         _ => Ok(None),
+    }
+}
+
+/// Lets what the host sends from 127.0.0.1 leave by a bridge, and the answers come back. Whatever
+/// else asks there for such an address is dropped by the guards.
+pub(super) fn route_loopback(network: &NetworkRecord, value: &str) -> Result<(), Error> {
+    let bridge = network.bridge.as_str();
+    let sysctl = Sysctl::link(sysctl::Family::Ipv4, bridge, LinkKey::RouteLocalnet);
+    match sysctl.write(value) {
+        // The bridge is gone, or not there yet.
+        Err(sysctl::Error::NotFound { .. }) => Ok(()),
+        result => Ok(result.map(drop)?),
     }
 }

@@ -138,7 +138,7 @@ impl Host {
     ) -> Result<NetworkView, Error> {
         check(&wish)?;
         let mut session = self.open()?;
-        let created = create(&mut session, name, wish);
+        let created = session.with_fallback(|session| create(session, name, wish.clone()));
         if created.is_err() {
             session.abandon_if_fresh();
         }

@@ -1,4 +1,4 @@
-//! Reading the datapath's maps: what it dropped, and what it still remembers.
+//! Reading the datapath: what it dropped, and what it still remembers.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,9 @@ impl Lab {
     /// # Errors
     /// The map is not pinned or not of this version.
     pub fn drops(&self) -> Result<BTreeMap<&'static str, u64>> {
+        if self.datapath == Some("iptables") {
+            return self.drops_of_rules();
+        }
         let data = self.pinned(map::DROPS)?;
         let drops: PerCpuHashMap<MapData, DropKey, DropCount> = Map::PerCpuHashMap(data)
             .try_into()
@@ -26,6 +29,33 @@ impl Lab {
             let reason = Reason::from_number(key.reason).map_or("unknown", Reason::name);
             *total.entry(reason).or_default() +=
                 counts.iter().map(|count| count.packets).sum::<u64>();
+        }
+        Ok(total)
+    }
+
+    /// The same where rules carry packets: their counters, by the reasons in their comments.
+    fn drops_of_rules(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let mut total = BTreeMap::new();
+        for program in ["iptables-save", "ip6tables-save"] {
+            for line in self.host.run(program, &["-c"])?.lines() {
+                let count = line.strip_prefix('[').and_then(|line| line.split_once(':'));
+                let Some((packets, rule)) = count.filter(|_| line.ends_with("-j DROP")) else {
+                    continue;
+                };
+                let is_reason = |reason: &&Reason| {
+                    let (name, end) = (reason.name(), [' ', '"']);
+                    let mut places = rule.match_indices(name);
+                    rule.contains("\"nucnet:")
+                        && places.any(|(at, _)| {
+                            rule[..at].ends_with(' ') && rule[at + name.len()..].starts_with(end)
+                        })
+                };
+                if let Some(reason) = Reason::ALL.iter().find(is_reason)
+                    && packets != "0"
+                {
+                    *total.entry(reason.name()).or_default() += packets.parse::<u64>()?;
+                }
+            }
         }
         Ok(total)
     }

@@ -52,6 +52,8 @@ pub struct Lab {
     pub outside: Node,
     /// Where `nucnet-ctl` runs.
     pub host: Node,
+    /// The datapath that `nucnet-ctl` is told to use; none: as this process's environment says.
+    pub datapath: Option<&'static str>,
     seeds: seeds::Seeds,
     history: Mutex<Vec<Outcome>>,
 }
@@ -84,6 +86,7 @@ impl Lab {
         Ok(Self {
             outside,
             host,
+            datapath: None,
             seeds: seeds::Seeds::default(),
             history: Mutex::default(),
         })

@@ -229,6 +229,9 @@ impl Lab {
                 self.host.cgroup().context("the host has no cgroup")?,
             )
             .args(arguments);
+        if let Some(datapath) = self.datapath {
+            command.env("NUCNET_DATAPATH", datapath);
+        }
         Ok(command)
     }
 

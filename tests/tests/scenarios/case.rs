@@ -29,17 +29,43 @@ pub(crate) enum Families {
 /// Who connects the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    Nucnet,
+    Nucnet(Datapath),
     Seeds(Rules),
 }
 
+/// What of nucnet carries packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Datapath {
+    Ebpf,
+    Iptables,
+}
+
+impl Datapath {
+    pub(crate) const ALL: [Self; 2] = [Self::Ebpf, Self::Iptables];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
 impl Way {
-    pub(crate) fn chosen() -> Result<Self> {
+    /// The ways that the list is held to.
+    pub(crate) fn chosen() -> Result<Vec<Self>> {
+        let seeds = |rules| Ok(vec![Self::Seeds(rules)]);
         match std::env::var("NUCNET_LAB_WAY").as_deref() {
-            Err(_) | Ok("nucnet") => Ok(Self::Nucnet),
-            Ok("iptables") => Ok(Self::Seeds(Rules::IptablesNft)),
-            Ok("iptables-legacy") => Ok(Self::Seeds(Rules::IptablesLegacy)),
-            Ok("routed") => Ok(Self::Seeds(Rules::Routed)),
+            Err(_) | Ok("nucnet") => {
+                let all = Datapath::ALL.into_iter();
+                match std::env::var("NUCNET_DATAPATH").as_deref() {
+                    Err(_) | Ok("auto") => Ok(all.map(Self::Nucnet).collect()),
+                    Ok(name) => Ok(all.filter(|d| d.name() == name).map(Self::Nucnet).collect()),
+                }
+            }
+            Ok("iptables") => seeds(Rules::IptablesNft),
+            Ok("iptables-legacy") => seeds(Rules::IptablesLegacy),
+            Ok("routed") => seeds(Rules::Routed),
             Ok(other) => {
                 bail!("NUCNET_LAB_WAY={other}: known are nucnet, iptables, iptables-legacy, routed")
             }
@@ -68,7 +94,10 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn new(way: Way, family: Family) -> Result<Self> {
-        let lab = Lab::new()?;
+        let mut lab = Lab::new()?;
+        if let Way::Nucnet(datapath) = way {
+            lab.datapath = Some(datapath.name());
+        }
         if let Way::Seeds(rules) = way {
             lab.seeds().prepare(&lab)?;
             if rules == Rules::Routed {
@@ -88,7 +117,7 @@ impl Case {
     /// Attaches a container with these arguments of `nucnet-ctl attach`.
     pub(crate) fn attach(&self, container: &Node, arguments: &[&str]) -> Result<Endpoint> {
         match self.way {
-            Way::Nucnet => {
+            Way::Nucnet(_) => {
                 let mut all = vec!["--id", container.name()];
                 all.extend(arguments);
                 self.lab.attach(container, &all)
@@ -110,7 +139,7 @@ impl Case {
     /// For scenarios about `nucnet-ctl` itself.
     pub(crate) fn only_nucnet(&self) -> Result<()> {
         match self.way {
-            Way::Nucnet => Ok(()),
+            Way::Nucnet(_) => Ok(()),
             Way::Seeds(_) => skip("this is about nucnet-ctl itself"),
         }
     }
@@ -181,15 +210,15 @@ impl Case {
         }
         match (self.way, self.lab.drops()) {
             (Way::Seeds(_), _) => {}
-            (Way::Nucnet, Ok(drops)) => report += &format!("dropped so far: {drops:?}\n"),
-            (Way::Nucnet, Err(error)) => report += &format!("dropped so far: {error:#}\n"),
+            (Way::Nucnet(_), Ok(drops)) => report += &format!("dropped so far: {drops:?}\n"),
+            (Way::Nucnet(_), Err(error)) => report += &format!("dropped so far: {error:#}\n"),
         }
         report
     }
 
     /// That the datapath has counted a drop for this reason.
     pub(crate) fn counted(&self, reason: &str) -> Result<()> {
-        if self.way == Way::Nucnet {
+        if let Way::Nucnet(_) = self.way {
             let drops = self.lab.drops()?;
             ensure!(
                 drops.contains_key(reason),

@@ -9,12 +9,14 @@
 //! ```
 //!
 //! `NUCNET_CTL` names the binary under test (else the newest one in the target directory is
-//! taken), `NUCNET_DATAPATH` its datapath. `NUCNET_LAB_WAY=iptables` or `routed` holds the tools
+//! taken), `NUCNET_DATAPATH` its datapath (else both are held to the list; what netfilter cannot do
+//! is in `differences.rs`, with the reason). `NUCNET_LAB_WAY=iptables` or `routed` holds the tools
 //! before nucnet to the same list, which checks the list rather than them.
 
 mod case;
 mod collisions;
 mod conversation;
+mod differences;
 mod egress;
 mod errors;
 mod events;
@@ -36,10 +38,11 @@ mod robustness;
 mod transfers;
 mod vantage;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use case::{Case, Families, Scenario, Skip, Way};
+use case::{Case, Datapath, Families, Scenario, Skip, Way};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nucnet_tests::lab::{Family, nucnet_program};
 
@@ -48,23 +51,23 @@ fn main() -> ExitCode {
     // They wait more than they compute.
     arguments.test_threads.get_or_insert(4);
 
-    let way = match Way::chosen() {
-        Ok(way) => way,
+    let ways = match Way::chosen() {
+        Ok(ways) => ways,
         Err(error) => {
             eprintln!("{error:#}");
             return ExitCode::from(2);
         }
     };
-    let obstacle = obstacle(way);
     if !arguments.list {
-        match (way, nucnet_program()) {
-            (Way::Nucnet, Some(program)) => println!("nucnet-ctl: {}", program.display()),
-            (Way::Nucnet, None) => println!("nucnet-ctl: none"),
-            (Way::Seeds(rules), _) => println!("not nucnet: {rules:?}"),
+        match (&ways[..], nucnet_program()) {
+            ([Way::Seeds(rules)], _) => println!("not nucnet: {rules:?}"),
+            (_, Some(program)) => println!("nucnet-ctl: {}", program.display()),
+            (_, None) => println!("nucnet-ctl: none"),
         }
     }
 
     let skipped = Arc::new(Mutex::new(Vec::new()));
+    let matrix = Arc::new(Mutex::new(Matrix::default()));
     let mut trials = Vec::new();
     let modules = [
         publish::SCENARIOS,
@@ -98,32 +101,41 @@ fn main() -> ExitCode {
                 Families::Together => &[Family::V4],
             };
             for &family in families {
-                let (obstacle, skipped) = (obstacle.clone(), skipped.clone());
-                let name = match scenario.families {
+                let base = match scenario.families {
                     Families::Each => format!("{}::{family}", scenario.name),
                     Families::Together => scenario.name.to_owned(),
                 };
-                let title = name.clone();
-                let trial = Trial::ignorable_test(name, move || {
-                    let outcome = match &obstacle {
-                        Some(reason) => Err(Skip(reason.clone()).into()),
-                        None => run(scenario, way, family),
+                for &way in &ways {
+                    let name = match way {
+                        Way::Nucnet(Datapath::Iptables) => format!("{base}::iptables"),
+                        _ => base.clone(),
                     };
-                    match outcome {
-                        Ok(()) => Ok(Completion::Completed),
-                        Err(error) => match error.downcast::<Skip>() {
-                            Ok(Skip(reason)) => {
-                                // Not at the start of the line: there it would mean a
-                                // test that the harness takes for passed.
-                                let line = format!("  {title} is skipped: {reason}");
-                                skipped.lock().unwrap_or_else(|e| e.into_inner()).push(line);
-                                Ok(Completion::ignored_with(format!("skipped: {reason}")))
-                            }
-                            Err(error) => Err(Failed::from(chain(&error))),
-                        },
-                    }
-                });
-                trials.push(trial.with_ignored_flag(is_slow));
+                    let (title, obstacle, base) = (name.clone(), obstacle(way), base.clone());
+                    let (skipped, matrix) = (skipped.clone(), matrix.clone());
+                    let trial = Trial::ignorable_test(name, move || {
+                        let outcome = match &obstacle {
+                            Some(reason) => Err(Skip(reason.clone()).into()),
+                            None => run(scenario, way, family),
+                        };
+                        let outcome = differences::judge(scenario.name, way, family, outcome);
+                        let mut matrix = matrix.lock().unwrap_or_else(|e| e.into_inner());
+                        matrix.note(base, way, &outcome);
+                        match outcome {
+                            Ok(()) => Ok(Completion::Completed),
+                            Err(error) => match error.downcast::<Skip>() {
+                                Ok(Skip(reason)) => {
+                                    // Not at the start of the line: there it would mean a
+                                    // test that the harness takes for passed.
+                                    let line = format!("  {title} is skipped: {reason}");
+                                    skipped.lock().unwrap_or_else(|e| e.into_inner()).push(line);
+                                    Ok(Completion::ignored_with(format!("skipped: {reason}")))
+                                }
+                                Err(error) => Err(Failed::from(chain(&error))),
+                            },
+                        }
+                    });
+                    trials.push(trial.with_ignored_flag(is_slow));
+                }
             }
         }
     }
@@ -138,7 +150,50 @@ fn main() -> ExitCode {
             skipped.len()
         );
     }
+    print!("{}", matrix.lock().unwrap_or_else(|e| e.into_inner()));
     conclusion.exit_code()
+}
+
+/// What came of each scenario by each datapath.
+#[derive(Default)]
+struct Matrix(BTreeMap<String, BTreeMap<&'static str, &'static str>>);
+
+impl Matrix {
+    fn note(&mut self, scenario: String, way: Way, outcome: &anyhow::Result<()>) {
+        let Way::Nucnet(datapath) = way else { return };
+        let word = match outcome {
+            Ok(()) => "ok",
+            Err(error) if error.is::<differences::Difference>() => "differs",
+            Err(error) if error.is::<Skip>() => "skipped",
+            Err(_) => "FAILED",
+        };
+        let row = self.0.entry(scenario).or_default();
+        row.insert(datapath.name(), word);
+    }
+}
+
+impl std::fmt::Display for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = Datapath::ALL
+            .iter()
+            .map(|datapath| datapath.name())
+            .collect();
+        if self.0.values().all(|row| row.len() < names.len()) {
+            return Ok(());
+        }
+        writeln!(f, "| scenario | {} |\n|---|---|---|", names.join(" | "))?;
+        for (scenario, row) in &self.0 {
+            let words = names
+                .iter()
+                .map(|name| row.get(name).copied().unwrap_or("-"));
+            writeln!(
+                f,
+                "| {scenario} | {} |",
+                words.collect::<Vec<_>>().join(" | ")
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// An error and its causes, without the backtrace of whoever asked for backtraces.
@@ -167,7 +222,10 @@ fn obstacle(way: Way) -> Option<String> {
             return Some(format!("there is no program {program} here"));
         }
     }
-    if way == Way::Nucnet && nucnet_program().is_none() {
+    if way == Way::Nucnet(Datapath::Iptables) && !case::has("iptables-restore") {
+        return Some("there is no program iptables-restore here".to_owned());
+    }
+    if matches!(way, Way::Nucnet(_)) && nucnet_program().is_none() {
         return Some("nucnet-ctl is not built".to_owned());
     }
     None

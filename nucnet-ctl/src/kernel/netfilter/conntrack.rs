@@ -42,6 +42,15 @@ pub struct Tracked {
     family: u8,
 }
 
+impl Tracked {
+    /// Whether one of those addresses takes part, on whichever side of a translation.
+    pub fn is_of(&self, addresses: &[IpAddr]) -> bool {
+        [&self.original, &self.reply].iter().any(|tuple| {
+            addresses.contains(&tuple.source) || addresses.contains(&tuple.destination)
+        })
+    }
+}
+
 /// linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
 mod abi {
     pub(super) const SUBSYSTEM: u16 = 1;

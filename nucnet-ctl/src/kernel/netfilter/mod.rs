@@ -99,6 +99,23 @@ pub fn detect() -> Result<Backend, helper::Error> {
     })
 }
 
+/// All netfilters that there are programs for and, of the old kind, tables.
+pub fn all() -> Result<Vec<Netfilter>, helper::Error> {
+    let mut all = Vec::new();
+    for backend in [Backend::Nft, Backend::Legacy] {
+        let has_tables = |family| has_legacy_tables(family);
+        if backend == Backend::Legacy && !Family::ALL.into_iter().any(has_tables) {
+            continue;
+        }
+        match Netfilter::open(backend) {
+            Ok(netfilter) => all.push(netfilter),
+            Err(helper::Error::Missing(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
 /// The host's netfilter.
 #[derive(Debug)]
 pub struct Netfilter {

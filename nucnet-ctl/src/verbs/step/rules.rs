@@ -10,7 +10,6 @@ use crate::{
     kernel::{
         netfilter::{self, Conntrack, Netfilter, Tracked},
         netlink::Link,
-        sysctl::{self, LinkKey, Sysctl},
     },
     model::{
         netfilter::{Family, Wanted, WantedEndpoint},
@@ -20,7 +19,7 @@ use crate::{
     },
     verbs::{
         Error, OpenFlows,
-        netfilter::{Recorded, of_host},
+        netfilter::{Recorded, of_host, route_loopback},
     },
 };
 use std::net::IpAddr;
@@ -90,6 +89,11 @@ impl World<'_> {
 
     pub(super) fn netfilter(&self) -> Result<Netfilter, Error> {
         of_host(&self.session.record)?.ok_or(Error::NoRules)
+    }
+
+    /// Makes the rules those that the records want.
+    pub(in crate::verbs) fn write_recorded_rules(&self) -> Result<(), Error> {
+        self.carry(&Recorded::of(self.session)?.wanted())
     }
 
     /// Makes the rules those that are wanted once a step is done, or undone.
@@ -273,7 +277,7 @@ impl World<'_> {
         self.write_rules(step, Standing::Undone)?;
         self.forget(|world, tracked| {
             let endpoint = world.endpoint.as_ref();
-            endpoint.is_some_and(|endpoint| is_of(tracked, &endpoint.addresses))
+            endpoint.is_some_and(|endpoint| tracked.is_of(&endpoint.addresses))
         })
     }
 
@@ -304,13 +308,6 @@ impl World<'_> {
     }
 }
 
-/// Whether an address takes part in a connection, on whichever side of a translation.
-fn is_of(tracked: &Tracked, addresses: &[IpAddr]) -> bool {
-    [&tracked.original, &tracked.reply]
-        .iter()
-        .any(|tuple| addresses.contains(&tuple.source) || addresses.contains(&tuple.destination))
-}
-
 /// Whether an endpoint of a network publishes a port on 127.0.0.1.
 fn serves_loopback(wanted: &Wanted<'_>, network: &NetworkRecord) -> bool {
     let is_loopback = |host: HostAddress| match host {
@@ -325,16 +322,4 @@ fn serves_loopback(wanted: &Wanted<'_>, network: &NetworkRecord) -> bool {
                 .iter()
                 .any(|publish| is_loopback(publish.host()))
     })
-}
-
-/// Lets what the host sends from 127.0.0.1 leave by a bridge, and the answers come back. Whatever
-/// else asks there for such an address is dropped by the guards.
-fn route_loopback(network: &NetworkRecord, value: &str) -> Result<(), Error> {
-    let bridge = network.bridge.as_str();
-    let sysctl = Sysctl::link(sysctl::Family::Ipv4, bridge, LinkKey::RouteLocalnet);
-    match sysctl.write(value) {
-        // The bridge is gone, or not there yet.
-        Err(sysctl::Error::NotFound { .. }) => Ok(()),
-        result => Ok(result.map(drop)?),
-    }
 }

@@ -1,0 +1,206 @@
+//! From one datapath to the other: every endpoint, publish, policy and mapping moves, and nothing
+//! of the first stays.
+//!
+//! Either carries packets until the other can. A process that dies on the way leaves records that
+//! say of each endpoint where it is; the same again goes on.
+
+use super::{
+    Error, Step,
+    host::Session,
+    netfilter, publish, repair,
+    step::{
+        MAPPING_ROUTES, World, endpoint_steps, mapping_routes_alias, mapping_steps, network_steps,
+    },
+};
+use crate::{
+    kernel::{
+        bpf::Datapath,
+        netfilter::Conntrack,
+        netlink::{LinkChange, Owner},
+    },
+    model::record::{DatapathKind, EndpointRecord, MappingRecord, NetworkRecord, State},
+};
+
+/// Moves everything.
+pub(super) fn to(session: &mut Session, kind: DatapathKind) -> Result<(), Error> {
+    tracing::info!(datapath = %kind, "moving everything to the other datapath");
+    let mut endpoints = session.state.sound_endpoints()?;
+    // What is half made or half removed is gc's, and is in neither datapath.
+    endpoints.retain(|endpoint| matches!(endpoint.state, State::Active | State::Degraded));
+    let mut whole = Vec::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        let mut endpoint = publish::take_back_pending(session, endpoint)?;
+        super::egress::settle(session, &mut endpoint, &mut datapath(session)?)?;
+        whole.push(endpoint);
+    }
+    let mut networks = session.state.sound_networks()?;
+    networks.retain(|network| network.state == State::Active);
+    let mut mappings = session.state.sound_mappings()?;
+    mappings.retain(|mapping| mapping.state == State::Active);
+    match kind {
+        DatapathKind::Iptables => to_rules(session, whole, &networks, &mappings),
+        DatapathKind::Ebpf => to_programs(session, whole, &networks, &mappings),
+    }
+}
+
+fn datapath(session: &Session) -> Result<Option<Datapath>, Error> {
+    Ok(Datapath::open_existing(session.bpffs(), &session.bpf_host)?)
+}
+
+/// The steps of a network that are about its datapath.
+fn of_network(network: &NetworkRecord, kind: DatapathKind) -> Vec<Step> {
+    let mut steps = network_steps(network);
+    steps.retain(|step| {
+        let is_meant = matches!(
+            step,
+            Step::BridgeSysctls(_) | Step::NetworkEntry(_) | Step::BridgeProgram(_)
+        );
+        is_meant && step.is_of(kind)
+    });
+    steps
+}
+
+/// The steps of an endpoint that are about its datapath.
+fn of_endpoint(endpoint: &EndpointRecord, bridge: &str, kind: DatapathKind) -> Vec<Step> {
+    let mut steps = endpoint_steps(endpoint, bridge, None);
+    steps.retain(|step| {
+        let is_meant = matches!(
+            step,
+            Step::Program(_)
+                | Step::Policy(_)
+                | Step::Entries(_)
+                | Step::Neighbours(_)
+                | Step::Publishes(_)
+        );
+        is_meant && step.is_of(kind)
+    });
+    steps
+}
+
+/// Does the steps of networks, endpoints and mappings.
+fn carry(
+    session: &Session,
+    endpoints: Vec<EndpointRecord>,
+    networks: &[NetworkRecord],
+    mappings: &[MappingRecord],
+) -> Result<(), Error> {
+    let kind = session.kind();
+    let mut world = World::new(session);
+    let begin = [
+        Step::Datapath(session.bpffs().display().to_string()),
+        Step::Uplinks,
+    ];
+    repair::run(
+        &mut world,
+        begin.into_iter().filter(|step| step.is_of(kind)).collect(),
+    )?;
+    for network in networks {
+        world.network = Some(network.clone());
+        repair::run(&mut world, of_network(network, kind))?;
+    }
+    for endpoint in endpoints {
+        let network = networks
+            .iter()
+            .find(|network| network.number == endpoint.network);
+        let Some(network) = network else { continue };
+        let steps = of_endpoint(&endpoint, network.bridge.as_str(), kind);
+        world.network = Some(network.clone());
+        world.policy = endpoint.policy_in_force().compile()?;
+        world.publishes.clone_from(&endpoint.publishes);
+        let port = session.netlink.link(endpoint.host_ifname.as_str())?;
+        let change = LinkChange {
+            mac: Some(endpoint.host_mac.octets()).filter(|mac| port.mac != Some(*mac)),
+            ..LinkChange::default()
+        };
+        if change.mac.is_some() {
+            session.netlink.set_link(port.index, &change)?;
+        }
+        if kind == DatapathKind::Ebpf {
+            session.netlink.remove_hooks(port.index)?;
+        }
+        world.endpoint = Some(endpoint);
+        repair::run(&mut world, steps)?;
+    }
+    world.endpoint = None;
+    world.network = None;
+    for mapping in mappings {
+        let mut steps = mapping_steps(mapping);
+        steps.retain(|step| {
+            matches!(step, Step::MappingRoutes(_) | Step::Mapping(_)) && step.is_of(kind)
+        });
+        world.mapping = Some(mapping.clone());
+        repair::run(&mut world, steps)?;
+    }
+    Ok(())
+}
+
+fn to_rules(
+    session: &mut Session,
+    mut endpoints: Vec<EndpointRecord>,
+    networks: &[NetworkRecord],
+    mappings: &[MappingRecord],
+) -> Result<(), Error> {
+    session.note_datapath(DatapathKind::Iptables)?;
+    session.put_host()?;
+    for endpoint in &mut endpoints {
+        endpoint.datapath = DatapathKind::Iptables;
+        endpoint.keeps_open = false;
+        let network = networks
+            .iter()
+            .find(|network| network.number == endpoint.network);
+        if let Some(network) = network {
+            endpoint.host_mac = network.mac;
+        }
+        session.state.put_endpoint(endpoint)?;
+    }
+    carry(session, endpoints, networks, mappings)?;
+    let alias = mapping_routes_alias();
+    session
+        .netlink
+        .delete_bridge(MAPPING_ROUTES, Owner::Alias(&alias))?;
+    match Datapath::remove(session.bpffs()).pop() {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+fn to_programs(
+    session: &mut Session,
+    mut endpoints: Vec<EndpointRecord>,
+    networks: &[NetworkRecord],
+    mappings: &[MappingRecord],
+) -> Result<(), Error> {
+    // Where the programs cannot be loaded, everything stays as it is.
+    drop(Datapath::open_or_load(session.bpffs(), &session.bpf_host)?);
+    let before = session.record.datapath.clone();
+    session.note_datapath(DatapathKind::Ebpf)?;
+    session.put_host()?;
+    for endpoint in &mut endpoints {
+        endpoint.datapath = DatapathKind::Ebpf;
+        session.state.put_endpoint(endpoint)?;
+    }
+    let addresses: Vec<_> = endpoints.iter().flat_map(|e| e.addresses.clone()).collect();
+    let stations: Vec<_> = endpoints
+        .iter()
+        .filter_map(|endpoint| Some((endpoint.link?, endpoint.mac.octets())))
+        .collect();
+    carry(session, endpoints, networks, mappings)?;
+    for (port, mac) in stations {
+        session.netlink.remove_station(port, mac)?;
+    }
+    for network in networks {
+        let Some(bridge) = network.link else { continue };
+        for address in addresses.iter().filter(|address| address.is_ipv6()) {
+            session.netlink.remove_proxy(bridge, *address)?;
+        }
+        netfilter::route_loopback(network, "0")?;
+    }
+    let now = std::mem::replace(&mut session.record.datapath, before);
+    let left = netfilter::leave(session);
+    session.record.datapath = now;
+    left?;
+    session.put_host()?;
+    let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
+    let forgotten = conntrack.forget_all(|tracked| tracked.is_of(&addresses));
+    forgotten.map(drop).map_err(Error::Conntrack)
+}
