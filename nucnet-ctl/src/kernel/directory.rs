@@ -91,6 +91,9 @@ impl Directory {
 
     /// A directory inside, made if there is none.
     pub(crate) fn make(&self, name: &str) -> Result<Self, FileError> {
+        if let Some(found) = self.enter(name)? {
+            return Ok(found);
+        }
         match before_change().and_then(|()| mkdirat(&self.fd, name, Mode::S_IRWXU)) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(self.failed("create", name)(errno)),
@@ -107,7 +110,8 @@ impl Directory {
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(self.failed("open", name)(errno)),
         };
-        let mut bytes = Vec::new();
+        // What most records fit into.
+        let mut bytes = Vec::with_capacity(4096);
         file.take(LARGEST)
             .read_to_end(&mut bytes)
             .map_err(|source| FileError {

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 
 use nix::errno::Errno;
@@ -114,6 +115,8 @@ pub struct NetnsFd {
     fd: OwnedFd,
     id: NetnsId,
     origin: String,
+    /// Once asked for: it takes a thread inside.
+    cookie: OnceLock<Option<u64>>,
 }
 
 impl AsFd for NetnsFd {
@@ -174,6 +177,7 @@ impl NetnsFd {
             fd,
             id,
             origin: origin.display().to_string(),
+            cookie: OnceLock::new(),
         })
     }
 
@@ -196,6 +200,7 @@ impl NetnsFd {
             fd,
             id: self.id,
             origin: self.origin.clone(),
+            cookie: self.cookie.clone(),
         })
     }
 
@@ -207,15 +212,19 @@ impl NetnsFd {
     /// Its cookie (`SO_NETNS_COOKIE`): never given twice while the kernel runs. `None` before
     /// Linux 5.14.
     pub fn cookie(&self) -> Result<Option<u64>, Error> {
+        if let Some(known) = self.cookie.get() {
+            return Ok(*known);
+        }
         // One's own is known without a thread.
         let cookie = match Self::current()?.id == self.id {
             true => cookie_of_thread(),
             false => run_in(self, cookie_of_thread)?,
         };
-        cookie.map_err(|source| Error::Cookie {
+        let cookie = cookie.map_err(|source| Error::Cookie {
             netns: self.to_string(),
             source,
-        })
+        })?;
+        Ok(*self.cookie.get_or_init(|| cookie))
     }
 }
 

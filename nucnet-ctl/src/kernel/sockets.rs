@@ -157,13 +157,30 @@ fn can_bind(host: HostAddress, port: u16, protocol: Protocol) -> bool {
         HostAddress::One(IpAddr::V6(address)) => address,
         _ => Ipv6Addr::UNSPECIFIED,
     };
-    let free_v4 = || probe(SocketAddr::from((v4, port)), protocol) != Err(Errno::EADDRINUSE);
-    let free_v6 = || probe(SocketAddr::from((v6, port)), protocol) != Err(Errno::EADDRINUSE);
+    // One socket for both families tells of most ports that they are free.
+    if host.v4() && host.v6() && probe(SocketAddr::from((v6, port)), protocol, Hears::Both).is_ok()
+    {
+        return true;
+    }
+    let free_v4 = || is_free((v4, port).into(), protocol);
+    let free_v6 = || is_free((v6, port).into(), protocol);
     (!host.v4() || free_v4()) && (!host.v6() || free_v6())
 }
 
+/// Whether nobody has a port at an address.
+fn is_free(address: SocketAddr, protocol: Protocol) -> bool {
+    probe(address, protocol, Hears::ItsFamily) != Err(Errno::EADDRINUSE)
+}
+
+/// What a socket that is bound to every IPv6 address hears.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hears {
+    ItsFamily,
+    Both,
+}
+
 /// Binds a socket and closes it.
-fn probe(address: SocketAddr, protocol: Protocol) -> Result<(), Errno> {
+fn probe(address: SocketAddr, protocol: Protocol, hears: Hears) -> Result<(), Errno> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -179,7 +196,7 @@ fn probe(address: SocketAddr, protocol: Protocol) -> Result<(), Errno> {
     // Of TCP only listeners are to be in the way, not what is left of connections.
     setsockopt(&probe, ReuseAddr, &(protocol == Protocol::Tcp))?;
     if address.is_ipv6() {
-        setsockopt(&probe, Ipv6V6Only, &true)?;
+        setsockopt(&probe, Ipv6V6Only, &(hears == Hears::ItsFamily))?;
     }
     bind(probe.as_raw_fd(), &SockaddrStorage::from(address))
 }
@@ -194,7 +211,7 @@ fn in_the_way<'a>(spec: &PublishSpec, listeners: &'a [Listener]) -> Option<&'a L
                 // Whether it hears IPv4 too, `/proc/net` does not tell.
                 IpAddr::V6(any) if any.is_unspecified() => {
                     let v4 = (Ipv4Addr::UNSPECIFIED, listener.port).into();
-                    let is_taken = || probe(v4, listener.protocol) == Err(Errno::EADDRINUSE);
+                    let is_taken = || !is_free(v4, listener.protocol);
                     spec.host().v6() || (spec.host().v4() && is_taken())
                 }
                 IpAddr::V4(any) if any.is_unspecified() => spec.host().v4(),

@@ -61,7 +61,9 @@ pub(crate) fn add_veth(name: &str) -> u32 {
 }
 
 pub(crate) fn load(bpffs: &Path) -> Datapath {
-    Datapath::open_or_load(bpffs, &Host::current().expect("host")).expect("load")
+    let host = Host::current().expect("host");
+    let (datapath, _) = Datapath::open_or_load(bpffs, &host).expect("load");
+    datapath
 }
 
 /// What is in a directory; the root of every BPF filesystem has two files of the kernel's.

@@ -17,6 +17,7 @@ use aya::programs::{
     tc::TcAttachOptions,
 };
 use nix::{
+    errno::Errno,
     libc,
     net::if_::{if_indextoname, if_nametoindex},
 };
@@ -120,23 +121,27 @@ impl Datapath {
     /// Puts `from_endpoint` on an endpoint's host side interface.
     pub fn attach_endpoint(&self, interface: &str) -> Result<(), BpfError> {
         let hook = Hook::new(program::FROM_ENDPOINT, interface);
-        clsact::ensure_qdisc(interface).map_err(hook.error("attach"))?;
-        let mut program = open_classifier(&self.pins, hook.program)?;
-        clsact::attach(&mut program, interface, hook.direction()).map_err(hook.error("attach"))
+        let index = index_of(&hook)?;
+        clsact::ensure_qdisc(index).map_err(hook.error("attach"))?;
+        let program = open_program(&self.pins, hook.program)?;
+        put_filter(&hook, index, &program)
     }
 
     /// Takes `from_endpoint` off an interface: nothing that its endpoint sends passes any more.
     /// `false`: it was not there, or there is no such interface.
     pub fn detach_endpoint(&self, interface: &str) -> Result<bool, BpfError> {
         let hook = Hook::new(program::FROM_ENDPOINT, interface);
-        clsact::detach(interface, hook.direction()).map_err(hook.error("detach"))
+        match if_nametoindex(interface) {
+            Ok(index) => clsact::detach(index, hook.direction()).map_err(hook.error("detach")),
+            Err(Errno::ENODEV) => Ok(false),
+            Err(errno) => Err(hook.error("detach")(io::Error::from(errno))),
+        }
     }
 
     /// Puts `from_host` on the egress of a network's bridge.
     pub fn attach_bridge(&self, bridge: &str) -> Result<AttachKind, BpfError> {
         let hook = Hook::new(program::FROM_HOST, bridge);
-        let index = if_nametoindex(bridge).map_err(|e| hook.error("attach")(io::Error::from(e)))?;
-        self.attach(&hook, index)
+        self.attach(&hook, index_of(&hook)?)
     }
 
     /// Takes `from_host` off a bridge; one that is gone is fine.
@@ -173,18 +178,16 @@ impl Datapath {
                 action: "attach",
                 source: Box::new(source),
             };
-            let mut program = open_bind(&self.pins, name, kind)?;
             if let Some(link) = open_link(&pin)? {
                 let info = sys::link_info(link.as_fd()).map_err(|e| error(e.into()))?;
                 if info.target == LinkTarget::Cgroup(id) {
-                    let ours = program.info().map_err(|e| error(e.into()))?.id();
-                    if info.program != ours {
-                        let fd = program.fd().map_err(|e| error(e.into()))?.as_fd();
-                        sys::link_update(link.as_fd(), fd).map_err(|e| error(e.into()))?;
-                    }
+                    let program = open_program(&self.pins, name)?;
+                    exchange(&link, info.program, &program).map_err(|e| error(e.into()))?;
                     continue;
                 }
             }
+            let mut program = CgroupSockAddr::from_pin(self.pins.program(name), kind)
+                .map_err(|source| program_error(name, "opened", source))?;
             sys::before_change().map_err(|e| error(e.into()))?;
             let attached = program
                 .attach(&directory, CgroupAttachMode::default())
@@ -212,27 +215,23 @@ impl Datapath {
     /// Puts a program on an interface, whose index is known, and notes it under `links/`.
     pub(super) fn attach(&self, hook: &Hook, index: u32) -> Result<AttachKind, BpfError> {
         let pin = self.pins.links().join(hook.file_name());
-        let mut program = open_classifier(&self.pins, hook.program)?;
+        let program = open_program(&self.pins, hook.program)?;
         match read_record(&pin)? {
             Some(Record::Tcx {
                 link,
                 index: on,
                 program: has,
             }) if on == index => {
-                if has != program.info().map_err(hook.error("attach"))?.id() {
-                    let fd = program.fd().map_err(hook.error("replace"))?.as_fd();
-                    sys::link_update(link.as_fd(), fd).map_err(hook.error("replace"))?;
-                }
+                exchange(&link, has, &program).map_err(hook.error("replace"))?;
                 return Ok(AttachKind::Tcx);
             }
             Some(Record::Clsact { index: on, qdisc }) if on == index => {
                 // Anybody can have deleted it.
-                let now = clsact::ensure_qdisc(&hook.interface).map_err(hook.error("attach"))?;
+                let now = clsact::ensure_qdisc(index).map_err(hook.error("attach"))?;
                 if (now, qdisc) == (Qdisc::Added, Qdisc::Found) {
                     replace_text(&pin, &clsact_text(index, now))?;
                 }
-                clsact::attach(&mut program, &hook.interface, hook.direction())
-                    .map_err(hook.error("attach"))?;
+                put_filter(hook, index, &program)?;
                 return Ok(AttachKind::Clsact);
             }
             // The interface of that name was another one.
@@ -240,7 +239,7 @@ impl Datapath {
             Some(Record::Clsact { .. }) => remove(&pin)?,
             None => {}
         }
-        match attach_tcx(&mut program, hook, &pin) {
+        match attach_tcx(&self.pins.program(hook.program), hook, &pin) {
             // What a kernel before 6.6 says. Trying tells more than a version number.
             Err(error) if matches!(errno(&error), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
             attached => {
@@ -249,10 +248,9 @@ impl Datapath {
                     .map_err(hook.error("attach"));
             }
         }
-        let qdisc = clsact::ensure_qdisc(&hook.interface).map_err(hook.error("attach"))?;
+        let qdisc = clsact::ensure_qdisc(index).map_err(hook.error("attach"))?;
         replace_text(&pin, &clsact_text(index, qdisc))?;
-        clsact::attach(&mut program, &hook.interface, hook.direction())
-            .map_err(hook.error("attach"))?;
+        put_filter(hook, index, &program)?;
         Ok(AttachKind::Clsact)
     }
 
@@ -269,19 +267,18 @@ impl Datapath {
                 if if_indextoname(index).is_ok() {
                     self.attach(&hook, index)?;
                 }
-            } else if let Some((name, kind)) =
-                BIND_HOOKS.into_iter().find(|(found, _)| *found == name)
+            } else if let Some((name, _)) = BIND_HOOKS.into_iter().find(|(found, _)| *found == name)
             {
-                let error = |source: AttachCause| BpfError::Attach {
-                    program: name,
-                    target: "its cgroup".into(),
-                    action: "replace",
-                    source: Box::new(source),
-                };
-                let program = open_bind(&self.pins, name, kind)?;
-                let fd = program.fd().map_err(|e| error(e.into()))?.as_fd();
+                let program = open_program(&self.pins, name)?;
                 if let Some(link) = open_link(&pin)? {
-                    sys::link_update(link.as_fd(), fd).map_err(|e| error(e.into()))?;
+                    sys::link_update(link.as_fd(), program.as_fd()).map_err(|source| {
+                        BpfError::Attach {
+                            program: name,
+                            target: "its cgroup".into(),
+                            action: "replace",
+                            source: Box::new(source.into()),
+                        }
+                    })?;
                 }
             }
         }
@@ -390,7 +387,7 @@ pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
         if let Ok(interface) = interface_name(link) {
             let hook = Hook::new(program::FROM_ENDPOINT, &interface);
             attempt(
-                clsact::detach(&interface, hook.direction())
+                clsact::detach(link, hook.direction())
                     .map(drop)
                     .map_err(hook.error("detach")),
             );
@@ -413,8 +410,22 @@ pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
     problems
 }
 
-fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, pin: &Path) -> Result<(), AttachCause> {
+/// Puts a program in the place of the one that a link has, unless that is it.
+fn exchange(link: &OwnedFd, has: u32, program: &OwnedFd) -> io::Result<()> {
+    match sys::program_id(program.as_fd())? {
+        id if id == has => Ok(()),
+        _ => sys::link_update(link.as_fd(), program.as_fd()),
+    }
+}
+
+fn put_filter(hook: &Hook, index: u32, program: &OwnedFd) -> Result<(), BpfError> {
+    clsact::attach(program.as_fd(), hook.program, index, hook.direction())
+        .map_err(hook.error("attach"))
+}
+
+fn attach_tcx(program: &Path, hook: &Hook, pin: &Path) -> Result<(), AttachCause> {
     sys::before_change()?;
+    let mut program = SchedClassifier::from_pin(program)?;
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(&hook.interface, hook.direction(), options)?;
     let link = FdLink::try_from(program.take_link(id)?).map_err(io::Error::other)?;
@@ -430,11 +441,9 @@ fn detach(pins: &Pins, hook: &Hook) -> Result<(), BpfError> {
         Some(Record::Tcx { .. }) => unlink(&pin),
         Some(Record::Clsact { index, qdisc }) => {
             // A new interface may have got the name, an old one another.
-            if let Ok(interface) = interface_name(index) {
-                clsact::detach(&interface, hook.direction()).map_err(hook.error("detach"))?;
-                if qdisc == Qdisc::Added {
-                    clsact::remove_qdisc(index).map_err(hook.error("detach"))?;
-                }
+            clsact::detach(index, hook.direction()).map_err(hook.error("detach"))?;
+            if qdisc == Qdisc::Added {
+                clsact::remove_qdisc(index).map_err(hook.error("detach"))?;
             }
             remove(&pin)
         }
@@ -510,18 +519,17 @@ fn parse_clsact(text: &str) -> Option<Record> {
     })
 }
 
-fn open_classifier(pins: &Pins, name: &'static str) -> Result<SchedClassifier, BpfError> {
-    SchedClassifier::from_pin(pins.program(name))
-        .map_err(|source| program_error(name, "opened", source))
+/// A pinned program. Not aya's, which looks at all that the kernel offers before it tells which
+/// program it is: a tenth of what an attach costs.
+fn open_program(pins: &Pins, name: &'static str) -> Result<OwnedFd, BpfError> {
+    sys::open_pin(&pins.program(name))
+        .map_err(|source| program_error(name, "opened", source.into()))
 }
 
-fn open_bind(
-    pins: &Pins,
-    name: &'static str,
-    kind: CgroupSockAddrAttachType,
-) -> Result<CgroupSockAddr, BpfError> {
-    CgroupSockAddr::from_pin(pins.program(name), kind)
-        .map_err(|source| program_error(name, "opened", source))
+/// The index of a hook's interface.
+fn index_of(hook: &Hook) -> Result<u32, BpfError> {
+    let index = if_nametoindex(hook.interface.as_str());
+    index.map_err(|errno| hook.error("attach")(io::Error::from(errno)))
 }
 
 fn interface_name(index: u32) -> io::Result<String> {

@@ -98,6 +98,15 @@ pub struct Datapath {
     event_limits: Table<u32, abi::EventLimit>,
 }
 
+/// Where a datapath comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was there.
+    Found,
+    /// This call has loaded it.
+    Loaded,
+}
+
 impl fmt::Debug for Datapath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Datapath")
@@ -117,16 +126,20 @@ impl Datapath {
     /// [`Kind::Unsupported`](crate::model::Kind::Unsupported): no BPF filesystem, no privilege,
     /// a kernel that lacks something. [`Kind::Conflict`](crate::model::Kind::Conflict): the pins
     /// are those of another host or ABI.
-    pub fn open_or_load(bpffs: &Path, host: &Host) -> Result<Self, BpfError> {
+    pub fn open_or_load(bpffs: &Path, host: &Host) -> Result<(Self, Origin), BpfError> {
         let pins = Pins::prepare(bpffs)?;
+        let mut origin = Origin::Found;
         if pins.version()?.as_ref() != Some(&Version::ours()) {
             let _lock = pins.lock()?;
             match pins.version()? {
-                None => load(&pins, host).inspect_err(|_| {
-                    // The error that led here is the one to report.
-                    attach::remove_all(&pins);
-                    let _ = remove_directory(bpffs);
-                })?,
+                None => {
+                    load(&pins, host).inspect_err(|_| {
+                        // The error that led here is the one to report.
+                        attach::remove_all(&pins);
+                        let _ = remove_directory(bpffs);
+                    })?;
+                    origin = Origin::Loaded;
+                }
                 Some(version) if version.abi != abi::VERSION => {
                     return Err(BpfError::OtherAbi {
                         path: bpffs.into(),
@@ -141,7 +154,7 @@ impl Datapath {
                 }
             }
         }
-        Self::open(pins, host)
+        Ok((Self::open(pins, host)?, origin))
     }
 
     /// Opens what is pinned under `bpffs`. `None`: nothing is.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info};
 use nix::libc;
 
 use crate::kernel::fault::{self, Operation};
@@ -76,14 +76,27 @@ pub(super) struct LinkInfo {
     pub(super) target: LinkTarget,
 }
 
+/// Has the kernel describe what is behind a descriptor.
+fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attributes = no_attributes();
+    attributes.info.bpf_fd = object.as_raw_fd() as u32;
+    attributes.info.info_len = size_of::<T>() as u32;
+    attributes.info.info = std::ptr::from_mut(info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
+}
+
+/// The kernel's number for a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: integers only: zero is valid.
+    let mut info: bpf_prog_info = unsafe { mem::zeroed() };
+    describe(program, &mut info)?;
+    Ok(info.id)
+}
+
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // SAFETY: integers only: zero is valid.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
-    let mut attributes = no_attributes();
-    attributes.info.bpf_fd = link.as_raw_fd() as u32;
-    attributes.info.info_len = size_of::<bpf_link_info>() as u32;
-    attributes.info.info = std::ptr::from_mut(&mut info) as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    describe(link, &mut info)?;
     // SAFETY: both are plain integers in a union that the kernel filled according to `type_`;
     // what it did not fill is zero.
     let target = unsafe {

@@ -2,7 +2,7 @@
 
 use super::{World, network_entry};
 use crate::{
-    kernel::bpf::{Datapath, HostInterface},
+    kernel::bpf::{Datapath, HostInterface, Origin},
     model::record::State,
     verbs::{Error, sight::link_layer},
 };
@@ -14,8 +14,8 @@ impl World<'_> {
             return Ok(());
         }
         let (bpffs, host) = (self.session.bpffs(), &self.session.bpf_host);
-        self.loaded = Datapath::open_existing(bpffs, host)?.is_none();
-        let datapath = Datapath::open_or_load(bpffs, host)?;
+        let (datapath, origin) = Datapath::open_or_load(bpffs, host)?;
+        self.loaded = origin == Origin::Loaded;
         let hooked = self.hook_host(&datapath);
         if hooked.is_err() && self.loaded {
             drop(datapath);
