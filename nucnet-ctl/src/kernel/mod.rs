@@ -3,6 +3,7 @@
 
 mod directory;
 mod fault;
+mod forwarding;
 #[cfg(test)]
 mod state_model;
 

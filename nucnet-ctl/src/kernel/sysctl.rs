@@ -4,7 +4,6 @@
 //! They are those of the calling thread's network namespace; inside another one call from
 //! [`run_in`](super::netns::run_in).
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -185,61 +184,6 @@ impl Sysctl {
             },
         }
     }
-}
-
-/// Turns forwarding on for one interface.
-///
-/// Whenever this is written for IPv6, whichever the interface, the kernel forgets what routers
-/// have advertised to the host, its default route among it (`rt6_purge_dflt_routers`), unless it
-/// came by an interface that accepts advertisements even where it forwards (`accept_ra` 2). So
-/// the interfaces that have such routes are of that kind while it is written.
-pub fn forward(family: Family, interface: &str) -> Result<(), Error> {
-    let forwarding = Sysctl::link(family, interface, LinkKey::Forwarding);
-    if forwarding.read()? == "1" {
-        return Ok(());
-    }
-    let mut listening = Vec::new();
-    if family == Family::Ipv6 {
-        for link in advertised_links()? {
-            let accept = Sysctl::link(family, &link, LinkKey::AcceptRa);
-            match accept.read() {
-                Ok(value) if value == "1" => listening.push(accept),
-                // The interface went meanwhile, and its routes.
-                Ok(_) | Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    let written = listening
-        .iter()
-        .try_for_each(|accept| accept.write("2").map(drop))
-        .and_then(|()| forwarding.write("1").map(drop));
-    let restored = listening
-        .iter()
-        .map(|accept| accept.write("1").map(drop))
-        .fold(Ok(()), Result::and);
-    written.and(restored)
-}
-
-/// Interfaces by which the host has routes that a router advertised.
-fn advertised_links() -> Result<BTreeSet<String>, Error> {
-    /// Made by an advertisement: `RTF_DEFAULT` and `RTF_ADDRCONF` (`linux/ipv6_route.h`).
-    const ADVERTISED: u32 = 0x0001_0000 | 0x0004_0000;
-    // Of the calling thread's namespace.
-    let routes = match fs::read_to_string("/proc/thread-self/net/ipv6_route") {
-        Ok(routes) => routes,
-        // Without IPv6 there is no such file, and no such route.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(Error::Routes(error)),
-    };
-    Ok(routes
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split_ascii_whitespace().skip(8);
-            let flags = u32::from_str_radix(fields.next()?, 16).ok()?;
-            (flags & ADVERTISED != 0).then_some(fields.next()?.to_owned())
-        })
-        .collect())
 }
 
 /// The path below `/proc/sys`.

@@ -404,8 +404,7 @@ impl Error {
             Self::Helper(helper::Error::File { source, .. }) => io_kind(source),
             Self::Helper(_) => Kind::Operation,
             Self::Conntrack(error) => io_kind(error),
-            Self::Sysctl(sysctl::Error::Refused { source, .. }) => io_kind(source),
-            Self::Sysctl(_) => Kind::Operation,
+            Self::Sysctl(error) => sysctl_kind(error),
             Self::Bpf(error) => error.kind(),
             Self::Store(error) => store_kind(error),
             Self::File(error) => io_kind(&error.source),
@@ -539,6 +538,14 @@ fn store_kind(error: &store::Error) -> Kind {
             ..
         } => Kind::Unsupported,
         store::Error::File(error) => io_kind(&error.source),
+        store::Error::Sysctl(error) => sysctl_kind(error),
+        _ => Kind::Operation,
+    }
+}
+
+fn sysctl_kind(error: &sysctl::Error) -> Kind {
+    match error {
+        sysctl::Error::Refused { source, .. } => io_kind(source),
         _ => Kind::Operation,
     }
 }

@@ -156,6 +156,13 @@ impl Host {
         let record = match state.sound_host()? {
             Some(record) if record.boot == boot::id()? => {
                 self.check(&record)?;
+                // What it is about goes on without.
+                if let Err(error) = state.give_back() {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a sysctl of the host that a call which died had changed is not given back"
+                    );
+                }
                 Some(record)
             }
             Some(_) => {

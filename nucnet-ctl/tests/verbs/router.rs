@@ -17,7 +17,7 @@ use nix::{
 };
 use nucnet_ctl::kernel::netns::{NetnsFd, run_in};
 
-use crate::lab::{Lab, ip, on_a_host};
+use crate::lab::{Lab, has_faults, ip, on_a_host};
 
 /// A router advertisement (RFC 4861 section 4.2): a default router for half an hour.
 const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -103,5 +103,46 @@ fn advertised_default_route_outlives_networks_and_mappings() {
             assert_eq!(default_route(), route, "{arguments}");
             assert_eq!(accepts(), accepted, "{arguments}");
         }
+    });
+}
+
+/// The interface that listens to the router is made to listen always while that happens.
+#[test]
+fn what_a_killed_call_has_changed_of_the_hosts_interfaces_is_given_back() {
+    if !has_faults() {
+        return;
+    }
+    on_a_host(|lab| {
+        let route = learn_from_router(lab);
+        let accepted = accepts();
+        let create = "network create red --subnet6 fd00:71::/64";
+        lab.ok("network create blue --subnet 10.9.0.0/24");
+        let mut changed = 0;
+        for call in ["gc", create] {
+            for number in 0.. {
+                let mut killed = lab.command(create);
+                let output = killed.env("NUCNET_FAULT", format!("file:{number}:kill"));
+                let is_over = output.output().expect("nucnet-ctl").status.code().is_some();
+                changed += usize::from(accepts() != accepted);
+                lab.ok(call);
+                assert_eq!(
+                    accepts(),
+                    accepted,
+                    "killed at change {number}, then {call}"
+                );
+                assert_eq!(
+                    default_route(),
+                    route,
+                    "killed at change {number}, then {call}"
+                );
+                assert!(!lab.place.join("state/lent").exists());
+                lab.ok(create);
+                lab.ok("network remove red");
+                if is_over {
+                    break;
+                }
+            }
+        }
+        assert!(changed > 1, "or this shows nothing");
     });
 }

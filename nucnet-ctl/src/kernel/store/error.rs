@@ -1,6 +1,9 @@
 //! Why the state cannot be used.
 
-use crate::{kernel::directory::FileError, model::record};
+use crate::{
+    kernel::{directory::FileError, sysctl},
+    model::record,
+};
 use std::{fmt, path::PathBuf, time::Duration};
 use thiserror::Error;
 
@@ -40,6 +43,9 @@ pub enum Error {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A sysctl could not be changed for a moment, or not given back.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
 }
 
 /// What makes a directory unsafe.
@@ -84,7 +90,7 @@ impl Error {
                 ..
             } => Some("use the nucnet-ctl that wrote it".to_owned()),
             Self::Record { .. } => Some("any verb that changes something sets it aside".to_owned()),
-            Self::File(_) => None,
+            Self::File(_) | Self::Sysctl(_) => None,
         }
     }
 }

@@ -8,6 +8,7 @@
 //!   endpoints/ID.json
 //!   mappings/ID.json
 //!   claims/           see `claims`
+//!   lent/             see `forwarding`
 //!   resolv/ID         see `resolv`
 //! ```
 //!

@@ -7,6 +7,7 @@ use crate::{
         claims::Holder,
         netlink::{self, BridgeSpec, Owner},
         sockets::Sockets,
+        store,
         sysctl::{self, Family},
     },
     model::{
@@ -73,9 +74,9 @@ impl World<'_> {
             alias: &alias,
         })?;
         for family in [Family::Ipv4, Family::Ipv6] {
-            match sysctl::forward(family, MAPPING_ROUTES) {
+            match self.session.state.forward(family, MAPPING_ROUTES) {
                 // No IPv6.
-                Err(sysctl::Error::NotFound { .. }) => {}
+                Err(store::Error::Sysctl(sysctl::Error::NotFound { .. })) => {}
                 result => result?,
             }
         }

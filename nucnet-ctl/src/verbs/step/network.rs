@@ -106,7 +106,7 @@ impl World<'_> {
                 // A link-local address would be looked for twice and asked after by nobody.
                 Sysctl::link(family, bridge, LinkKey::AddrGenMode).write("1")?;
             }
-            sysctl::forward(family, bridge)?;
+            self.session.state.forward(family, bridge)?;
             self.answer_for_siblings(family, bridge)?;
         }
         Ok(())
