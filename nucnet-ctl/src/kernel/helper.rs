@@ -25,7 +25,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::libc;
+use nix::{
+    libc,
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 use super::fault::{self, Operation};
 
@@ -159,7 +163,8 @@ impl Helper {
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            .process_group(0);
         let child = command.spawn().map_err(file_error(&self.path, "run"))?;
         let (status, stdout, stderr) =
             finish(child, input, limit).map_err(file_error(&self.path, "speak to"))?;
@@ -281,7 +286,10 @@ fn finish(
             ended.recv_timeout(left).is_ok()
         });
         if !in_time {
-            child.kill()?;
+            // With what it has begun, which may hold its pipes open. It was not waited for yet, so
+            // that its id is nobody else's.
+            let group = Pid::from_raw(child.id().cast_signed());
+            killpg(group, Signal::SIGKILL)?;
         }
         // Its pipes are closed, so it has ended or is about to.
         let status = child.wait()?;
@@ -407,6 +415,21 @@ mod tests {
             .run(&["600"], "", Duration::from_millis(50))
             .unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn what_it_has_begun_is_ended_with_it() {
+        if !is_root() {
+            return;
+        }
+        let start = Instant::now();
+        let began = Helper::of("sh").unwrap().run(
+            &["-c", "sleep 600 & wait"],
+            "",
+            Duration::from_millis(50),
+        );
+        assert!(matches!(began, Err(Error::TimedOut { .. })), "{began:?}");
         assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
     }
 }

@@ -22,6 +22,5 @@ pub mod resolv;
 pub mod sockets;
 pub mod store;
 pub mod sysctl;
-pub mod tool;
 
 pub use directory::FileError;

@@ -10,8 +10,8 @@ use nix::{
 };
 
 use super::{
+    helper::Helper,
     netlink::{self, BridgeSpec, Netlink, Port, VethSpec},
-    tool::Tool,
 };
 use crate::model::Mac;
 
@@ -112,9 +112,9 @@ pub fn firewalls() -> Vec<Rules> {
     ]
     .into_iter()
     .filter_map(|(tool, arguments)| {
-        let said = Tool::find(tool)
+        let said = Helper::find(tool)
             .transpose()?
-            .and_then(|tool| tool.run(arguments, PATIENCE));
+            .and_then(|helper| helper.run(arguments, "", PATIENCE));
         let text = said
             .inspect_err(|error| {
                 tracing::warn!(error = error as &dyn std::error::Error, "cannot ask {tool}");

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -92,15 +91,9 @@ impl Process {
 
     /// Whether it still runs.
     pub fn life(&self) -> Result<Life, Error> {
-        self.life_within(Duration::ZERO)
-    }
-
-    /// Whether it still runs after waiting so long for its end.
-    pub fn life_within(&self, patience: Duration) -> Result<Life, Error> {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         // A pidfd becomes readable when its process ends.
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, PollTimeout::ZERO) {
             Ok(0) => Ok(Life::Running),
             Ok(_) => Ok(Life::Exited),
             Err(source) => Err(Error::Refused {

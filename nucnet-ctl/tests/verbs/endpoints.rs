@@ -219,10 +219,12 @@ fn what_is_taken_is_a_conflict_that_names_its_owner() {
              -p 9000-9009:1000-1009/udp",
             web.display()
         ));
+        ip("address add 10.0.42.77/32 dev up0");
         let before = lab.snapshot();
         let attach = format!("attach --netns {} --id db", db.display());
         let me = std::process::id().to_string();
         for (flags, owner) in [
+            ("--ip 10.0.42.77", "up0"),
             ("--ip 10.0.42.9", "web"),
             ("--mac 02:00:00:00:00:09", "web"),
             ("-p 127.0.0.1:8080:80", "web"),
@@ -242,6 +244,35 @@ fn what_is_taken_is_a_conflict_that_names_its_owner() {
         lab.assert_unchanged(&before, "afterwards");
         drop(listener);
         lab.ok(&format!("{attach} -p 8080:80/udp -p 7070:80"));
+    });
+}
+
+#[test]
+fn a_subnet_that_is_full_is_said_to_be_and_what_is_given_back_is_given_out() {
+    on_a_host(|lab| {
+        lab.ok("network create tiny --subnet 10.9.0.0/30");
+        let attach = |id: &str| {
+            let netns = lab.place.join(id);
+            format!(
+                "attach --netns {} --id {id} --network tiny",
+                netns.display()
+            )
+        };
+        let (web, _) = (lab.container("web"), lab.container("db"));
+        // Whoever makes the container may leave that to nucnet.
+        inside(&web, "link set lo down");
+        let endpoint = lab.json(&attach("web"));
+        assert_eq!(endpoint["addresses"], serde_json::json!(["10.9.0.2/30"]));
+        assert!(inside(&web, "link show lo").contains("LOOPBACK,UP"));
+        let before = lab.snapshot();
+        let (code, error) = lab.refused(&attach("db"));
+        assert_eq!(code, 1, "{error}");
+        let message = error["message"].as_str().expect("text");
+        assert!(message.contains("10.9.0.0/30"), "{error}");
+        lab.assert_unchanged(&before, "no address");
+        lab.ok("detach web");
+        let endpoint = lab.json(&attach("db"));
+        assert_eq!(endpoint["addresses"], serde_json::json!(["10.9.0.2/30"]));
     });
 }
 
