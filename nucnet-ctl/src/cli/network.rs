@@ -20,7 +20,7 @@ use nucnet_ctl::{
 use super::{
     columns::Columns,
     global::Global,
-    output::{done, joined, report, show, show_plan},
+    output::{done, joined, report, show, show_plan, undone},
     value::{addresses, all, one, optional},
 };
 
@@ -32,7 +32,8 @@ use super::{
 pub(super) enum NetworkVerb {
     /// Create a network
     ///
-    /// Without a subnet it gets a free one of each family. The same again changes nothing.
+    /// Without a subnet it gets a free one of each family. --gateway, --uplink and --timeout may be
+    /// given several times. The same again changes nothing.
     #[command(
         after_help = "Examples:\n  nucnet-ctl network create blue --subnet 10.1.0.0/24 \
         --subnet6 fd00:1::/64 --isolate\n  \
@@ -171,7 +172,7 @@ impl NetworkVerb {
             Self::Remove { name } => {
                 let name = one::<NetworkName>(&name, "NAME")?;
                 if global.dry_run {
-                    return show_plan(global, &[format!("remove network {name}")]);
+                    return show_plan(global, &undone(&host.plan_remove_network(&name)?));
                 }
                 host.remove_network(&name)?;
                 report(global, &serde_json::json!({ "id": name }), |_| Ok(()));

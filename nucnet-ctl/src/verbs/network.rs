@@ -175,18 +175,29 @@ impl Host {
 
     /// Removes a network that has no endpoints.
     pub fn remove_network(&self, name: &NetworkName) -> Result<(), Error> {
-        let not_found = || Error::NoNetwork(name.clone());
-        let session = self.open_existing()?.ok_or_else(not_found)?;
-        let network = session.state.sound_network(name)?.ok_or_else(not_found)?;
-        if let Some(holder) = session.state.endpoint_of(network.number)? {
-            return Err(Error::NetworkInUse {
-                name: name.clone(),
-                endpoint: holder.id,
-            });
-        }
+        let (session, network) = self.removable(name)?;
         let mut world = World::new(&session);
         world.datapath = session.open_datapath()?;
         tear_down(&mut world, network)
+    }
+
+    /// What removing a network would undo, in the order of the set-up.
+    pub fn plan_remove_network(&self, name: &NetworkName) -> Result<Plan<Step>, Error> {
+        let (_, network) = self.removable(name)?;
+        Ok(network_steps(&network).into_iter().collect())
+    }
+
+    fn removable(&self, name: &NetworkName) -> Result<(Session, NetworkRecord), Error> {
+        let not_found = || Error::NoNetwork(name.clone());
+        let session = self.open_existing()?.ok_or_else(not_found)?;
+        let network = session.state.sound_network(name)?.ok_or_else(not_found)?;
+        match session.state.endpoint_of(network.number)? {
+            Some(holder) => Err(Error::NetworkInUse {
+                name: name.clone(),
+                endpoint: holder.id,
+            }),
+            None => Ok((session, network)),
+        }
     }
 }
 

@@ -179,6 +179,7 @@ fn bad_input_is_refused_with_the_exit_code_of_the_contract_and_nothing_is_touche
             ("attach --pid 0", 3, "0"),
             ("inspect web", 3, "web"),
             ("network remove blue", 3, "blue"),
+            ("network remove blue --dry-run", 3, "blue"),
             ("network create blue --subnet 10.1.0.0/31", 2, "--subnet"),
             ("network create blue --subnet fd00::/64", 2, "--subnet6"),
             (
@@ -333,9 +334,11 @@ fn created_networks_stay_and_are_what_was_asked_for() {
             web.display()
         ));
         assert_eq!(view["mtu"], 1400);
-        let (code, error) = lab.refused("network remove blue");
-        assert_eq!(code, 4);
-        assert!(error["message"].as_str().expect("text").contains("web"));
+        for remove in ["network remove blue", "network remove blue --dry-run"] {
+            let (code, error) = lab.refused(remove);
+            assert_eq!(code, 4, "{remove}");
+            assert!(error["message"].as_str().expect("text").contains("web"));
+        }
         // A second network in the same container: the first owns the default routes.
         lab.ok(&format!(
             "attach --netns {} --id web2 --ifname eth1",
@@ -345,6 +348,11 @@ fn created_networks_stay_and_are_what_was_asked_for() {
         assert!(!inside(&web, "route show default").contains("dev eth1"));
         lab.ok("detach web web2");
         assert_eq!(lab.json("network list").as_array().expect("list").len(), 1);
+        let plan = lab.json("network remove blue --dry-run");
+        assert!(
+            plan.to_string().contains("undo: make bridge br-blue"),
+            "{plan}"
+        );
         lab.ok("network remove blue");
         assert!(!ip("link show").contains("br-blue"));
         let view = lab.json("network create auto");
