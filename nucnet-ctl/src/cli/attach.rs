@@ -19,7 +19,8 @@ use super::{
 
 const ATTACH_EXAMPLES: &str = "\
 Publishes: [HOST_IP:]HOST_PORT[-END]:PORT[-END][/tcp|udp]
-  Without HOST_IP: every local address of the host. Host port 0: nucnet chooses one.
+  Without HOST_IP: every local address of the host. Host port 0: nucnet chooses one. Without a
+  protocol: tcp.
 Rules: CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
   IPv6 with a port in brackets. Deny beats allow; any --allow makes the default deny.
   Presets: metadata, private, host, link-local, internet (`egress set --help` says what they are).
@@ -39,7 +40,8 @@ Examples:
 /// Give a container its network
 ///
 /// With only --pid it works: the default network, an address of nucnet's choice, an id that
-/// is derived and printed. The same id, namespace and settings again change nothing.
+/// is derived and printed. --ip, -p, --allow, --deny and --dns may be given several times. The same
+/// id, namespace and settings again change nothing, and repair what is damaged.
 #[derive(Debug, Args)]
 #[command(after_help = ATTACH_EXAMPLES)]
 #[group(id = "container", required = true, multiple = false, args = ["pid", "netns"])]
@@ -155,7 +157,7 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// Remove everything that endpoints own
 ///
-/// Detaching what is gone succeeds.
+/// Detaching what is gone succeeds. A container that runs goes on without network.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nucnet-ctl detach web db")]
 pub(super) struct DetachArgs {

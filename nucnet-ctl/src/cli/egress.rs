@@ -64,6 +64,8 @@ pub(super) enum EgressVerb {
 
 const EGRESS_EXAMPLES: &str = "\
 Rules: CIDR|any|PRESET[:PORT[-END][,PORT[-END]]...][/tcp|udp|icmp]
+  IPv6 with a port in brackets. Deny beats allow; any --allow makes the default deny.
+  --allow, --deny and --dns may be given several times.
 Presets:
   metadata    where clouds hand out credentials: 169.254.169.254, 169.254.170.2, fd00:ec2::254
   private     RFC 1918, 100.64.0.0/10, fc00::/7, fec0::/10

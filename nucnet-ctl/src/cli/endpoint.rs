@@ -21,6 +21,10 @@ use super::{
 };
 
 /// Show all endpoints
+///
+/// States: configuring (being made), active, degraded (something that it needs is gone: `status`
+/// says what, the same attach again brings it back), removing. What is configuring or removing for
+/// long was left by a call that died; `gc` removes it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nucnet-ctl list -o json | jq -r '.[].addresses[]'")]
 pub(super) struct ListArgs;

@@ -54,7 +54,7 @@ pub(super) struct Global {
     /// How the log is written to standard error [default: as --output]
     #[arg(long, global = true, env = "NUCNET_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<Output>,
-    /// Say more: once for the milliseconds of each step, more often for the log
+    /// Say more: once for the milliseconds of each step of an attach, more often for the log
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(super) verbose: u8,
     /// Show what would be done, and do nothing

@@ -79,7 +79,8 @@ impl DoctorArgs {
 
 /// Remove what dead endpoints and crashes left
 ///
-/// Nothing foreign is touched, and nothing of an endpoint that lives.
+/// Nothing foreign is touched, and nothing of an endpoint that lives. Uplinks that have come since
+/// the last call get their programs. When nothing of nucnet's is left, datapath and state go, too.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nucnet-ctl gc --dry-run")]
 pub(super) struct GcArgs;
@@ -112,6 +113,8 @@ impl GcArgs {
 }
 
 /// Remove every trace of nucnet from this host
+///
+/// Containers that run lose their network.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nucnet-ctl down")]
 pub(super) struct DownArgs;

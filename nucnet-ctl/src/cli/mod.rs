@@ -74,9 +74,14 @@ enum Verb {
     Attach(Box<attach::AttachArgs>),
     Detach(attach::DetachArgs),
     /// Forward more ports of the host to an endpoint
-    #[command(after_help = "Example:\n  nucnet-ctl publish web 8443:443 127.0.0.1:5353:53/udp")]
+    ///
+    /// All of them or, if one cannot be had, none. What is published already stays.
+    #[command(after_help = publish::PUBLISH_HELP)]
     Publish(publish::PublishArgs),
     /// Take ports back, and end what came in by them
+    ///
+    /// The specs are those of the publish; where nucnet chose the host port, with the one that
+    /// `inspect` shows.
     #[command(after_help = "Example:\n  nucnet-ctl unpublish web 8443:443")]
     Unpublish(publish::PublishArgs),
     #[command(subcommand)]

@@ -14,6 +14,13 @@ use super::{
     value::{all, one},
 };
 
+pub(super) const PUBLISH_HELP: &str = "\
+Without HOST_IP: every local address of the host. Host port 0: nucnet chooses one. Without a
+protocol: tcp.
+
+Example:
+  nucnet-ctl publish web 8443:443 127.0.0.1:5353:53/udp";
+
 #[derive(Debug, Args)]
 pub(super) struct PublishArgs {
     /// The endpoint
