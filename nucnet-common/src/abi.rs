@@ -30,6 +30,9 @@ pub const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 
 /// "Any address" of IPv6.
 pub const ANY_V6: Address = [0; 16];
 
+/// No address at all.
+pub const NO_ADDRESS: Address = [0; 16];
+
 /// Names of maps as pinned under `BPFFS/maps/`, equal to the names in the object.
 pub mod map {
     /// `Settings`, one entry.

@@ -10,7 +10,7 @@ use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
-    abi::{Address, Reason},
+    abi::{Address, NO_ADDRESS, Reason},
     env::{Env, Scratch},
     guard, icmp,
     packet::{Balance, Delta, ETHERNET, Family, Frame, Kind, quarter, same, tcp_flag},
@@ -163,7 +163,7 @@ fn turn<E: Env>(
     if origin == Origin::Endpoint {
         let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
         rewrite.source = *guard::gateway(endpoint, packet.family);
-        if same(&rewrite.source, &[0; 16]) {
+        if same(&rewrite.source, &NO_ADDRESS) {
             return Err(Reason::NoRoute);
         }
     }

@@ -12,7 +12,7 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Endpoint, Flow, FlowKey, MAPPED, OutsideKey, PeerKind, Reason},
+    abi::{Endpoint, Flow, FlowKey, MAPPED, NO_ADDRESS, OutsideKey, PeerKind, Reason},
     env::{Env, Scratch},
     flow::is_dead,
     guard, loopback,
@@ -20,7 +20,7 @@ use crate::{
         Balance, Covered, Delta, Family, Fragment, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite,
         SUMMED, TCP, UDP, mapped, ports, quarter, same,
     },
-    path::{Way, address_frame, allowed_still, delivery, is_routed},
+    path::{Way, address_frame, allowed_still, delivery, is_routed, sibling},
 };
 
 /// Length of the header of an ICMP error, after which the quote begins.
@@ -249,7 +249,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
     check(env, packet)?;
     let link = flow.peer_link;
     let way = if flow.peer_kind == PeerKind::Uplink as u32 {
-        if same(&flow.next_hop, &[0; 16]) {
+        if same(&flow.next_hop, &NO_ADDRESS) {
             env.store(0, &flow.macs, Balance::Balanced)?;
             Way::Link { link }
         } else {
@@ -259,10 +259,7 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
             }
         }
     } else if flow.peer_kind == PeerKind::Endpoint as u32 {
-        let sibling = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
-        if !same(guard::own_address(sibling, packet.family), &flow.peer) {
-            return Err(Reason::NoEndpoint);
-        }
+        let sibling = sibling(env, flow, packet.family)?;
         address_frame(env, sibling)?;
         delivery(sibling, link)
     } else if flow.peer_kind == PeerKind::Loopback as u32 {

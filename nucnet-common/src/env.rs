@@ -6,14 +6,15 @@ use core::ops::{Deref, DerefMut};
 
 use crate::{
     abi::{
-        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, MappingCount, Network,
-        OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
-        PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
+        Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, MappingCount,
+        NO_ADDRESS, Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey,
+        PolicyRule, Publish, PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink,
+        Usage,
     },
     answer::Account,
     flow::Place,
     fragment,
-    packet::{Frame, Packet, Rewrite},
+    packet::{Family, Frame, Packet, Rewrite, same},
     path::Drop,
     step::Steps,
 };
@@ -216,6 +217,21 @@ pub struct Route {
     pub mtu: u32,
     /// Which of the other fields count.
     pub kind: RouteKind,
+}
+
+impl Route {
+    /// The host's address towards the destination; where the kernel cannot say, that of the
+    /// uplink, if it has one.
+    #[inline(always)]
+    pub fn source_by(&self, uplink: &Uplink, family: Family) -> Address {
+        if !same(&self.source, &NO_ADDRESS) {
+            self.source
+        } else if family == Family::V4 {
+            uplink.address4
+        } else {
+            uplink.address6
+        }
+    }
 }
 
 /// The rest of the kernel.

@@ -7,8 +7,8 @@
 
 use crate::{
     abi::{
-        Address, Event, EventBudget, EventKind, EventLimit, Flow, FlowKey, FlowState, Reason,
-        flow_flag, size,
+        Address, Event, EventBudget, EventKind, EventLimit, Flow, FlowKey, FlowState, NO_ADDRESS,
+        Reason, flow_flag, size,
     },
     env::{Env, Monitors},
     flow::SECOND,
@@ -57,8 +57,8 @@ pub fn refused<E: Env>(env: &E, drop: &Drop, l3: u32, ethertype: u16) {
     };
     let scratch = &mut *scratch;
     let packet = &mut scratch.packet;
-    packet.source = [0; 16];
-    packet.destination = [0; 16];
+    packet.source = NO_ADDRESS;
+    packet.destination = NO_ADDRESS;
     packet.protocol = 0;
     // As far as it can be read.
     let _ = env.parse(packet, l3, ethertype);

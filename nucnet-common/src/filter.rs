@@ -14,9 +14,10 @@ use crate::{
     flow::{
         SECOND, bound_key, is_dead, outside_key, retire_flow, same_binding, same_flow, timeout,
     },
-    guard, mtu,
+    guard,
     nat::open,
     packet::{Kind, TCP, UDP},
+    path::find_way_back,
 };
 
 /// The permission of a flow's peer to use the flow's binding.
@@ -135,13 +136,7 @@ pub fn admit<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<(), Re
     guard::peer_outside(env, endpoint.bridge, packet, route)?;
     flow.link = owner.link;
     flow.peer_link = link;
-    if route.link == link {
-        flow.next_hop = route.next_hop;
-        flow.macs = route.macs;
-        flow.mtu = mtu::of_route(env, route);
-    } else {
-        flow.mtu = env.uplink(link).map_or(0, |uplink| uplink.mtu);
-    }
+    find_way_back(env, scratch);
     if let Some(flow) = env.flow(&scratch.key) {
         // The same socket by another external address.
         if !is_dead(&flow, now) {

@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        Address, Binding, Flow, FlowKey, FlowState, MAPPED, Network, OutsideKey, Reason, SlotUse,
-        flow_flag, size,
+        Address, Binding, Flow, FlowKey, FlowState, MAPPED, NO_ADDRESS, Network, OutsideKey,
+        Reason, SlotUse, flow_flag, size,
     },
     env::{Dead, Env, Held, Tables},
     event,
@@ -324,7 +324,7 @@ pub fn bound_key(protocol: u32, external: &Address, external_port: u16) -> Outsi
     OutsideKey {
         protocol,
         external: *external,
-        peer: [0; 16],
+        peer: NO_ADDRESS,
         external_port,
         peer_port: 0,
     }

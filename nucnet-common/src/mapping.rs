@@ -8,24 +8,22 @@
 
 use crate::{
     abi::{
-        Address, EventKind, Flow, FlowKey, MAPPED, MappingCount, MappingKind, OutsideKey, Owner,
-        PeerKind, Publish, PublishKey, PublishUse, Reason, Settings, SnatKey, StaticMapping,
-        flow_flag,
+        Address, EventKind, Flow, FlowKey, MAPPED, MappingCount, MappingKind, NO_ADDRESS,
+        OutsideKey, Owner, PeerKind, Publish, PublishKey, PublishUse, Reason, Settings, SnatKey,
+        StaticMapping, flow_flag,
     },
-    env::{Env, RouteKind, Scratch, Tables},
+    env::{Env, Route, RouteKind, Scratch, Tables},
     event,
-    flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow},
+    flow::{SECOND, Side, advance, binding_key},
     fragment, guard,
     mtu::{self, fits},
-    nat::{begin, dynamic_port, evict, is_bound, open, open_bound, open_unbound, published_port},
+    nat::{self, begin, dynamic_port, is_bound, open, open_bound, open_unbound, published_port},
     packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, half, same},
-    path::{PEER_PORT_DRAWS, Way, find_way_back, learn_macs, opens},
+    path::{Way, find_peer_port, find_way_back, learn_macs, opens},
 };
 
 /// How many ports are tried for a client that is to be seen as the host.
 const HAIRPIN_DRAWS: u32 = 16;
-
-const NOBODY: Address = [0; 16];
 
 /// Whether there are any mappings.
 #[inline(always)]
@@ -118,28 +116,8 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         return Err(Reason::TtlExceeded);
     }
     if now.saturating_sub(flow.checked) >= SECOND {
-        flow.checked = now;
-        if flow.flags & flow_flag::BOUND != 0
-            && is_inside
-            && let Some(mut binding) = env.binding(&binding_key(key, &flow.external))
-        {
-            binding.last_seen = now;
-        }
-        env.route(settings.mapping_link, &flow.peer, &key.inside, route);
-        if route.kind == RouteKind::Link && env.uplink(route.link).is_some() {
-            flow.link = route.link;
-            flow.inside_hop = route.next_hop;
-        }
-        env.route(settings.mapping_link, &key.inside, &flow.peer, route);
-        // Replies leave by the interface that the flow came in on, for as long as there is one.
-        if route.kind == RouteKind::Link
-            && env.uplink(route.link).is_some()
-            && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none())
-        {
-            flow.peer_link = route.link;
-            flow.next_hop = route.next_hop;
-            flow.mtu = mtu::of_route(env, route);
-        }
+        let view = settings.mapping_link;
+        revalidate(env, view, is_inside, key, &mut flow, route, now);
     }
     let unit = match is_inside {
         true => flow.mtu,
@@ -147,31 +125,11 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     };
     fits(env, packet, unit, mtu)?;
     *rewrite = if is_inside {
-        Rewrite {
-            source: flow.external,
-            destination: flow.peer,
-            source_port: flow.external_port,
-            destination_port: if packet.is_echo() {
-                flow.external_port
-            } else {
-                flow.peer_port
-            },
-            hop: true,
-        }
+        Rewrite::to_peer(&flow, packet, true)
     } else {
-        Rewrite {
-            source: key.peer,
-            destination: key.inside,
-            source_port: if packet.is_echo() {
-                key.inside_port
-            } else {
-                key.peer_port
-            },
-            destination_port: key.inside_port,
-            hop: true,
-        }
+        Rewrite::to_inside(key, packet, true)
     };
-    let is_answered_back = same(&flow.next_hop, &NOBODY);
+    let is_answered_back = same(&flow.next_hop, &NO_ADDRESS);
     if is_inside && is_answered_back {
         if packet.l3 == 0 {
             // Without an Ethernet header there is no room for the client's address.
@@ -205,6 +163,42 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         link: flow.peer_link,
         next_hop: flow.next_hop,
     })
+}
+
+/// Looks once a second whether the ways to both sides of a flow are still what the kernel would
+/// choose, and keeps its binding alive.
+#[inline(always)]
+fn revalidate<E: Env>(
+    env: &E,
+    view: u32,
+    is_inside: bool,
+    key: &FlowKey,
+    flow: &mut Flow,
+    route: &mut Route,
+    now: u64,
+) {
+    flow.checked = now;
+    if flow.flags & flow_flag::BOUND != 0
+        && is_inside
+        && let Some(mut binding) = env.binding(&binding_key(key, &flow.external))
+    {
+        binding.last_seen = now;
+    }
+    env.route(view, &flow.peer, &key.inside, route);
+    if route.kind == RouteKind::Link && env.uplink(route.link).is_some() {
+        flow.link = route.link;
+        flow.inside_hop = route.next_hop;
+    }
+    env.route(view, &key.inside, &flow.peer, route);
+    // Replies leave by the interface that the flow came in on, for as long as there is one.
+    if route.kind == RouteKind::Link
+        && env.uplink(route.link).is_some()
+        && (route.link == flow.peer_link || env.uplink(flow.peer_link).is_none())
+    {
+        flow.peer_link = route.link;
+        flow.next_hop = route.next_hop;
+        flow.mtu = mtu::of_route(env, route);
+    }
 }
 
 /// Counts a packet of a flow, which has counted it already, for the mapping that the flow came
@@ -251,7 +245,7 @@ pub fn open_inbound<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result
         } else {
             draw_host_port(env, scratch)?;
         }
-        reserve(env, scratch, now)?;
+        take_inside_view(env, scratch, now)?;
         if let Err(reason) = open(env, scratch, now) {
             give_back(env, scratch);
             return Err(reason);
@@ -383,37 +377,18 @@ fn prepare<E: Env>(
     flow.link = route.link;
     flow.inside_hop = route.next_hop;
     if mapping.kind == MappingKind::Hairpin as u32 {
-        key.peer = if !same(&route.source, &NOBODY) {
-            route.source
-        } else if packet.family == Family::V4 {
-            uplink.address4
-        } else {
-            uplink.address6
-        };
-        if same(&key.peer, &NOBODY) {
+        key.peer = route.source_by(uplink, packet.family);
+        if same(&key.peer, &NO_ADDRESS) {
             return Err(Reason::NoRoute);
         }
     }
     Ok(())
 }
 
-/// The same client port may come by two external ports that lead to one port inside: the target
-/// then sees another client port.
+/// [`find_peer_port`], for the stack's sake not a part of its caller.
 #[inline(never)]
 fn draw_peer_port<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
-    let mut draw = 0;
-    while let Some(flow) = env.flow(&scratch.key) {
-        if is_dead(&flow, now) {
-            retire_flow(env, &scratch.key, &mut scratch.dead);
-            break;
-        }
-        draw += 1;
-        if draw > PEER_PORT_DRAWS {
-            return Err(Reason::PortsExhausted);
-        }
-        scratch.key.peer_port = env.random() as u16 | 0x8000;
-    }
-    Ok(())
+    find_peer_port(env, scratch, now)
 }
 
 /// Chooses the port under which the target sees a client as the host.
@@ -441,7 +416,7 @@ fn draw_host_port<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> 
 
 /// Takes the inside view of the flow that is being made.
 #[inline(never)]
-fn reserve<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+fn take_inside_view<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
     let Scratch {
         key,
         outside,
@@ -450,13 +425,7 @@ fn reserve<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reaso
         ..
     } = scratch;
     *outside = inside_view(key);
-    if env.insert_outside(outside, key)
-        || evict(env, outside, found, dead, now) && env.insert_outside(outside, key)
-    {
-        Ok(())
-    } else {
-        Err(Reason::PortsExhausted)
-    }
+    nat::reserve(env, outside, key, found, dead, now)
 }
 
 #[inline(never)]
@@ -594,7 +563,7 @@ fn prepare_outbound<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result
     if !opens(packet) {
         return Err(Reason::NoFlow);
     }
-    reserve(env, scratch, now)?;
+    take_inside_view(env, scratch, now)?;
     Ok(true)
 }
 

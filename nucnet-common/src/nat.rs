@@ -6,8 +6,8 @@
 
 use crate::{
     abi::{
-        ANY_V4, ANY_V6, Address, Binding, Flow, FlowKey, FlowState, Mapping, Network, OutsideKey,
-        Publish, PublishKey, PublishUse, Reason, Settings, SlotUse, flow_flag,
+        Address, Binding, Flow, FlowKey, FlowState, Mapping, Network, OutsideKey, Publish,
+        PublishKey, PublishUse, Reason, Settings, SlotUse, flow_flag,
     },
     env::{Dead, Env, Scratch, Tables},
     filter::permit,
@@ -41,10 +41,7 @@ pub fn find_publish<'t, T: Tables>(
     if let Some(publish) = tables.publish(&key) {
         return Some(publish);
     }
-    key.address = match Family::of(address) {
-        Family::V4 => ANY_V4,
-        Family::V6 => ANY_V6,
-    };
+    key.address = Family::of(address).any();
     tables.publish(&key)
 }
 
@@ -64,9 +61,31 @@ pub fn is_free<E: Env>(env: &E, key: &OutsideKey) -> bool {
         && !env.has_socket(key)
 }
 
+/// Takes an external view for the flow `key`: one that nobody has, or whose holder can be spared.
+///
+/// # Errors
+/// [`Reason::PortsExhausted`] if its holder is alive.
+#[inline(always)]
+pub fn reserve<E: Env>(
+    env: &E,
+    outside: &OutsideKey,
+    key: &FlowKey,
+    found: &mut FlowKey,
+    dead: &mut Dead,
+    now: u64,
+) -> Result<(), Reason> {
+    if env.insert_outside(outside, key)
+        || evict(env, outside, found, dead, now) && env.insert_outside(outside, key)
+    {
+        Ok(())
+    } else {
+        Err(Reason::PortsExhausted)
+    }
+}
+
 /// Removes a flow that holds an external view and can be spared. False: it is alive.
 #[inline(never)]
-pub fn evict<E: Env>(
+fn evict<E: Env>(
     env: &E,
     outside: &OutsideKey,
     found: &mut FlowKey,
@@ -101,11 +120,7 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
     } = scratch;
     *outside = outside_key(key.protocol, flow);
     dead.place = Place::NONE;
-    let reserved = env.insert_outside(outside, key)
-        || evict(env, outside, found, dead, now) && env.insert_outside(outside, key);
-    if !reserved {
-        return Err(Reason::PortsExhausted);
-    }
+    reserve(env, outside, key, found, dead, now)?;
     if let Err(reason) = env.find_place(dead, key.endpoint, now) {
         env.remove_outside(outside);
         return Err(reason);

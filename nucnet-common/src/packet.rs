@@ -13,7 +13,7 @@ use network_types::{
     udp::UdpHdr,
 };
 
-use crate::abi::{ANY_V4, Address, FlowKey, OutsideKey, Reason, V4_MAPPED};
+use crate::abi::{ANY_V4, ANY_V6, Address, Flow, FlowKey, OutsideKey, Reason, V4_MAPPED};
 
 /// EtherType of ARP.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
@@ -295,6 +295,15 @@ impl Family {
     #[inline(always)]
     pub fn of(address: &Address) -> Self {
         if is_v4(address) { Self::V4 } else { Self::V6 }
+    }
+
+    /// "Any address" of the family.
+    #[inline(always)]
+    pub fn any(self) -> Address {
+        match self {
+            Self::V4 => ANY_V4,
+            Self::V6 => ANY_V6,
+        }
     }
 }
 
@@ -698,6 +707,38 @@ impl Rewrite {
             source_port: packet.source_port,
             destination_port: packet.destination_port,
             hop: false,
+        }
+    }
+
+    /// What a packet of a flow's endpoint has on its way to the peer.
+    #[inline(always)]
+    pub fn to_peer(flow: &Flow, packet: &Packet, hop: bool) -> Self {
+        Self {
+            source: flow.external,
+            destination: flow.peer,
+            source_port: flow.external_port,
+            destination_port: if packet.is_echo() {
+                flow.external_port
+            } else {
+                flow.peer_port
+            },
+            hop,
+        }
+    }
+
+    /// What a packet of a flow's peer has on its way to the endpoint.
+    #[inline(always)]
+    pub fn to_inside(key: &FlowKey, packet: &Packet, hop: bool) -> Self {
+        Self {
+            source: key.peer,
+            destination: key.inside,
+            source_port: if packet.is_echo() {
+                key.inside_port
+            } else {
+                key.peer_port
+            },
+            destination_port: key.inside_port,
+            hop,
         }
     }
 

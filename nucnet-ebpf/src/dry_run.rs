@@ -10,6 +10,7 @@ use nucnet_common::{
     abi::{Binding, Explained, Flow, FlowKey, OutsideKey, Reason, WayKind},
     answer::{self, Origin},
     env::Tables as _,
+    flow::same_flow,
     packet::same,
     path::{Drop, Verdict, Way},
 };
@@ -73,16 +74,6 @@ pub fn begin() {
     }
 }
 
-#[inline(always)]
-fn is_same(one: &FlowKey, other: &FlowKey) -> bool {
-    one.endpoint == other.endpoint
-        && one.protocol == other.protocol
-        && one.inside_port == other.inside_port
-        && one.peer_port == other.peer_port
-        && same(&one.inside, &other.inside)
-        && same(&one.peer, &other.peer)
-}
-
 /// Copies a value word by word: a copy as a whole takes more stack than is left.
 ///
 /// # Safety
@@ -106,7 +97,7 @@ pub fn flow(key: &FlowKey) -> Option<Entry<Flow>> {
     let overlay = OVERLAY.get_ptr_mut(0)?;
     // SAFETY: one dry run at a time has these maps; a flow is integers, whole or not.
     unsafe {
-        if (*overlay).has_flow != 0 && is_same(&(*overlay).key, key) {
+        if (*overlay).has_flow != 0 && same_flow(&(*overlay).key, key) {
             return Some(Entry(&raw mut (*overlay).flow));
         }
         copy(FLOWS.get_ptr_mut(key)?, &raw mut (*overlay).copy);

@@ -1,0 +1,127 @@
+//! From the host, by way of a network's bridge.
+
+use super::{Drop, Verdict, Way, address_frame, allowed_still, opens, untranslatable};
+use crate::{
+    abi::{Endpoint, EventKind, FlowKey, PeerKind, Reason, flow_flag},
+    env::{Env, Scratch},
+    event,
+    flow::{Side, advance, is_dead, retire_flow},
+    guard,
+    mtu::fits,
+    nat::{begin, open},
+    packet::{ETHERNET, ETHERTYPE_ARP, Kind},
+};
+
+/// From the host, by way of a network's bridge.
+///
+/// # Errors
+/// The packet is to be dropped.
+#[inline(always)]
+pub fn from_host<E: Env>(env: &E, ethertype: u16) -> Verdict {
+    let mut account = 0;
+    from_host_for(env, ethertype, &mut account).map_err(|reason| Drop {
+        endpoint: account,
+        reason,
+    })
+}
+
+#[inline(always)]
+fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<Way, Reason> {
+    if env.is_tagged() {
+        return Err(Reason::NotIp);
+    }
+    if ethertype == ETHERTYPE_ARP {
+        // The host has a permanent neighbour for every endpoint; it asks for nobody.
+        return Err(Reason::NoNeighbour);
+    }
+    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
+    let scratch = &mut *scratch;
+    env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
+    let packet = &scratch.packet;
+    if guard::is_multicast(&packet.destination, packet.family) {
+        return Err(Reason::Multicast);
+    }
+    let owner = env
+        .owner(&packet.destination)
+        .ok_or(Reason::NoSuchAddress)?;
+    *account = owner.endpoint;
+    let endpoint = env.endpoint(owner.link).ok_or(Reason::NoEndpoint)?;
+    if packet.is_trackable() {
+        fits(env, packet, endpoint.mtu, &mut scratch.mtu)?;
+        track_from_host(env, endpoint, owner.link, scratch)?;
+    } else if !matches!(packet.kind, Kind::Error | Kind::Icmp | Kind::Fragment) {
+        return Err(untranslatable(packet));
+    } else if env.is_forwarded() {
+        return Err(Reason::NotPublished);
+    }
+    address_frame(env, endpoint)?;
+    Ok(Way::Link { link: owner.link })
+}
+
+/// Notes what the host sends, so that the endpoint's replies pass any policy. The host itself
+/// is trusted: what belongs to no flow goes through all the same.
+#[inline(always)]
+fn track_from_host<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    link: u32,
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let now = env.now();
+    scratch.outside = scratch.packet.received_key();
+    if env.outside(&scratch.outside, &mut scratch.key)
+        && let Some(mut flow) = env.flow(&scratch.key)
+    {
+        if is_dead(&flow, now) {
+            retire_flow(env, &scratch.key, &mut scratch.dead);
+        } else if (!env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32)
+            && allowed_still(env, endpoint, scratch, &mut flow).is_ok()
+        {
+            advance(
+                env,
+                &scratch.key,
+                &mut flow,
+                &scratch.packet,
+                Side::Peer,
+                now,
+            );
+            return Ok(());
+        }
+    }
+    // What the host forwards is its own only as the answer to something sent to the host: by
+    // way of a port forward of somebody else's, for instance.
+    if env.is_forwarded() {
+        return Err(Reason::NotPublished);
+    }
+    if !opens(&scratch.packet) {
+        return Ok(());
+    }
+    let outside = &scratch.outside;
+    scratch.key = FlowKey {
+        endpoint: endpoint.number,
+        protocol: outside.protocol,
+        inside: outside.external,
+        peer: outside.peer,
+        inside_port: outside.external_port,
+        peer_port: outside.peer_port,
+    };
+    let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
+    begin(scratch, network, flow_flag::INBOUND, now);
+    scratch.flow.policy = endpoint.policy;
+    scratch.flow.peer_kind = PeerKind::Host as u32;
+    scratch.flow.peer_link = endpoint.bridge;
+    scratch.flow.link = link;
+    open(env, scratch, now)?;
+    if let Some(mut flow) = env.flow(&scratch.key) {
+        event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
+        advance(
+            env,
+            &scratch.key,
+            &mut flow,
+            &scratch.packet,
+            Side::Peer,
+            now,
+        );
+    }
+    Ok(())
+}
