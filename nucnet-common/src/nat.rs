@@ -274,14 +274,8 @@ fn choose_own_port<E: Env>(
     *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
         outside.external_port = port;
-        let merit = if !env.outside(outside, found) {
-            GONE
-        } else if let Some(other) = env.peek_flow(found) {
-            flow_merit(found.protocol, &other, now)
-        } else {
-            continue;
-        };
-        if merit > dead.best && env.is_free(outside) {
+        let merit = env.weigh_view(outside, found, dead.best, now);
+        if merit > dead.best {
             dead.best = merit;
             flow.external_port = port;
         }
@@ -290,6 +284,54 @@ fn choose_own_port<E: Env>(
         }
     }
     dead.best != 0
+}
+
+/// How gladly a newcomer is given an external view; 0: not at all, or no better than `best`.
+#[inline(always)]
+pub fn weigh_view<E: Env>(
+    env: &E,
+    outside: &OutsideKey,
+    found: &mut FlowKey,
+    best: u64,
+    now: u64,
+) -> u64 {
+    let merit = if !env.outside(outside, found) {
+        GONE
+    } else if let Some(other) = env.peek_flow(found) {
+        flow_merit(found.protocol, &other, now)
+    } else {
+        0
+    };
+    if merit > best && env.is_free(outside) {
+        merit
+    } else {
+        0
+    }
+}
+
+/// The same for the external side of a binding, of which `outside` is the first view.
+#[inline(always)]
+pub fn weigh_bound<E: Env>(
+    env: &E,
+    bound: &OutsideKey,
+    outside: &OutsideKey,
+    found: &mut FlowKey,
+    best: u64,
+    now: u64,
+) -> u64 {
+    let merit = if !env.outside(bound, found) {
+        GONE
+    } else if let Some(other) = env.peek_binding(found) {
+        binding_merit(&other, now)
+    } else {
+        0
+    };
+    // A connected UDP socket of the host is found by its peer only.
+    if merit > best && env.is_free(bound) && !env.has_socket(outside) {
+        merit
+    } else {
+        0
+    }
 }
 
 /// External ports to try: the inside port where the network keeps it and it cannot clash with the
@@ -438,16 +480,9 @@ fn choose_port<E: Env>(
     *outside = outside_key(key.protocol, flow);
     while let Some(port) = ports.next(env.random()) {
         bound.external_port = port;
-        // A connected UDP socket of the host is found by its peer only.
         outside.external_port = port;
-        let merit = if !env.outside(bound, found) {
-            GONE
-        } else if let Some(other) = env.peek_binding(found) {
-            binding_merit(&other, now)
-        } else {
-            continue;
-        };
-        if merit > dead.best && env.is_free(bound) && !env.has_socket(outside) {
+        let merit = env.weigh_bound(bound, outside, found, dead.best, now);
+        if merit > dead.best {
             dead.best = merit;
             binding.external_port = port;
         }

@@ -10,7 +10,7 @@
 //! the method names; a key may be anybody's, since it is copied.
 
 use crate::{
-    abi::{OutsideKey, Reason},
+    abi::{FlowKey, OutsideKey, Reason},
     embedded,
     env::{Dead, Env},
     flow, nat,
@@ -77,6 +77,31 @@ pub trait Steps {
         Self: Env,
     {
         nat::is_free(self, key)
+    }
+
+    /// [`nat::weigh_view`] with `Scratch::outside` and `Scratch::found`.
+    #[inline(always)]
+    fn weigh_view(&self, outside: &OutsideKey, found: &mut FlowKey, best: u64, now: u64) -> u64
+    where
+        Self: Env,
+    {
+        nat::weigh_view(self, outside, found, best, now)
+    }
+
+    /// [`nat::weigh_bound`] with `Scratch::bound`, `Scratch::outside` and `Scratch::found`.
+    #[inline(always)]
+    fn weigh_bound(
+        &self,
+        bound: &OutsideKey,
+        outside: &OutsideKey,
+        found: &mut FlowKey,
+        best: u64,
+        now: u64,
+    ) -> u64
+    where
+        Self: Env,
+    {
+        nat::weigh_bound(self, bound, outside, found, best, now)
     }
 
     /// [`flow::find_place`] with `Scratch::dead`.

@@ -11,7 +11,7 @@ use aya_ebpf::{
         BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode,
-        bpf_fib_lookup, bpf_sock_tuple,
+        bpf_fib_lookup,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
@@ -693,13 +693,12 @@ impl Skb {
         }
     }
 
-    /// Looks a socket of the host up that takes packets of an external view.
+    /// Looks a socket of the host up that takes packets of the external view `question.key`.
     #[inline(always)]
-    pub fn find_socket(&self, key: &OutsideKey) -> bool {
-        // SAFETY: an all-zero `bpf_sock_tuple` is a valid one.
-        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    pub fn find_socket(&self, question: &mut Question) -> bool {
+        let Question { tuple, key, .. } = question;
         let (sport, dport) = (key.peer_port.to_be(), key.external_port.to_be());
-        // SAFETY: writing `Copy` fields of unions of integers.
+        // SAFETY: any bytes are valid fields of unions of integers.
         let size = unsafe {
             match Family::of(&key.external) {
                 Family::V4 => {
@@ -719,12 +718,12 @@ impl Skb {
             }
         } as u32;
         let netns = BPF_F_CURRENT_NETNS as u64;
-        // SAFETY: context and tuple are the program's own; every socket found is released.
+        // SAFETY: context and tuple are this run's own; every socket found is released.
         unsafe {
             let socket = if key.protocol == u32::from(TCP) {
-                bpf_sk_lookup_tcp(self.ctx.as_ptr(), &mut tuple, size, netns, 0)
+                bpf_sk_lookup_tcp(self.ctx.as_ptr(), tuple, size, netns, 0)
             } else if key.protocol == u32::from(nucnet_common::packet::UDP) {
-                bpf_sk_lookup_udp(self.ctx.as_ptr(), &mut tuple, size, netns, 0)
+                bpf_sk_lookup_udp(self.ctx.as_ptr(), tuple, size, netns, 0)
             } else {
                 return false;
             };

@@ -4,7 +4,7 @@
 //! preallocated unless its kind always is: an idle host pays for what it uses.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, bpf_sock_tuple},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
@@ -111,6 +111,8 @@ pub struct Question {
     pub route: Route,
     /// An external view.
     pub key: OutsideKey,
+    /// How the kernel is asked for a socket.
+    pub tuple: bpf_sock_tuple,
 }
 /// Not part of the ABI.
 #[btf_map(name = "question")]

@@ -9,7 +9,7 @@ use core::arch::asm;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use nucnet_common::{
-    abi::{OutsideKey, Reason},
+    abi::{FlowKey, OutsideKey, Reason},
     embedded,
     env::{Dead, Scratch, Tables as _},
     flow, nat,
@@ -57,6 +57,28 @@ impl Steps for Skb {
     #[inline(always)]
     fn is_free(&self, key: &OutsideKey) -> bool {
         ask_about(key) && step_is_free(self.ctx.skb.skb) != 0
+    }
+
+    #[inline(always)]
+    fn weigh_view(&self, outside: &OutsideKey, found: &mut FlowKey, best: u64, now: u64) -> u64 {
+        hand_over(outside);
+        hand_over(found);
+        step_weigh_view(self.ctx.skb.skb, best, now)
+    }
+
+    #[inline(always)]
+    fn weigh_bound(
+        &self,
+        bound: &OutsideKey,
+        outside: &OutsideKey,
+        found: &mut FlowKey,
+        best: u64,
+        now: u64,
+    ) -> u64 {
+        hand_over(bound);
+        hand_over(outside);
+        hand_over(found);
+        step_weigh_bound(self.ctx.skb.skb, best, now)
     }
 
     #[inline(always)]
@@ -184,7 +206,7 @@ pub extern "C" fn step_has_socket(ctx: *mut __sk_buff) -> u32 {
         return 0;
     };
     // SAFETY: nobody else has this processor's.
-    skb(ctx).find_socket(unsafe { &(*question).key }).into()
+    skb(ctx).find_socket(unsafe { &mut *question }).into()
 }
 
 #[unsafe(no_mangle)]
@@ -196,6 +218,33 @@ pub extern "C" fn step_route(ctx: *mut __sk_buff, from: u32) -> u32 {
     // SAFETY: nobody else has this processor's.
     skb(ctx).find_route(from, unsafe { &mut *question });
     0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_weigh_view(ctx: *mut __sk_buff, best: u64, now: u64) -> u64 {
+    let skb = skb(ctx);
+    let Some(mut scratch) = skb.scratch() else {
+        return 0;
+    };
+    let Scratch { outside, found, .. } = &mut *scratch;
+    nat::weigh_view(&skb, outside, found, best, now)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_weigh_bound(ctx: *mut __sk_buff, best: u64, now: u64) -> u64 {
+    let skb = skb(ctx);
+    let Some(mut scratch) = skb.scratch() else {
+        return 0;
+    };
+    let Scratch {
+        bound,
+        outside,
+        found,
+        ..
+    } = &mut *scratch;
+    nat::weigh_bound(&skb, bound, outside, found, best, now)
 }
 
 #[unsafe(no_mangle)]
