@@ -128,6 +128,11 @@ pub(crate) fn run() -> ExitCode {
         Err(error) => return failure::usage(&error),
     };
     global.start_log();
+    // Arguments and environment say which directories are written to: they must be those of
+    // whoever has the rights.
+    if let Some(user) = capability::caller_behind_set_id() {
+        return failure::failed(global.output, &Error::SetId(user));
+    }
     // It asks other programs, which may need more.
     if !matches!(verb, Verb::Doctor(_))
         && let Err(error) = capability::drop_others()

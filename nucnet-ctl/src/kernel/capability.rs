@@ -5,6 +5,7 @@
 //! `CAP_SYS_ADMIN` is on it, which stands for the two that Linux 5.8 split off, those two are
 //! never missing alone.
 
+use nix::unistd::{getegid, geteuid, getgid, getuid};
 use rustix::thread::{
     CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities,
 };
@@ -118,6 +119,13 @@ impl fmt::Display for Lacks {
         }
         f.write_str(&parts.join("; "))
     }
+}
+
+/// The user who called, where this process has another's rights from the file that it runs
+/// (set-user-ID, set-group-ID).
+pub fn caller_behind_set_id() -> Option<u32> {
+    let is_lent = getuid() != geteuid() || getgid() != getegid();
+    is_lent.then(|| getuid().as_raw())
 }
 
 /// Gives up all capabilities of the calling thread, and of threads and processes that it begins

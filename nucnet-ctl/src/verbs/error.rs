@@ -209,6 +209,9 @@ pub enum Error {
         /// What was asked for.
         here: PathBuf,
     },
+    /// The program has rights from its file that its caller has not.
+    #[error("nucnet-ctl is set-user-ID or set-group-ID, and called by user {0}")]
+    SetId(u32),
     /// The process may not do it.
     #[error("not permitted: {0}")]
     NotPermitted(Lacks),
@@ -381,6 +384,7 @@ impl Error {
             Self::OtherDatapath(_)
             | Self::NoResolver(_)
             | Self::NotPermitted(_)
+            | Self::SetId(_)
             | Self::Unfit(_) => Kind::Unsupported,
             Self::Resolv(error) => resolv_kind(error),
             Self::SetUp { source, .. } => source.kind(),
@@ -438,6 +442,7 @@ impl Error {
             Self::NoEndpoint(_) => Some("see `nucnet-ctl list`".to_owned()),
             Self::NoPublish { id, .. } => Some(format!("see `nucnet-ctl inspect {id}`")),
             Self::NotActive(_) => Some("attach it again".to_owned()),
+            Self::SetId(_) => Some("take the bit off it, and call it as root".to_owned()),
             Self::NoNetwork(name) => Some(format!(
                 "see `nucnet-ctl network list`, or: nucnet-ctl network create {name}"
             )),

@@ -169,6 +169,7 @@ impl Lab {
     /// changed.
     pub(crate) fn snapshot(&self) -> String {
         let mut lines = network();
+        lines.extend(["iptables-save", "ip6tables-save"].map(firewall));
         lines.extend([
             sysctls(Path::new("/proc/sys/net/ipv4/conf")),
             sysctls(Path::new("/proc/sys/net/ipv6/conf")),
@@ -317,6 +318,14 @@ fn network() -> Vec<String> {
         ip("neighbour show nud permanent"),
         command("tc", "qdisc show"),
     ]
+}
+
+/// Rules, without comments, which have the time in them.
+fn firewall(tool: &str) -> String {
+    let text = Command::new(tool).output().expect(tool).stdout;
+    let text = String::from_utf8(text).expect("text");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn without_timers(text: &str) -> String {

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::PathBuf,
     process::{Command, Output},
     thread,
@@ -449,6 +452,26 @@ fn the_library_asks_for_capabilities_before_it_changes_anything() {
             assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
         }
         assert!(!lab.place.join("state").exists());
+    });
+}
+
+#[test]
+fn whoever_calls_a_set_user_id_copy_gets_nothing_done() {
+    on_a_host(|lab| {
+        let copy = lab.place.join("copy");
+        fs::copy(env!("CARGO_BIN_EXE_nucnet-ctl"), &copy).expect("copy");
+        fs::set_permissions(&lab.place, fs::Permissions::from_mode(0o755)).expect("mode");
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).expect("mode");
+        let before = lab.snapshot();
+        let output = Command::new(&copy)
+            .args(["network", "create", "red", "--state-dir"])
+            .arg(lab.place.join("state"))
+            .uid(65_534)
+            .output()
+            .expect("copy");
+        assert_eq!(output.status.code(), Some(5), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("set-user-ID"));
+        lab.assert_unchanged(&before, "afterwards");
     });
 }
 
