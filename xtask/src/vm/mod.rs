@@ -58,6 +58,9 @@ pub(crate) struct Arguments {
     /// Run only tests whose name contains this
     #[arg(long)]
     filter: Option<String>,
+    /// Run only these tiers of tests: bpf, netlink, programs, scenarios [default: all]
+    #[arg(long = "tier")]
+    tiers: Vec<String>,
 }
 
 /// The kernels that are run unless others are named.
@@ -68,6 +71,7 @@ impl Default for Arguments {
         Self {
             kernels: DEFAULT.map(str::to_owned).to_vec(),
             filter: None,
+            tiers: Vec::new(),
         }
     }
 }
@@ -87,11 +91,12 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
         .iter()
         .map(|name| kernel::Release::named(name));
     let wanted = wanted.collect::<Result<Vec<_>>>()?;
+    let tiers = tiers(&arguments.tiers)?;
     apt::ensure_tools(&[tool::IP, tool::XZ], "the guests", consent)?;
 
     let cache = workspace.target.join("vm");
     let qemu = Qemu::ensure(&cache)?;
-    let programs = programs(workspace)?;
+    let programs = programs(workspace, &tiers)?;
     let mut table = Table::default();
     for release in wanted {
         let kernel = Kernel::ensure(&cache, release)?;
@@ -110,6 +115,19 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
     Ok(())
 }
 
+/// Those of [`TIERS`] that are named; all if none is.
+fn tiers(names: &[String]) -> Result<Vec<(&'static str, &'static str)>> {
+    let known = TIERS.map(|(_, target)| target);
+    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("no tier {unknown}: there are {}", known.join(", "));
+    }
+    let is_wanted = |target: &str| names.is_empty() || names.iter().any(|name| name == target);
+    Ok(TIERS
+        .into_iter()
+        .filter(|(_, target)| is_wanted(target))
+        .collect())
+}
+
 /// What runs in the guest.
 struct Programs {
     /// `nucnet-ctl` and the lab's helper, by name.
@@ -119,17 +137,19 @@ struct Programs {
 }
 
 /// Builds them, with the object of these sources if it has been built.
-fn programs(workspace: &Workspace) -> Result<Programs> {
+fn programs(workspace: &Workspace, tiers: &[(&str, &str)]) -> Result<Programs> {
     let mut build = workspace.cargo("build");
     build.args([
         "--locked",
         "--bins",
         "--message-format=json-render-diagnostics",
     ]);
-    let mut packages = TIERS.map(|(package, _)| package).to_vec();
+    // Every tier runs `nucnet-ctl`.
+    let mut packages = vec!["nucnet-ctl"];
+    packages.extend(tiers.iter().map(|(package, _)| *package));
     packages.dedup();
     build.args(packages.iter().flat_map(|package| ["--package", *package]));
-    build.args(TIERS.iter().flat_map(|(_, target)| ["--test", *target]));
+    build.args(tiers.iter().flat_map(|(_, target)| ["--test", *target]));
     let object = object::built(workspace);
     if object.exists() {
         build.env(OBJECT_VARIABLE, object);
@@ -164,7 +184,7 @@ fn programs(workspace: &Workspace) -> Result<Programs> {
         }
     }
     ensure!(
-        programs.tiers.len() == TIERS.len(),
+        programs.tiers.len() == tiers.len(),
         "cargo has not built every tier of tests"
     );
     Ok(programs)
