@@ -1,6 +1,9 @@
 //! What a guest reported, and all guests side by side.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, btree_map},
+    fmt,
+};
 
 use super::{
     guest::{BUSY, MARK},
@@ -18,6 +21,8 @@ pub(super) struct Outcome {
     speaking: Option<(String, String)>,
     /// The next line of it says why it failed.
     reason_follows: bool,
+    /// Instructions that the verifier walked through, by program.
+    verified: BTreeMap<String, u32>,
     /// What `nucnet-ctl doctor` finds amiss.
     findings: Vec<String>,
     /// What kept the guest from doing all it should.
@@ -74,6 +79,8 @@ impl Outcome {
             };
             self.tests
                 .insert((self.tier.clone(), name.trim().to_owned()), verdict);
+        } else if let Some((program, count)) = verified(line) {
+            self.verified.insert(program.to_owned(), count);
         } else if let Some(test) = &self.speaking
             && let Some(verdict) = self.tests.get_mut(test)
         {
@@ -98,6 +105,12 @@ impl Outcome {
             .any(|verdict| matches!(verdict, Verdict::Failed(_)));
         self.booted && self.notes.is_empty() && !self.tests.is_empty() && !failed
     }
+}
+
+/// A line in which a test says how many instructions of a program the verifier walked through.
+fn verified(line: &str) -> Option<(&str, u32)> {
+    let (program, count) = line.strip_prefix("verified: ")?.split_once(' ')?;
+    Some((program, count.parse().ok()?))
 }
 
 /// Takes a line that a test has printed. Why it failed is what `nucnet-ctl` said on its
@@ -144,40 +157,63 @@ impl Table {
             .filter(|(release, it)| release.must_pass && !it.passed());
         unmet.map(|(release, _)| release.name).collect()
     }
-}
 
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut tests: Vec<_> = self
-            .columns
-            .iter()
-            .flat_map(|(_, it)| it.tests.keys())
-            .collect();
-        tests.sort();
-        tests.dedup();
-        let width = tests
-            .iter()
-            .map(|(tier, name)| tier.len() + name.len() + 1)
-            .max()
-            .unwrap_or(0);
-        write!(f, "{:width$}", "test")?;
+    /// A line for each thing that any kernel has, with what each has of it.
+    fn grid<'a, Name: Ord + 'a, Cell: 'a>(
+        &'a self,
+        f: &mut fmt::Formatter<'_>,
+        title: &str,
+        things: impl Fn(&'a Outcome) -> btree_map::Iter<'a, Name, Cell>,
+        name: impl Fn(&Name) -> String,
+        cell: impl Fn(&Cell) -> String,
+    ) -> fmt::Result {
+        let mut rows: BTreeMap<&Name, Vec<Option<&Cell>>> = BTreeMap::new();
+        for (at, (_, outcome)) in self.columns.iter().enumerate() {
+            for (thing, value) in things(outcome) {
+                let row = rows.entry(thing);
+                row.or_insert_with(|| vec![None; self.columns.len()])[at] = Some(value);
+            }
+        }
+        let names = rows.keys().map(|thing| name(thing).len());
+        let width = names.chain([title.len()]).max().unwrap_or(0);
+        write!(f, "{title:width$}")?;
         for (release, _) in &self.columns {
             write!(f, "  {:>7}", release.name)?;
         }
         writeln!(f)?;
-        for test @ (tier, name) in &tests {
-            write!(f, "{:width$}", format!("{tier} {name}"))?;
-            for (_, outcome) in &self.columns {
-                let cell = match outcome.tests.get(test) {
-                    Some(Verdict::Passed) => "ok",
-                    Some(Verdict::Skipped(_)) => "skipped",
-                    Some(Verdict::Failed(_)) => "FAILED",
-                    None => "-",
-                };
-                write!(f, "  {cell:>7}")?;
+        for (thing, row) in rows {
+            write!(f, "{:width$}", name(thing))?;
+            for value in row {
+                write!(f, "  {:>7}", value.map_or("-".to_owned(), &cell))?;
             }
             writeln!(f)?;
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.grid(
+            f,
+            "test",
+            |it| it.tests.iter(),
+            |(tier, name)| format!("{tier} {name}"),
+            |verdict| match verdict {
+                Verdict::Passed => "ok".to_owned(),
+                Verdict::Skipped(_) => "skipped".to_owned(),
+                Verdict::Failed(_) => "FAILED".to_owned(),
+            },
+        )?;
+        writeln!(f)?;
+        self.grid(
+            f,
+            "instructions verified",
+            |it| it.verified.iter(),
+            String::clone,
+            u32::to_string,
+        )?;
+        writeln!(f)?;
         for (release, outcome) in &self.columns {
             let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
             for ((_, name), verdict) in &outcome.tests {
@@ -279,6 +315,25 @@ mod tests {
         );
         let failed = Verdict::Failed("left is not right".to_owned());
         assert_eq!(verdict(&outcome, "a"), Some(failed));
+    }
+
+    #[test]
+    fn what_the_verifier_walked_through_stands_beside_what_it_did_elsewhere() {
+        let mut table = Table::default();
+        for (kernel, console) in [
+            (
+                "6.1",
+                "@@ boot 6.1.0\n@@ tier t\nverified: from_host 23014\n",
+            ),
+            ("5.10", "@@ boot 5.10.0\n"),
+        ] {
+            let release = Release::named(kernel).expect("a kernel");
+            table.add(release, outcome(console));
+        }
+        let text = table.to_string();
+        let row = text.lines().find(|line| line.starts_with("from_host "));
+        let words = row.expect("a row").split_whitespace();
+        assert_eq!(words.collect::<Vec<_>>(), ["from_host", "23014", "-"]);
     }
 
     #[test]
