@@ -175,6 +175,9 @@ pub(super) fn show_policy(out: &mut dyn Write, egress: &Policy) -> io::Result<()
             writeln!(out, "    {name:<8} {}", joined(rules))?;
         }
     }
+    if !egress.guard().is_empty() {
+        writeln!(out, "    guard    {}", joined(egress.guard()))?;
+    }
     if !egress.dns().is_empty() {
         let note = match egress.allow_dns() {
             Some(true) => " (allowed)",

@@ -92,6 +92,15 @@ pub(super) fn show_details(out: &mut dyn Write, view: &EndpointView) -> io::Resu
     )?;
     writeln!(out, "  addresses  {}", joined(&view.addresses))?;
     writeln!(out, "  gateways   {}", joined(&view.gateways))?;
+    if let Some(guest) = &view.guest {
+        writeln!(out, "  TAP        {}, {}", guest.tap, guest.tap_mac)?;
+        writeln!(
+            out,
+            "  guest      {}, mask {}, gateway {}, {}",
+            guest.guest_ip, guest.netmask, guest.gateway, guest.guest_mac
+        )?;
+        writeln!(out, "  resolvers  {}", joined(&guest.dns))?;
+    }
     writeln!(out, "  published  {}", joined(published(view)))?;
     egress::show_policy(out, &view.egress)
 }

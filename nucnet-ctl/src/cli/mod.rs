@@ -15,6 +15,7 @@ mod nat;
 mod network;
 mod output;
 mod publish;
+mod slot;
 mod value;
 
 use std::{
@@ -97,6 +98,8 @@ enum Verb {
     Network(network::NetworkVerb),
     #[command(subcommand)]
     Nat(nat::NatVerb),
+    #[command(subcommand)]
+    Slot(slot::SlotVerb),
     Gc(host::GcArgs),
     Completions(CompletionsArgs),
     Down(host::DownArgs),
@@ -165,6 +168,7 @@ fn call(verb: Verb, global: &Global) -> Result<(), Error> {
         Verb::Doctor(arguments) => arguments.call(&host, global),
         Verb::Network(verb) => verb.call(&host, global),
         Verb::Nat(verb) => verb.call(&host, global),
+        Verb::Slot(verb) => verb.call(&host, global),
         Verb::Gc(arguments) => arguments.call(&host, global),
         Verb::Completions(arguments) => arguments.call(),
         Verb::Down(arguments) => arguments.call(&host, global),

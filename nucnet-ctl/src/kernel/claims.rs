@@ -533,6 +533,7 @@ pub(super) mod tests {
                 publishes: vec![],
                 egress: Policy::default(),
                 rootfs: None,
+                slot: None,
             },
             network: 1,
             netns: "/proc/1/ns/net".into(),

@@ -7,6 +7,7 @@ mod forwarding;
 #[cfg(test)]
 mod state_model;
 
+pub mod account;
 pub mod boot;
 pub mod bpf;
 pub mod capability;
@@ -22,5 +23,6 @@ pub mod resolv;
 pub mod sockets;
 pub mod store;
 pub mod sysctl;
+pub mod tap;
 
 pub use directory::FileError;

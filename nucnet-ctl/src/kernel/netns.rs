@@ -296,6 +296,33 @@ fn said(panic: &(dyn Any + Send)) -> String {
         .to_owned()
 }
 
+/// Makes a new namespace that has no name: it goes with its last descriptor.
+pub fn anonymous() -> Result<NetnsFd, Error> {
+    let netns = "a new network namespace".to_owned();
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_NEWNET).map_err(|source| Error::Enter {
+                    netns: netns.clone(),
+                    source,
+                })?;
+                NetnsFd::current()
+            })
+            .map_err(|source| Error::Thread {
+                netns: netns.clone(),
+                source,
+            })?
+            .join()
+            .unwrap_or_else(|panic| {
+                Err(Error::Panicked {
+                    netns: netns.clone(),
+                    message: said(&*panic),
+                })
+            })
+    })
+}
+
 /// Makes a new namespace and holds it at `path` (a bind mount), in an existing directory. What
 /// exists at `path` already is an error and stays as it is.
 pub fn create_named(path: &Path) -> Result<NetnsFd, Error> {

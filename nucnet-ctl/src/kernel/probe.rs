@@ -87,6 +87,7 @@ fn try_bridge_port() -> Result<bool, Error> {
         peer_mac: Mac::local([3; 6]).octets(),
         mtu: 1500,
         tx_queue_len: 0,
+        index: None,
     })?;
     Ok(veth.port.is_some_and(|port| port.locked == Some(true)))
 }

@@ -71,6 +71,11 @@ impl Cidr {
         self.0.contains(&address)
     }
 
+    /// Whether all of the other lies within.
+    pub fn covers(self, other: Self) -> bool {
+        self.0.contains(&other.0)
+    }
+
     /// Whether the two have an address in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.0.contains(&other.0) || other.0.contains(&self.0)
@@ -259,6 +264,12 @@ impl Mac {
         let mut bytes = random;
         bytes[0] = (bytes[0] & 0xfc) | 0x02;
         Self(bytes)
+    }
+
+    /// An address that is written here: unicast.
+    pub(super) const fn fixed(octets: abi::Mac) -> Self {
+        assert!(octets[0] & 1 == 0);
+        Self(octets)
     }
 
     /// Network byte order.

@@ -382,6 +382,7 @@ mod tests {
                 publishes: Vec::new(),
                 egress: Policy::default(),
                 rootfs: None,
+                slot: None,
             },
             network: 1,
             netns: "/run/netns/web".into(),

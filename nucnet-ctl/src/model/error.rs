@@ -188,6 +188,22 @@ pub enum Problem {
     Timeout,
     #[error("is shorter than {rfc} allows")]
     TimeoutTooShort { least: u32, rfc: &'static str },
+    #[error("is not the number of a slot")]
+    SlotNumber,
+    #[error("is beyond slot {limit}, the last one for which {hosts} and {links} have addresses")]
+    SlotBeyond {
+        limit: u32,
+        hosts: String,
+        links: String,
+    },
+    #[error("is no user of this host")]
+    User,
+    #[error("is no group of this host")]
+    Group,
+    #[error("is not a guest's address and prefix")]
+    GuestNet,
+    #[error("is not beside the guest's address {0}")]
+    GuestGateway(String),
     #[error("is one more than the {0} that a network can be restricted to")]
     TooManyUplinks(usize),
 }
@@ -216,6 +232,14 @@ impl Problem {
             Self::NoUplinkOfFamily => "name a --source of that family",
             Self::NoPort => "leave the port or --proto out",
             Self::NeedsPort => "write ADDR:PORT, IPv6 in brackets, or --proto icmp",
+            Self::SlotNumber => "slots are numbered from 1 on; write N, or A-B for several",
+            Self::SlotBeyond { .. } => {
+                "take a lower number, or larger ranges by --hosts and --links with the first slot"
+            }
+            Self::User => "write the name of a user, or a number; see `getent passwd`",
+            Self::Group => "write the name of a group, or a number; see `getent group`",
+            Self::GuestNet => "write ADDRESS/LENGTH of IPv4, for instance 169.254.0.21/30",
+            Self::GuestGateway(_) => "name another address of the guest's subnet",
             Self::Address => "write an IPv4 or IPv6 address, for instance 10.0.42.7 or fd00::7",
             Self::Cidr => "write ADDRESS/LENGTH, for instance 10.0.42.0/24 or fd00::/64",
             Self::NotV4 => "give an IPv4 subnet here and an IPv6 one with --subnet6",

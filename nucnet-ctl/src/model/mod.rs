@@ -26,6 +26,7 @@ pub mod publish;
 pub mod record;
 pub mod resolv;
 pub mod rule;
+pub mod slot;
 
 pub use address::{Cidr, Mac, Mtu, Subnet, from_abi, parse_ip, to_abi};
 pub use error::{Invalid, Kind, Problem};

@@ -92,6 +92,11 @@ impl IfName {
         Self("eth0".to_owned())
     }
 
+    /// What virtual machine monitors call their TAP.
+    pub fn tap0() -> Self {
+        Self("tap0".to_owned())
+    }
+
     /// The host side of an endpoint's link: a name that no other endpoint of this host gets,
     /// since its number is never given twice.
     pub fn host_side(number: u32) -> Self {

@@ -118,6 +118,8 @@ pub struct Policy {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
     dns: Vec<Resolver>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    guard: Vec<Rule>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     allow_dns: Option<bool>,
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
@@ -160,6 +162,7 @@ impl Policy {
             allow,
             deny,
             dns,
+            guard: Vec::new(),
             allow_dns: None,
             log_denied: true,
             reject: false,
@@ -184,6 +187,19 @@ impl Policy {
     /// The resolvers.
     pub fn dns(&self) -> &[Resolver] {
         &self.dns
+    }
+
+    /// What may not leave unless it is allowed by a rule about nothing else.
+    pub fn guard(&self) -> &[Rule] {
+        &self.guard
+    }
+
+    /// The same with destinations that no rule about a larger prefix opens, nor the default: only
+    /// an allow of something within them does. A guard is whole: its rules have no ports.
+    #[must_use]
+    pub fn with_guard(mut self, guard: Vec<Rule>) -> Self {
+        self.guard = once(guard);
+        self
     }
 
     /// The same with those resolvers in place of its own.
@@ -231,28 +247,39 @@ impl Policy {
 
     /// Whether there is anything to enforce.
     pub fn is_in_force(&self) -> bool {
-        self.has_rules() || self.default == Action::Deny
+        self.has_rules() || !self.guard.is_empty() || self.default == Action::Deny
     }
 
     fn has_rules(&self) -> bool {
         !(self.allow.is_empty() && self.deny.is_empty())
     }
 
-    /// The rules as numbered from 1 on: allows, denies, resolvers. Resolvers count where there is
-    /// another rule, unless the policy says otherwise.
+    /// The rules as numbered from 1 on: allows, denies, resolvers, guards. Resolvers count where
+    /// there is another rule, unless the policy says otherwise.
     pub fn rules(&self) -> impl Iterator<Item = (u32, Action, Rule)> {
+        self.ranked().map(|(number, said, rule)| {
+            let action = match said {
+                Said::Allow => Action::Allow,
+                Said::Deny | Said::Guard => Action::Deny,
+            };
+            (number, action, rule)
+        })
+    }
+
+    fn ranked(&self) -> impl Iterator<Item = (u32, Said, Rule)> {
         let resolvers = match self.allow_dns.unwrap_or_else(|| self.has_rules()) {
             true => self.dns.as_slice(),
             false => &[],
         };
-        let allow = self.allow.iter().map(|rule| (Action::Allow, rule.clone()));
-        let deny = self.deny.iter().map(|rule| (Action::Deny, rule.clone()));
+        let allow = self.allow.iter().map(|rule| (Said::Allow, rule.clone()));
+        let deny = self.deny.iter().map(|rule| (Said::Deny, rule.clone()));
         let dns = resolvers
             .iter()
-            .map(|dns| (Action::Allow, Rule::resolver(dns.0)));
+            .map(|dns| (Said::Allow, Rule::resolver(dns.0)));
+        let guard = self.guard.iter().map(|rule| (Said::Guard, rule.clone()));
         (1..)
-            .zip(allow.chain(deny).chain(dns))
-            .map(|(number, (action, rule))| (number, action, rule))
+            .zip(allow.chain(deny).chain(dns).chain(guard))
+            .map(|(number, (said, rule))| (number, said, rule))
     }
 
     /// The policy as the maps hold it. `first_class` and those after it must be numbers that
@@ -265,6 +292,14 @@ impl Policy {
         compiled.rejects = self.reject;
         Ok(compiled)
     }
+}
+
+/// What a rule says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Allow,
+    Deny,
+    Guard,
 }
 
 fn once<T: PartialEq + Eq + std::hash::Hash + Clone>(values: Vec<T>) -> Vec<T> {
@@ -328,11 +363,32 @@ struct Interval {
 }
 
 /// Which action, and by which rule. The smallest is the one that counts: deny beats allow,
-/// and of rules that agree the first is named.
+/// and of rules that agree the first is named. A guard is stronger than the allows that it is
+/// within, and weaker than those within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Verdict {
-    allow: bool,
+    tier: u16,
     rule: u32,
+}
+
+impl Verdict {
+    /// `guards`: how many guards the rule's destination is within; a guard is within itself.
+    fn new(said: Said, rule: u32, guards: u16) -> Self {
+        let depth = 2 * (u16::MAX / 2 - guards);
+        let tier = match said {
+            Said::Deny => 0,
+            Said::Allow => depth,
+            Said::Guard => depth + 1,
+        };
+        Self { tier, rule }
+    }
+
+    fn action(self) -> PolicyAction {
+        match self.tier != 0 && self.tier.is_multiple_of(2) {
+            true => PolicyAction::Allow,
+            false => PolicyAction::Deny,
+        }
+    }
 }
 
 const PROTOCOLS: [PolicyProtocol; 4] = [
@@ -368,23 +424,17 @@ impl Compiler {
         let mut v4: BTreeMap<(u128, u8), Content> = BTreeMap::new();
         let mut v6: BTreeMap<(u128, u8), Content> = BTreeMap::new();
         let mut host = Content::default();
-        for (number, action, rule) in policy.rules() {
-            let verdict = Verdict {
-                allow: action == Action::Allow,
-                rule: number,
-            };
-            let nets = match rule.target() {
-                Target::Any => vec![Cidr::ALL_V4, Cidr::ALL_V6],
-                Target::Cidr(cidr) => vec![cidr],
-                Target::Preset(preset) => match preset.prefixes() {
-                    Some(prefixes) => prefixes,
-                    None => {
-                        add(&mut host, &rule, verdict);
-                        continue;
-                    }
-                },
+        let guards: Vec<Cidr> = policy.guard.iter().filter_map(prefixes).flatten().collect();
+        for (number, said, rule) in policy.ranked() {
+            let Some(nets) = prefixes(&rule) else {
+                // Nothing is within the host's own addresses but they themselves.
+                add(&mut host, &rule, Verdict::new(said, number, 1));
+                continue;
             };
             for cidr in nets {
+                let within = guards.iter().filter(|guard| guard.covers(cidr)).count();
+                let within = u16::try_from(within).unwrap_or(u16::MAX / 2);
+                let verdict = Verdict::new(said, number, within);
                 let address = u128::from_be_bytes(to_abi(cidr.net().addr()));
                 let content = match cidr.net() {
                     IpNet::V4(net) => v4.entry((address, 96 + net.prefix_len())).or_default(),
@@ -465,13 +515,8 @@ impl Compiler {
         for (protocol, intervals) in PROTOCOLS.into_iter().zip(content.iter()) {
             let by_port = matches!(protocol, PolicyProtocol::Tcp | PolicyProtocol::Udp);
             for interval in intervals {
-                let action = if interval.verdict.allow {
-                    PolicyAction::Allow
-                } else {
-                    PolicyAction::Deny
-                };
                 let value = PolicyRule {
-                    action: action as u32,
+                    action: interval.verdict.action() as u32,
                     rule: interval.verdict.rule,
                 };
                 for prefix in interval.ports.prefixes() {
@@ -494,6 +539,15 @@ impl Compiler {
             }
         }
         Ok(class)
+    }
+}
+
+/// The prefixes that a rule is about; none: the host's own addresses.
+fn prefixes(rule: &Rule) -> Option<Vec<Cidr>> {
+    match rule.target() {
+        Target::Any => Some(vec![Cidr::ALL_V4, Cidr::ALL_V6]),
+        Target::Cidr(cidr) => Some(vec![cidr]),
+        Target::Preset(preset) => preset.prefixes(),
     }
 }
 
@@ -630,6 +684,71 @@ mod tests {
             Action::Allow
         );
         assert!(policy(Some(Action::Deny), &[]).is_in_force());
+    }
+
+    /// What the maps say about TCP to a destination; none: nothing.
+    fn said(compiled: &Compiled, to: &str, port: u16) -> Option<Action> {
+        let to = u128::from_be_bytes(to_abi(to.parse().unwrap()));
+        let within = |bits: u32, address: u128| bits == 0 || (address ^ to) >> (128 - bits) == 0;
+        let (_, _, class) = compiled
+            .cidrs
+            .iter()
+            .filter(|(bits, key, _)| within(bits - 32, u128::from_be_bytes(key.address)))
+            .max_by_key(|(bits, ..)| *bits)?;
+        in_class(compiled, class.class, port)
+    }
+
+    fn in_class(compiled: &Compiled, class: u32, port: u16) -> Option<Action> {
+        let (_, _, rule) = compiled.ports.iter().find(|(bits, key, _)| {
+            let differing = u16::from_be_bytes(key.port) ^ port;
+            key.class == class.to_be_bytes()
+                && key.protocol == PolicyProtocol::Tcp as u8
+                && u32::from(differing).leading_zeros() >= 16 + bits - 48
+        })?;
+        Some(match rule.action == PolicyAction::Allow as u32 {
+            true => Action::Allow,
+            false => Action::Deny,
+        })
+    }
+
+    #[test]
+    fn a_guard_yields_to_what_is_allowed_within_it_only() {
+        let (allow, deny) = (Some(Action::Allow), Some(Action::Deny));
+        let guarded = |policy: Policy| {
+            let guard = rules(&["metadata", "10.11.0.0/16", "host"]);
+            policy.with_guard(guard).compile(1, 1).unwrap()
+        };
+        let open = guarded(Policy::default());
+        assert_eq!(said(&open, "10.11.3.4", 80), deny);
+        assert_eq!(said(&open, "169.254.169.254", 80), deny);
+        assert_eq!(said(&open, "fd00:ec2::254", 80), deny);
+        assert_eq!(said(&open, "10.12.0.1", 80), None);
+        assert_eq!(in_class(&open, open.host_class, 80), deny);
+
+        let texts = [
+            "any",
+            "10.0.0.0/8",
+            "10.11.0.5:80",
+            "host:8080",
+            "169.254.0.0/16",
+        ];
+        let policy = |denied: &[&str]| Policy::new(None, rules(&texts), rules(denied), vec![]);
+        let some = guarded(policy(&[]));
+        assert_eq!(said(&some, "10.11.3.4", 80), deny);
+        assert_eq!(said(&some, "10.11.0.5", 80), allow);
+        assert_eq!(said(&some, "10.11.0.5", 81), deny);
+        assert_eq!(said(&some, "10.12.0.1", 80), allow);
+        assert_eq!(said(&some, "169.254.1.1", 80), allow);
+        assert_eq!(said(&some, "169.254.169.254", 80), deny);
+        assert_eq!(in_class(&some, some.host_class, 8080), allow);
+        assert_eq!(in_class(&some, some.host_class, 80), deny);
+        // A deny is one, wherever it stands.
+        let denied = guarded(policy(&["10.11.0.0/24:80", "host:8080"]));
+        assert_eq!(said(&denied, "10.11.0.5", 80), deny);
+        assert_eq!(in_class(&denied, denied.host_class, 8080), deny);
+        // The guard's own prefix may be allowed.
+        let whole = guarded(Policy::new(None, rules(&["10.11.0.0/16"]), vec![], vec![]));
+        assert_eq!(said(&whole, "10.11.3.4", 80), allow);
     }
 
     #[test]

@@ -119,6 +119,9 @@ struct Fields {
     /// Of what `egress show` prints, so that it can be given back; it says nothing here.
     #[serde(rename = "id")]
     _id: Option<IgnoredAny>,
+    /// Likewise: an endpoint has it or not.
+    #[serde(rename = "guard")]
+    _guard: Option<IgnoredAny>,
     default: Option<Action>,
     allow: Option<Vec<Rule>>,
     deny: Option<Vec<Rule>>,

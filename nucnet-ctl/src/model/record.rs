@@ -12,6 +12,7 @@ use super::{
     netfilter::Backend,
     policy::{Compiled, Policy},
     publish::{Protocol, PublishSpec},
+    slot::{Slot, SlotRanges},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fmt, net::IpAddr, path::PathBuf};
@@ -309,6 +310,10 @@ pub struct NetworkRecord {
     pub mtu: Mtu,
     /// No direct traffic to or from other networks.
     pub isolate: bool,
+    /// Where the addresses of slots are from, if it is their network: its bridge then has no
+    /// ports, of which it could not take enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotRanges>,
 }
 
 impl NetworkRecord {
@@ -362,6 +367,9 @@ pub struct AttachWish {
     pub egress: Policy,
     /// The container's root directory, for its `resolv.conf`.
     pub rootfs: Option<PathBuf>,
+    /// The slot that it is the guest of; none: it is a container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
 }
 
 /// An endpoint.
@@ -502,6 +510,11 @@ impl EndpointRecord {
             .iter()
             .copied()
             .find(|address| address.is_ipv6() == v6)
+    }
+
+    /// The slot that it is the guest of; none: it is a container.
+    pub fn slot(&self) -> Option<&Slot> {
+        self.wish.slot.as_ref()
     }
 
     /// What tells its flows from others'.

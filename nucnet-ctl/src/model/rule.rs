@@ -70,6 +70,16 @@ impl Rule {
         self.protocol
     }
 
+    /// All ports and protocols of a prefix.
+    pub fn of_cidr(cidr: Cidr) -> Self {
+        Self::new(Target::Cidr(cidr), Vec::new(), None)
+    }
+
+    /// All ports and protocols of what has a name.
+    pub fn of_preset(preset: Preset) -> Self {
+        Self::new(Target::Preset(preset), Vec::new(), None)
+    }
+
     /// What a resolver needs: port 53, both protocols.
     pub fn resolver(address: IpAddr) -> Self {
         Self {

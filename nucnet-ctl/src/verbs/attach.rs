@@ -6,7 +6,7 @@ use super::{
     error::Left,
     host::{Session, namespace},
     network::{self, Prepared},
-    publish, repair,
+    publish, repair, slot,
     step::{Step, World, endpoint_alias, endpoint_steps},
 };
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
         publish::PublishSpec,
         record::{AttachWish, DatapathKind, EndpointRecord, NetworkRecord, ResolvRecord, State},
         resolv::{Composed, Families},
+        slot::{Slot, SlotRanges},
     },
 };
 use std::{
@@ -86,6 +87,14 @@ impl AttachRequest {
         }
     }
 
+    /// The endpoint's id, derived from the namespace where it was given none.
+    fn id(&self, netns: &NetnsFd) -> Result<EndpointId, Error> {
+        match &self.id {
+            Some(id) => Ok(id.clone()),
+            None => Ok(EndpointId::derived(namespace(netns)?.number())),
+        }
+    }
+
     /// Everything that can be said without looking at the host.
     fn wish(&self) -> Result<AttachWish, Error> {
         let second = |v6: bool| {
@@ -112,6 +121,7 @@ impl AttachRequest {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 path.components().collect()
             }),
+            slot: None,
         })
     }
 }
@@ -133,6 +143,17 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    pub(super) fn of(host: &Host, attached: Attached, start: Instant) -> Self {
+        Self {
+            endpoint: EndpointView::new(&attached.endpoint, &attached.network),
+            took: start.elapsed(),
+            host: host.clone(),
+            detach_on_drop: attached.is_new,
+            is_new: attached.is_new,
+            steps: attached.steps,
+        }
+    }
+
     /// Leaves the endpoint attached.
     pub fn keep(mut self) -> EndpointView {
         self.detach_on_drop = false;
@@ -182,22 +203,16 @@ impl Host {
         let (netns, path) = open(&request.container)?;
         let root = wish.rootfs.as_deref().map(Root::open).transpose()?;
         let mut session = self.open()?;
-        let attached = session.with_fallback(|session| {
-            let (wish, path) = (wish.clone(), path.clone());
-            attach(session, request, wish, &netns, path, root.as_ref())
+        let attached = request.id(&netns).and_then(|id| {
+            session.with_fallback(|session| {
+                let (id, wish, path) = (id.clone(), wish.clone(), path.clone());
+                attach(session, id, wish, None, &netns, path, root.as_ref())
+            })
         });
         if attached.is_err() {
             session.abandon_if_fresh();
         }
-        let attached = attached?;
-        Ok(Attachment {
-            endpoint: EndpointView::new(&attached.endpoint, &attached.network),
-            took: start.elapsed(),
-            host: self.clone(),
-            detach_on_drop: attached.is_new,
-            is_new: attached.is_new,
-            steps: attached.steps,
-        })
+        Ok(Attachment::of(self, attached?, start))
     }
 
     /// What an attach would do. Nothing is changed.
@@ -220,14 +235,13 @@ fn planned(
     path: PathBuf,
     root: Option<&Root>,
 ) -> Result<Plan<Step>, Error> {
-    let id = request.id.clone();
-    let namespace = namespace(netns)?;
-    let id = id.unwrap_or_else(|| EndpointId::derived(namespace.number()));
+    let id = request.id(netns)?;
     if let Found::Same(endpoint, network) = look_up(session, &id, &wish, netns)? {
         let steps = repair::plan(session, &endpoint, &network, netns)?;
         return Ok(steps.into_iter().collect());
     }
-    let intent = intend(session, id, wish, netns, path, root)?;
+    let network = network::for_attach(session, &wish.network)?;
+    let intent = intend(session, network, id, wish, netns, path, root)?;
     Ok(steps(session, &intent, session.coming_kind())
         .into_iter()
         .collect())
@@ -249,6 +263,60 @@ fn open(container: &Container) -> Result<(NetnsFd, PathBuf), Error> {
     }
 }
 
+/// A slot to be made of an attach to its namespace.
+pub(super) struct SlotWish {
+    request: AttachRequest,
+    slot: Slot,
+    ranges: SlotRanges,
+}
+
+impl SlotWish {
+    pub(super) fn new(request: AttachRequest, slot: Slot, ranges: SlotRanges) -> Self {
+        Self {
+            request,
+            slot,
+            ranges,
+        }
+    }
+
+    fn wish(&self) -> Result<AttachWish, Error> {
+        Ok(AttachWish {
+            slot: Some(self.slot.clone()),
+            ..self.request.wish()?
+        })
+    }
+
+    /// Whether the slot is there just as wanted.
+    pub(super) fn is_there(&self, session: &Session, netns: &NetnsFd) -> Result<bool, Error> {
+        let found = look_up(session, &self.slot.number.id(), &self.wish()?, netns)?;
+        Ok(matches!(found, Found::Same(..)))
+    }
+
+    pub(super) fn attach(
+        &self,
+        session: &mut Session,
+        netns: &NetnsFd,
+        path: PathBuf,
+    ) -> Result<Attached, Error> {
+        let (id, wish) = (self.slot.number.id(), self.wish()?);
+        attach(session, id, wish, Some(self.ranges), netns, path, None)
+    }
+
+    pub(super) fn plan(
+        &self,
+        session: &mut Session,
+        netns: &NetnsFd,
+        path: PathBuf,
+    ) -> Result<Plan<Step>, Error> {
+        let network = network::for_slot(session, self.ranges)?;
+        let (id, wish) = (self.slot.number.id(), self.wish()?);
+        let intent = intend(session, network, id, wish, netns, path, None)?;
+        Ok(steps(session, &intent, DatapathKind::Ebpf)
+            .into_iter()
+            .collect())
+    }
+}
+
 /// What an attach came to.
 pub(super) struct Attached {
     pub(super) endpoint: EndpointRecord,
@@ -259,17 +327,13 @@ pub(super) struct Attached {
 
 fn attach(
     session: &mut Session,
-    request: &AttachRequest,
+    id: EndpointId,
     wish: AttachWish,
+    slots: Option<SlotRanges>,
     netns: &NetnsFd,
     path: PathBuf,
     root: Option<&Root>,
 ) -> Result<Attached, Error> {
-    let number = namespace(netns)?.number();
-    let id = request
-        .id
-        .clone()
-        .unwrap_or_else(|| EndpointId::derived(number));
     if let Found::Same(endpoint, network) = look_up(session, &id, &wish, netns)? {
         return repair::converge(session, *endpoint, *network, netns, root);
     }
@@ -278,7 +342,20 @@ fn attach(
         super::detach::remove(session, left)?;
     }
     let intent = loop {
-        let error = match intend(session, id.clone(), wish.clone(), netns, path.clone(), root) {
+        let network = match slots {
+            None => network::for_attach(session, &wish.network)?,
+            Some(ranges) => network::for_slot(session, ranges)?,
+        };
+        let intended = intend(
+            session,
+            network,
+            id.clone(),
+            wish.clone(),
+            netns,
+            path.clone(),
+            root,
+        );
+        let error = match intended {
             Ok(intent) => break intent,
             Err(error) => error,
         };
@@ -387,6 +464,7 @@ fn look_up(
         (old.publishes != wish.publishes, "-p"),
         (old.egress != wish.egress, "egress policy"),
         (old.rootfs != wish.rootfs, "--rootfs"),
+        (old.slot != wish.slot, "guest or TAP"),
     ];
     if let Some((_, difference)) = differs.into_iter().find(|(differs, _)| *differs) {
         return Err(Error::EndpointExists {
@@ -403,13 +481,13 @@ fn look_up(
 /// Decides everything, and checks it against all that is there. Nothing is changed.
 fn intend(
     session: &mut Session,
+    network: Prepared,
     id: EndpointId,
     wish: AttachWish,
     netns: &NetnsFd,
     path: PathBuf,
     root: Option<&Root>,
 ) -> Result<Intent, Error> {
-    let network = network::for_attach(session, &wish.network)?;
     let record = &network.record;
     let namespace = namespace(netns)?;
     if let Some(owner) = claimed(session, record, Claim::Namespace(namespace.number()))? {
@@ -429,6 +507,8 @@ fn intend(
         mtu.check_v6()?;
     }
     let mac = match wish.mac {
+        // All guests have the same, each on a link of its own.
+        Some(mac) if wish.slot.is_some() => mac,
         Some(mac) => match claimed(session, record, Claim::Mac(mac))? {
             Some(owner) => {
                 return Err(Error::MacTaken {
@@ -454,6 +534,10 @@ fn intend(
             .egress
             .clone()
             .with_resolvers(composed.resolvers.clone()),
+        None if wish.slot.is_some() && wish.egress.dns().is_empty() => {
+            let resolvers = slot::host_resolvers()?;
+            wish.egress.clone().with_resolvers(resolvers)
+        }
         None => wish.egress.clone(),
     };
     let resolv_conf = composed.map(|composed| composed.text(&id));

@@ -4,14 +4,14 @@ use super::{
     Error, Host, detach,
     error::Left,
     host::Session,
-    nat, netfilter, network,
+    nat, netfilter, network, slot,
     step::{World, network_alias},
 };
 use crate::{
     kernel::{
         bpf::{self, Datapath},
         netlink::{Link, Netlink},
-        resolv,
+        netns, resolv,
     },
     model::record::{DatapathKind, NetworkRecord, State},
 };
@@ -39,6 +39,14 @@ impl Host {
         for mount in resolv::mounts(&self.options.state_dir)? {
             let what = format!("mount {}", mount.point().display());
             collect(&mut left, what, mount.remove().map_err(Error::from));
+        }
+        for path in slot::namespaces(&self.options.state_dir)? {
+            let what = format!("network namespace {}", path.display());
+            collect(
+                &mut left,
+                what,
+                netns::remove_named(&path).map_err(Error::from),
+            );
         }
         // Bridges after their ports.
         remove_unrecorded(|link| link.kind.as_deref() != Some("bridge"), &mut left)?;

@@ -164,6 +164,8 @@ impl Change {
             true => policy.with_resolvers(endpoint.egress.dns().to_vec()),
             false => policy,
         };
+        // A slot's own, whatever its policy is.
+        let policy = policy.with_guard(endpoint.egress.guard().to_vec());
         if policy == endpoint.egress && !anew {
             return Ok(None);
         }

@@ -5,14 +5,14 @@ use crate::{
         FileError,
         bpf::BpfError,
         capability::{self, Lacks},
-        helper, netlink, netns, process, resolv, store, sysctl,
+        helper, netlink, netns, process, resolv, store, sysctl, tap,
     },
     model::{
         EndpointId, IfName, Invalid, Kind, Mac, NetworkName, policy_file::PolicyFileError, record,
         resolv::NoResolver,
     },
 };
-use nix::errno::Errno;
+use nix::{errno::Errno, libc};
 use std::{error, fmt, io, net::IpAddr, path::PathBuf};
 use thiserror::Error;
 
@@ -38,6 +38,26 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The directory of slots' network namespaces cannot be used.
+    #[error("{}: cannot hold network namespaces", path.display())]
+    SlotNamespaces {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The id is a container's.
+    #[error("endpoint {id} exists already, and is no slot")]
+    IdTaken {
+        /// The id.
+        id: EndpointId,
+    },
+    /// The datapath carries no slots.
+    #[error("slots need the eBPF datapath")]
+    NoSlots,
+    /// A TAP cannot be made.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
     /// There is no such endpoint.
     #[error("there is no endpoint {0}")]
     NoEndpoint(EndpointId),
@@ -357,6 +377,7 @@ impl Error {
             | Self::NoNetwork(_)
             | Self::NoInterface(_) => Kind::NotFound,
             Self::EndpointExists { .. }
+            | Self::IdTaken { .. }
             | Self::NamespaceTaken { .. }
             | Self::AddressTaken { .. }
             | Self::AddressOnHost { .. }
@@ -382,6 +403,7 @@ impl Error {
             | Self::Output(_)
             | Self::Teardown { .. } => Kind::Operation,
             Self::OtherDatapath(_)
+            | Self::NoSlots
             | Self::NoResolver(_)
             | Self::NotPermitted(_)
             | Self::SetId(_)
@@ -409,6 +431,12 @@ impl Error {
             Self::Helper(_) => Kind::Operation,
             Self::Conntrack(error) => io_kind(error),
             Self::Sysctl(error) => sysctl_kind(error),
+            Self::SlotNamespaces { source, .. } => io_kind(source),
+            Self::Tap(error) => match error.cause().raw_os_error() {
+                // The driver is a module, and not there.
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Kind::Unsupported,
+                _ => io_kind(error.cause()),
+            },
             Self::Bpf(error) => error.kind(),
             Self::Store(error) => store_kind(error),
             Self::File(error) => io_kind(&error.source),
@@ -448,6 +476,11 @@ impl Error {
             )),
             Self::EndpointExists { id, .. } => {
                 Some(format!("nucnet-ctl detach {id}, or choose another --id"))
+            }
+            Self::NoSlots => Some("use --datapath ebpf, where the kernel can".to_owned()),
+            Self::IdTaken { id } => Some(format!("nucnet-ctl detach {id}")),
+            Self::Tap(_) => {
+                Some("load the kernel module tun, and see that /dev/net/tun exists".to_owned())
             }
             Self::NamespaceTaken { owner, .. } => Some(format!(
                 "attach it to another network, or: nucnet-ctl detach {owner}"

@@ -11,7 +11,7 @@ use super::{
     egress::settle_recorded,
     error::Left,
     host::Session,
-    nat, netfilter, network, publish,
+    nat, netfilter, network, publish, slot,
     step::{MAPPING_ROUTES, World, endpoint_alias, mapping_routes_alias, network_alias},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         bpf::{Datapath, Prefix},
         claims::Claim,
         netlink::{self, Link, Owner},
-        resolv,
+        netns, resolv,
     },
     model::{
         EndpointId,
@@ -82,6 +82,7 @@ impl Host {
         collection.policies()?;
         collection.mappings()?;
         collection.networks()?;
+        collection.slot_namespaces()?;
         collection.links()?;
         collection.neighbours()?;
         collection.entries()?;
@@ -219,6 +220,17 @@ impl Collection<'_> {
                     network::tear_down(&mut world, network)
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Namespaces that a call made which died before it recorded the slot.
+    fn slot_namespaces(&mut self) -> Result<(), Error> {
+        let path = self.session.state.path().to_owned();
+        let recorded = self.session.state.sound_endpoints()?;
+        for unrecorded in slot::unrecorded(&path, &recorded)? {
+            let what = format!("network namespace {}", unrecorded.display());
+            self.remove(what, |_| Ok(netns::remove_named(&unrecorded)?));
         }
         Ok(())
     }
@@ -376,6 +388,12 @@ impl Collection<'_> {
         count(abi::map::ENDPOINTS, stale.len());
         for (link, _) in stale.iter().filter(|_| is_removed) {
             datapath.remove_endpoint(*link)?;
+        }
+        let mut stale = datapath.guests.entries()?;
+        stale.retain(|(_, guest)| !numbers.contains(&guest.endpoint));
+        count(abi::map::GUESTS, stale.len());
+        for (link, _) in stale.iter().filter(|_| is_removed) {
+            datapath.guests.remove(link)?;
         }
         let mut known: HashSet<u32> = networks.iter().map(|n| n.number).collect();
         if !mappings.is_empty() {

@@ -22,6 +22,7 @@ mod permission;
 mod publish;
 mod repair;
 mod sight;
+mod slot;
 mod status;
 mod step;
 mod switch;
@@ -37,8 +38,9 @@ pub use gc::{Collected, Removal};
 pub use host::{DatapathChoice, Host, Options};
 pub use monitor::{EventName, EventView, Monitor};
 pub use nat::{MappingChoice, MappingView};
+pub use slot::SlotRequest;
 pub use status::{
     HostStatus, MapReport, NetworkStatus, ObjectStatus, ProgramReport, Status, UplinkStatus,
 };
 pub use step::Step;
-pub use view::{Dropped, EndpointDetails, EndpointView, NetworkView};
+pub use view::{Dropped, EndpointDetails, EndpointView, GuestView, NetworkView};

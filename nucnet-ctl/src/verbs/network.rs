@@ -17,6 +17,7 @@ use crate::{
         Cidr, IfName, Invalid, Mac, Mtu, NetworkName, Problem, Subnet,
         plan::{self, Plan},
         record::{NetworkRecord, NetworkWish, State},
+        slot::{self, SlotRanges},
     },
 };
 use ipnet::IpNet;
@@ -77,6 +78,50 @@ pub(super) fn for_attach(session: &mut Session, name: &NetworkName) -> Result<Pr
         }
         None => Err(Error::NoNetwork(name.clone())),
     }
+}
+
+/// The network of all slots: the one that is recorded, or a new one of those ranges.
+pub(super) fn for_slot(session: &mut Session, ranges: SlotRanges) -> Result<Prepared, Error> {
+    if let Some(record) = session.state.sound_network(&slot::network())? {
+        return recorded(session, record);
+    }
+    let taken = Taken::look(session)?;
+    if let Some(other) = taken.by(ranges.links()) {
+        let subnet = ranges.links().to_string();
+        return Err(Error::SubnetTaken { subnet, other });
+    }
+    let asked = NetworkWish {
+        bridge: Some(slot::bridge()),
+        isolate: true,
+        ..NetworkWish::default()
+    };
+    let subnets = vec![ranges.subnet()?];
+    let mut record = lay_out(session, &slot::network(), asked, subnets, &taken)?;
+    record.mac = slot::GATEWAY_MAC;
+    record.slots = Some(ranges);
+    Ok(Prepared {
+        record,
+        condition: Condition::New,
+    })
+}
+
+/// Where the addresses of slots are from: as is recorded, which what is asked for must be.
+pub(super) fn slot_ranges(
+    session: &Session,
+    asked: Option<SlotRanges>,
+) -> Result<SlotRanges, Error> {
+    let name = slot::network();
+    let Some(record) = session.state.sound_network(&name)? else {
+        return Ok(asked.unwrap_or_default());
+    };
+    let difference = match (record.slots, asked) {
+        (Some(ranges), None) => return Ok(ranges),
+        (Some(ranges), Some(asked)) if ranges == asked => return Ok(ranges),
+        (Some(ranges), Some(asked)) if ranges.hosts() != asked.hosts() => "--hosts",
+        (Some(_), Some(_)) => "--links",
+        (None, _) => "kind",
+    };
+    Err(Error::NetworkExists { name, difference })
 }
 
 fn recorded(session: &Session, record: NetworkRecord) -> Result<Prepared, Error> {
@@ -317,6 +362,21 @@ fn design(
     wish: Option<NetworkWish>,
 ) -> Result<NetworkRecord, Error> {
     let asked = wish.clone().unwrap_or_default();
+    let taken = Taken::look(session)?;
+    let subnets = subnets(name, &asked, &taken)?;
+    let mut record = lay_out(session, name, asked, subnets, &taken)?;
+    record.wish = wish;
+    Ok(record)
+}
+
+/// A new network of those subnets, made on first use unless its record says otherwise.
+fn lay_out(
+    session: &mut Session,
+    name: &NetworkName,
+    asked: NetworkWish,
+    subnets: Vec<Subnet>,
+    taken: &Taken,
+) -> Result<NetworkRecord, Error> {
     let others = session.state.sound_networks()?;
     let bridge = asked
         .bridge
@@ -326,8 +386,14 @@ fn design(
         let (bridge, owner) = (bridge.to_string(), other.name.clone());
         return Err(Error::BridgeTaken { bridge, owner });
     }
-    let taken = Taken::look(session, &others)?;
-    let subnets = subnets(name, &asked, &taken)?;
+    for subnet in &subnets {
+        if let Some(other) = taken.by(subnet.cidr()) {
+            return Err(Error::SubnetTaken {
+                subnet: subnet.to_string(),
+                other,
+            });
+        }
+    }
     let has_v6 = subnets.iter().any(|subnet| subnet.gateway().is_ipv6());
     let mtu = match asked.mtu {
         Some(mtu) => mtu,
@@ -340,13 +406,14 @@ fn design(
         name: name.clone(),
         number: session.record.next.network()?,
         state: State::Configuring,
-        wish,
+        wish: None,
         bridge,
         link: None,
         mac: Mac::local(rand::random()),
         subnets,
         mtu,
         isolate: asked.isolate,
+        slots: None,
     };
     if let Some(link) = session.netlink.find_link(record.bridge.as_str())?
         && link.alias.as_deref() != Some(&network_alias(&record))
@@ -401,14 +468,6 @@ fn subnets(name: &NetworkName, wish: &NetworkWish, taken: &Taken) -> Result<Vec<
             subnets.push(Subnet::new(taken.free_ula(), None)?);
         }
     }
-    for subnet in &subnets {
-        if let Some(other) = taken.by(subnet.cidr()) {
-            return Err(Error::SubnetTaken {
-                subnet: subnet.to_string(),
-                other,
-            });
-        }
-    }
     Ok(subnets)
 }
 
@@ -429,9 +488,9 @@ fn cidr(address: IpAddr, length: u8) -> Cidr {
 struct Taken(Vec<(IpNet, String)>);
 
 impl Taken {
-    fn look(session: &Session, networks: &[NetworkRecord]) -> Result<Self, Error> {
+    fn look(session: &Session) -> Result<Self, Error> {
         let mut taken = Vec::new();
-        for network in networks {
+        for network in session.state.sound_networks()? {
             for subnet in &network.subnets {
                 let what = format!("{subnet} of network {}", network.name);
                 taken.push((subnet.cidr().net(), what));

@@ -3,7 +3,7 @@
 
 use super::{
     Error,
-    step::{endpoint_alias, endpoint_entry, network_alias, network_entry},
+    step::{endpoint_alias, endpoint_entry, guest_entry, network_alias, network_entry},
 };
 use crate::{
     kernel::{
@@ -18,6 +18,7 @@ use crate::{
     model::{
         drift::{self, EndpointSight, Hooked, LinkSight, NetnsSight, NetworkSight},
         record::{DatapathKind, EndpointRecord, NetworkRecord},
+        slot::Slot,
         to_abi,
     },
 };
@@ -236,10 +237,12 @@ impl<'a> View<'a> {
         };
         let mut sight = EndpointSight {
             link: self.link(name, &endpoint_alias(endpoint), endpoint.link),
-            port: self
-                .links
-                .get(name)
-                .is_some_and(|link| link.master == bridge),
+            // The bridge of slots has no ports.
+            port: endpoint.slot().is_some()
+                || self
+                    .links
+                    .get(name)
+                    .is_some_and(|link| link.master == bridge),
             netns: sight_of_netns,
             program: endpoint.datapath == DatapathKind::Iptables,
             entry: endpoint.datapath == DatapathKind::Iptables,
@@ -254,7 +257,10 @@ impl<'a> View<'a> {
             return Ok(sight);
         }
         if let (Some(network), Some(netns)) = (network, netns) {
-            sight.inside = inside(endpoint, network, netns)?;
+            sight.inside = match endpoint.slot() {
+                None => inside(endpoint, network, netns)?,
+                Some(slot) => self.slot(endpoint, slot, netns)?,
+            };
         }
         if let Some(bridge) = bridge {
             for &address in &endpoint.addresses {
@@ -285,6 +291,64 @@ fn forwards(interface: &str) -> Hooked {
         Ok("0") => Hooked::NotForwarding,
         // One that cannot be read is nobody's drift.
         _ => Hooked::Yes,
+    }
+}
+
+impl View<'_> {
+    /// What a slot lacks; of its namespace nothing, if that may not be entered.
+    fn slot(
+        &self,
+        endpoint: &EndpointRecord,
+        slot: &Slot,
+        netns: &NetnsFd,
+    ) -> Result<Vec<String>, Error> {
+        let mut lacks = Vec::new();
+        let (tap, wire) = (slot.number.tap_index(), slot.number.wire_index());
+        if let Some(datapath) = self.datapath {
+            for (link, across) in [(tap, wire), (wire, tap)] {
+                let expected = abi::Guest {
+                    across,
+                    ..guest_entry(endpoint, slot)
+                };
+                if datapath.guests.get(&link)? != Some(expected) {
+                    lacks.push("the datapath does not know its guest".to_owned());
+                    break;
+                }
+            }
+        }
+        if let Some(link) = endpoint.link {
+            let held = self.netlink.addresses_of(link)?;
+            if !held
+                .iter()
+                .any(|held| held.address.addr() == IpAddr::V4(slot.link))
+            {
+                lacks.push(format!("the host has no address {} on its link", slot.link));
+            }
+        }
+        let Ok(netlink) = Netlink::open_in(netns) else {
+            return Ok(lacks);
+        };
+        for (index, name, what) in [
+            (tap, &slot.tap.name, program::FROM_GUEST),
+            (wire, &endpoint.wish.ifname, program::TO_GUEST),
+        ] {
+            let Some(link) = netlink.find_link(name.as_str())? else {
+                lacks.push(format!("has no interface {name}"));
+                continue;
+            };
+            if link.index != index {
+                lacks.push(format!("interface {name} is another one"));
+            }
+            if link.state != LinkState::Up {
+                lacks.push(format!("interface {name} is down"));
+            }
+            let filters = netlink.filters(index, Direction::Ingress)?;
+            let id = self.program_id(what);
+            if id.is_none() || !filters.iter().any(|filter| filter.program == id) {
+                lacks.push(format!("interface {name} has no program"));
+            }
+        }
+        Ok(lacks)
     }
 }
 

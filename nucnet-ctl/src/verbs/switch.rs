@@ -23,8 +23,11 @@ use crate::{
 
 /// Moves everything.
 pub(super) fn to(session: &mut Session, kind: DatapathKind) -> Result<(), Error> {
-    tracing::info!(datapath = %kind, "moving everything to the other datapath");
     let mut endpoints = session.state.sound_endpoints()?;
+    if kind == DatapathKind::Iptables && endpoints.iter().any(|it| it.slot().is_some()) {
+        return Err(Error::NoSlots);
+    }
+    tracing::info!(datapath = %kind, "moving everything to the other datapath");
     // What is half made or half removed is gc's, and is in neither datapath.
     endpoints.retain(|endpoint| matches!(endpoint.state, State::Active | State::Degraded));
     let mut whole = Vec::with_capacity(endpoints.len());

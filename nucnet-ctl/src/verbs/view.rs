@@ -3,12 +3,17 @@
 use crate::model::{
     EndpointId, IfName, Mac, Mtu, NetworkName,
     behaviour::Behaviour,
-    policy::Policy,
+    policy::{Policy, Resolver},
     record::{EndpointRecord, NetworkRecord, Published, State},
+    slot::{GATEWAY_MAC, Slot, SlotNumber},
 };
 use ipnet::IpNet;
 use serde::Serialize;
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
 
 /// An endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,6 +44,51 @@ pub struct EndpointView {
     pub published: Vec<Published>,
     /// Its egress policy.
     pub egress: Policy,
+    /// The slot that it is the guest of.
+    #[serde(flatten)]
+    pub guest: Option<GuestView>,
+}
+
+/// What a virtual machine monitor and its guest need to know of a slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GuestView {
+    /// The slot's number.
+    pub slot: SlotNumber,
+    /// Name of the TAP in the slot's network namespace.
+    pub tap: IfName,
+    /// Link-layer address of the TAP: that of the guest's gateway.
+    pub tap_mac: Mac,
+    /// The guest's address.
+    pub guest_ip: Ipv4Addr,
+    /// The mask of its subnet.
+    pub netmask: Ipv4Addr,
+    /// Its link-layer address.
+    pub guest_mac: Mac,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// The address by which the guest is known to the host.
+    pub host_ip: Ipv4Addr,
+    /// The host's address on the link to the slot, which the guest knows as its gateway.
+    pub link_ip: Ipv4Addr,
+    /// Resolvers for the guest.
+    pub dns: Vec<Resolver>,
+}
+
+impl GuestView {
+    fn of(slot: &Slot, egress: &Policy) -> Self {
+        Self {
+            slot: slot.number,
+            tap: slot.tap.name.clone(),
+            tap_mac: GATEWAY_MAC,
+            guest_ip: slot.guest.address(),
+            netmask: slot.guest.netmask(),
+            guest_mac: slot.guest.mac(),
+            gateway: slot.guest.gateway(),
+            host_ip: slot.address,
+            link_ip: slot.link,
+            dns: egress.dns().to_vec(),
+        }
+    }
 }
 
 impl EndpointView {
@@ -57,15 +107,21 @@ impl EndpointView {
             host_ifname: record.host_ifname.clone(),
             mac: record.mac,
             addresses: record.addresses.iter().map(with_prefix).collect(),
-            gateways: record
-                .addresses
-                .iter()
-                .filter_map(|address| Some(subnet(address)?.gateway()))
-                .collect(),
+            gateways: match record.slot() {
+                Some(slot) => vec![slot.link.into()],
+                None => record
+                    .addresses
+                    .iter()
+                    .filter_map(|address| Some(subnet(address)?.gateway()))
+                    .collect(),
+            },
             mtu: record.mtu,
             datapath: record.datapath.name(),
             published: record.publishes.iter().filter_map(Published::of).collect(),
             egress: record.egress.clone(),
+            guest: record
+                .slot()
+                .map(|slot| GuestView::of(slot, &record.egress)),
         }
     }
 

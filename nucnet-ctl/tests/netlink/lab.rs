@@ -116,6 +116,7 @@ pub(crate) fn veth<'a>(bridge: u32, container: &'a NetnsFd) -> VethSpec<'a> {
         peer_mac: PEER_MAC,
         mtu: 1400,
         tx_queue_len: 500,
+        index: None,
     }
 }
 

@@ -18,6 +18,7 @@ mod addresses;
 pub mod agent;
 pub mod cni;
 mod drops;
+mod guest;
 mod lan;
 pub mod monitor;
 mod node;
@@ -39,6 +40,7 @@ use anyhow::Result;
 pub use addresses::{
     FAR, Family, HOST, HOST2, LAN_CLIENT, LAN_HOST, LAN_SERVER, OUTSIDE, OUTSIDE2, Pair,
 };
+pub use guest::{Guest, SlotOf};
 pub use lan::Lan;
 pub use node::Node;
 pub use nucnet::{Endpoint, Outcome};

@@ -35,6 +35,7 @@ mod outbound;
 mod publish;
 mod reject;
 mod robustness;
+mod slots;
 mod transfers;
 mod vantage;
 
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         egress::SCENARIOS,
         reject::SCENARIOS,
         flows::SCENARIOS,
+        slots::SCENARIOS,
         frames::SCENARIOS,
         errors::SCENARIOS,
         events::SCENARIOS,

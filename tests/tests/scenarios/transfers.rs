@@ -129,7 +129,7 @@ fn curl(case: &Case, size: usize, offloads: bool) -> Result<()> {
 }
 
 /// The SHA-256 of what curl prints.
-fn downloaded(client: &Node, url: &str) -> Result<String> {
+pub(crate) fn downloaded(client: &Node, url: &str) -> Result<String> {
     let mut child = client
         .command("curl")
         .args(["-sSfg", "-m", "120", url])

@@ -120,11 +120,16 @@ impl Hook {
 impl Datapath {
     /// Puts `from_endpoint` on an endpoint's host side interface.
     pub fn attach_endpoint(&self, interface: &str) -> Result<(), BpfError> {
-        let hook = Hook::new(program::FROM_ENDPOINT, interface);
-        let index = index_of(&hook)?;
+        self.filter(&Hook::new(program::FROM_ENDPOINT, interface))
+    }
+
+    /// Puts a program on an interface of the calling thread's network namespace by a filter, which
+    /// goes with the interface and is noted nowhere.
+    pub(super) fn filter(&self, hook: &Hook) -> Result<(), BpfError> {
+        let index = index_of(hook)?;
         clsact::ensure_qdisc(index).map_err(hook.error("attach"))?;
         let program = open_program(&self.pins, hook.program)?;
-        put_filter(&hook, index, &program)
+        put_filter(hook, index, &program)
     }
 
     /// Takes `from_endpoint` off an interface: nothing that its endpoint sends passes any more.

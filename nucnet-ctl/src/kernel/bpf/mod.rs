@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod events;
 mod flows;
+mod guest;
 mod log;
 mod mapping;
 mod object;

@@ -34,6 +34,8 @@ pub struct VethSpec<'a> {
     pub mtu: u32,
     /// Length of the transmit queues in packets, both sides.
     pub tx_queue_len: u32,
+    /// Interface index of both sides, each in its namespace; none: of the kernel's choice.
+    pub index: Option<u32>,
 }
 
 /// A veth pair that was made.
@@ -110,6 +112,8 @@ impl Netlink {
 
 fn creation(spec: &VethSpec<'_>) -> LinkMessage {
     let mut peer = LinkMessage::default();
+    // The kernel takes that of the peer only if there is one for both (drivers/net/veth.c).
+    peer.header.index = spec.index.unwrap_or_default();
     peer.attributes = vec![
         LinkAttribute::NetNsFd(spec.netns.as_fd().as_raw_fd()),
         LinkAttribute::IfName(spec.peer_name.to_owned()),
@@ -118,6 +122,7 @@ fn creation(spec: &VethSpec<'_>) -> LinkMessage {
         LinkAttribute::TxQueueLen(spec.tx_queue_len),
     ];
     let mut message = LinkMessage::default();
+    message.header.index = spec.index.unwrap_or_default();
     message.attributes = vec![
         LinkAttribute::IfName(spec.name.to_owned()),
         LinkAttribute::Address(spec.mac.to_vec()),

@@ -14,6 +14,7 @@ use crate::{
     verbs::Error,
 };
 use nucnet_common::abi;
+use std::net::IpAddr;
 
 /// Length of transmit queues in packets: the kernel's default for Ethernet.
 const TX_QUEUE_LEN: u32 = 1000;
@@ -32,6 +33,10 @@ pub(in crate::verbs) fn endpoint_entry(
 ) -> abi::Endpoint {
     let address = |v6| endpoint.address(v6).map(to_abi).unwrap_or_default();
     let gateway = |v6| match endpoint.address(v6) {
+        Some(IpAddr::V4(_)) if endpoint.slot().is_some() => {
+            let link = endpoint.slot().map(|slot| to_abi(slot.link.into()));
+            link.unwrap_or_default()
+        }
         Some(_) => network
             .subnet(v6)
             .map(|s| to_abi(s.gateway()))
@@ -93,7 +98,10 @@ impl World<'_> {
                 });
             }
         }
-        if let Some(owner) = state.claim(endpoint.network, Claim::Mac(endpoint.mac), &holder)? {
+        // All guests have the same, each on a link of its own.
+        if endpoint.slot().is_none()
+            && let Some(owner) = state.claim(endpoint.network, Claim::Mac(endpoint.mac), &holder)?
+        {
             return Err(Error::MacTaken {
                 mac: endpoint.mac,
                 owner: owner.id,
@@ -133,12 +141,16 @@ impl World<'_> {
             name: endpoint.host_ifname.as_str(),
             mac: endpoint.host_mac.octets(),
             alias: &alias,
-            port: Some((bridge, Port::ENDPOINT)),
+            port: match endpoint.slot() {
+                None => Some((bridge, Port::ENDPOINT)),
+                Some(_) => None,
+            },
             netns,
             peer_name: endpoint.wish.ifname.as_str(),
             peer_mac: endpoint.mac.octets(),
             mtu: endpoint.mtu.bytes(),
             tx_queue_len: TX_QUEUE_LEN,
+            index: endpoint.slot().map(|slot| slot.number.wire_index()),
         })?;
         self.put_endpoint(|endpoint| endpoint.link = Some(veth.index))
             .inspect_err(|_| {
@@ -154,12 +166,24 @@ impl World<'_> {
         Ok(())
     }
 
+    pub(super) fn set_host_side_up(&self) -> Result<(), Error> {
+        let endpoint = self.endpoint();
+        if let Some(slot) = endpoint.slot() {
+            self.address_link(slot)?;
+        }
+        Ok(self.netlink().set_up(endpoint.host_ifname.as_str())?)
+    }
+
     pub(super) fn enslave(&self) -> Result<(), Error> {
         let link = self.netlink().link(self.endpoint().host_ifname.as_str())?;
         self.make_port(&link)
     }
 
     pub(super) fn make_port(&self, link: &Link) -> Result<(), Error> {
+        // The bridge of slots has none.
+        if self.network().slots.is_some() {
+            return Ok(());
+        }
         let bridge = self.bridge_link()?;
         if link.master != Some(bridge) {
             self.netlink().enslave(link.index, bridge, Port::ENDPOINT)?;

@@ -13,6 +13,7 @@ mod plan;
 mod policy;
 mod publish;
 mod rules;
+mod slot;
 
 pub(super) use endpoint::{endpoint_alias, endpoint_entry};
 pub(super) use mapping::{MAPPING_ROUTES, mapping_entries, mapping_routes_alias};
@@ -21,6 +22,7 @@ pub(super) use plan::{
     egress_steps, endpoint_steps, mapping_steps, network_steps, publish_steps, superseded_steps,
 };
 pub(super) use publish::families;
+pub(super) use slot::guest_entry;
 
 use super::{Error, OpenFlows, host::Session};
 use crate::{
@@ -63,6 +65,8 @@ pub enum Step {
     NetworkRecord(String),
     /// Record that an endpoint is being made.
     EndpointIntent(String),
+    /// Hold the network namespace of a slot.
+    SlotNamespace(String),
     /// Take addresses and ports.
     Claims(String),
     /// Make the veth pair.
@@ -87,6 +91,8 @@ pub enum Step {
     HostSide(String),
     /// Configure the container side.
     ContainerSide(String),
+    /// Make the TAP of a slot, and tell the programs of its guest.
+    Guest(String),
     /// Mount the container's `resolv.conf`.
     ResolvConf(String),
     /// Publish the ports.
@@ -141,6 +147,7 @@ impl fmt::Display for Step {
             Self::Members(bridge) => write!(f, "bring the endpoints on bridge {bridge} back"),
             Self::NetworkRecord(name) => write!(f, "record network {name} as active"),
             Self::EndpointIntent(id) => write!(f, "record endpoint {id}"),
+            Self::SlotNamespace(path) => write!(f, "hold network namespace {path}"),
             Self::Claims(what) => write!(f, "take {what}"),
             Self::Veth(what) => write!(f, "make {what}"),
             Self::Program(link) => write!(f, "put the program on {link}"),
@@ -155,6 +162,7 @@ impl fmt::Display for Step {
             Self::Neighbours(bridge) => write!(f, "add neighbours on {bridge}"),
             Self::HostSide(link) => write!(f, "set {link} up"),
             Self::ContainerSide(what) => write!(f, "configure {what} in the container"),
+            Self::Guest(what) => write!(f, "make {what}"),
             Self::ResolvConf(what) => write!(f, "mount {what}"),
             Self::Publishes(what) => write!(f, "publish {what}"),
             Self::PublishIntent(what) => write!(f, "record {what}"),
@@ -281,6 +289,8 @@ impl Executor<Step> for World<'_> {
             Step::EndpointIntent(_) => {
                 self.put_endpoint(|endpoint| endpoint.state = State::Configuring)
             }
+            // It was named when the endpoint was thought of, whose record says which it is.
+            Step::SlotNamespace(_) => Ok(()),
             Step::Claims(_) => self.claim(),
             Step::Veth(_) => self.make_veth(),
             Step::Program(link) => Ok(self.datapath()?.attach_endpoint(link)?),
@@ -294,8 +304,9 @@ impl Executor<Step> for World<'_> {
             Step::Entries(_) => self.write_entries(),
             Step::Port(_) => self.enslave(),
             Step::Neighbours(_) => self.add_neighbours(),
-            Step::HostSide(link) => Ok(self.netlink().set_up(link)?),
+            Step::HostSide(_) => self.set_host_side_up(),
             Step::ContainerSide(_) => self.configure_container(),
+            Step::Guest(_) => self.make_guest(),
             Step::ResolvConf(_) => self.mount_resolv_conf(),
             Step::Publishes(_) => self.publish(),
             Step::PublishIntent(_) => self.record_publishes(Standing::Pending),
@@ -344,6 +355,7 @@ impl Executor<Step> for World<'_> {
             Step::EndpointRecord(_) => {
                 self.put_endpoint(|endpoint| endpoint.state = State::Removing)
             }
+            Step::Guest(_) => self.forget_guest(),
             Step::ResolvConf(_) => self.unmount_resolv_conf(),
             Step::Publishes(_) => self.unpublish(),
             Step::PublishIntent(_) if self.troubled => Ok(()),
@@ -367,7 +379,10 @@ impl Executor<Step> for World<'_> {
             Step::MappingIntent(_) if self.troubled => Ok(()),
             Step::MappingIntent(_) => self.forget_mapping(),
             // Nobody gets what may still be in use.
-            Step::Claims(_) | Step::EndpointIntent(_) if self.troubled => Ok(()),
+            Step::Claims(_) | Step::SlotNamespace(_) | Step::EndpointIntent(_) if self.troubled => {
+                Ok(())
+            }
+            Step::SlotNamespace(_) => self.forget_namespace(),
             Step::Claims(_) => self.release(),
             Step::EndpointIntent(_) => self.forget_endpoint(),
         };
@@ -396,6 +411,7 @@ impl World<'_> {
                 | Step::EgressIntent(_)
                 | Step::EgressRecord(_)
                 | Step::Entries(_)
+                | Step::Guest(_)
                 | Step::Neighbours(_)
                 | Step::ResolvConf(_)
                 | Step::MappingIntent(_)

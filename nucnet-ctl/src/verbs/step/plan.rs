@@ -42,8 +42,12 @@ pub(in crate::verbs) fn endpoint_steps(
         true => addresses.clone(),
         false => format!("{addresses}, {publishes}"),
     };
-    let mut steps = vec![
-        Step::EndpointIntent(id.clone()),
+    let mut steps = vec![Step::EndpointIntent(id.clone())];
+    if endpoint.slot().is_some() {
+        let path = endpoint.netns.display().to_string();
+        steps.push(Step::SlotNamespace(path));
+    }
+    steps.extend([
         Step::Claims(claimed),
         Step::Veth(format!(
             "veth pair {host}, {} in {}",
@@ -51,7 +55,7 @@ pub(in crate::verbs) fn endpoint_steps(
             endpoint.netns.display()
         )),
         Step::Program(host.clone()),
-    ];
+    ]);
     if endpoint.policy.is_some() || policy.is_some() {
         steps.push(Step::Policy(policy.map_or(0, Compiled::entries)));
     }
@@ -59,7 +63,10 @@ pub(in crate::verbs) fn endpoint_steps(
         Step::Entries(format!("endpoint {id}")),
         Step::Neighbours(bridge.to_owned()),
         Step::HostSide(host),
-        Step::ContainerSide(endpoint.wish.ifname.to_string()),
+        match endpoint.slot() {
+            None => Step::ContainerSide(endpoint.wish.ifname.to_string()),
+            Some(slot) => Step::Guest(format!("TAP {}", slot.tap.name)),
+        },
     ]);
     if let Some(resolv) = &endpoint.resolv {
         let resolvers = list(&mut endpoint.egress.dns().iter().map(ToString::to_string));
