@@ -17,7 +17,22 @@ enum Which {
 }
 
 /// Scenarios that differ, and the reason.
-const DIFFERENCES: &[(Which, &[&str], &str)] = &[];
+const DIFFERENCES: &[(Which, &[&str], &str)] = &[(
+    Which::Both,
+    &[
+        "guest_leaves_with_the_uplinks_address",
+        "guest_is_reached_by_its_slots_address_and_by_publishes",
+        "two_guests_of_one_address_stay_apart",
+        "slot_reaches_neither_neighbours_nor_host_nor_metadata",
+        "guest_resumes_in_another_slot",
+        "guest_is_told_of_errors_about_what_it_sent",
+        "download_of_a_guest_arrives_whole",
+        "forged_packets_of_a_guest_stay_in_its_slot",
+        "slots_are_endpoints_to_every_other_verb",
+        "slot_that_is_damaged_is_repaired_by_creating_it_again",
+    ],
+    "guests of one address are told apart by programs only: there are no slots",
+)];
 
 /// Scenarios that cannot be told by rules, because they look at maps or programs.
 const ABOUT_PROGRAMS: &[&str] = &[];
