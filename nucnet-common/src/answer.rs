@@ -105,8 +105,7 @@ pub fn is_rejected(origin: Origin, drop: &Drop, scratch: &Scratch) -> bool {
         && !(packet.kind == Kind::Tcp && packet.flags & tcp_flag::RST != 0)
 }
 
-/// Whether the reason is one for which a policy may have the sender told. To peers of an endpoint
-/// no policy of its own applies, and from outside nobody is owed an explanation.
+/// Whether a policy may be why a packet is dropped, and its sender the endpoint that it is about.
 #[inline(always)]
 fn may_be_denied(origin: Origin, reason: Reason) -> bool {
     origin == Origin::Endpoint && matches!(reason, Reason::Policy | Reason::NoFlow)
