@@ -36,8 +36,7 @@ impl Host {
         findings.push(self.programs(&lacks));
         let records = self.records();
         if let Err(error) = &records {
-            let hint = error.hint().unwrap_or_else(|| AS_ROOT.to_owned());
-            findings.push(Finding::unknown("state", chain(error), hint));
+            findings.push(unseen("state", error));
         }
         let (networks, endpoints) = records.unwrap_or_default();
         findings.extend(addresses());
@@ -144,41 +143,52 @@ impl Host {
     }
 
     fn foreign_programs(&self, uplinks: &[Uplink], netlink: &Netlink) -> Finding {
-        let id = "foreign-programs";
-        let host = bpf::Host::current();
-        let own: BTreeSet<u32> = host
-            .and_then(|host| Datapath::open_existing(&self.options.bpffs, &host))
-            .ok()
-            .flatten()
-            .and_then(|datapath| datapath.programs().ok())
-            .unwrap_or_default()
-            .iter()
-            .map(|program| program.id)
-            .collect();
+        match self.others_on(uplinks, netlink) {
+            Ok(found) => diagnosis::foreign_programs(&found),
+            Err(error) => unseen("foreign-programs", &error),
+        }
+    }
+
+    /// Programs and filters on uplinks that are not nucnet's.
+    fn others_on(
+        &self,
+        uplinks: &[Uplink],
+        netlink: &Netlink,
+    ) -> Result<Vec<(String, Vec<String>)>, Error> {
+        let own: BTreeSet<u32> = match self.open_datapath()? {
+            Some(datapath) => {
+                let programs = datapath.programs()?;
+                programs.iter().map(|program| program.id).collect()
+            }
+            None => BTreeSet::new(),
+        };
         let mut found = Vec::new();
         for Uplink { link, .. } in uplinks {
             let mut others = Vec::new();
-            // Without the hook, nobody is on it.
-            for program in bpf::tcx_ingress(&link.name).unwrap_or_default() {
+            for program in bpf::tcx_ingress(&link.name)?.unwrap_or_default() {
                 if !own.contains(&program.id) {
                     others.push(format!("program {} ({})", program.id, program.name));
                 }
             }
-            match netlink.filters(link.index, Direction::Ingress) {
-                Ok(filters) => others.extend(
-                    filters
-                        .into_iter()
-                        .filter(|f| !f.program.is_some_and(|id| own.contains(&id)))
-                        .map(|f| format!("filter {} {}", f.kind, f.name.unwrap_or_default())),
-                ),
-                Err(error) => return Finding::unknown(id, chain(&error), AS_ROOT),
-            }
+            let filters = netlink.filters(link.index, Direction::Ingress)?;
+            others.extend(
+                filters
+                    .into_iter()
+                    .filter(|f| !f.program.is_some_and(|id| own.contains(&id)))
+                    .map(|f| format!("filter {} {}", f.kind, f.name.unwrap_or_default())),
+            );
             if !others.is_empty() {
                 found.push((link.name.clone(), others));
             }
         }
-        diagnosis::foreign_programs(&found)
+        Ok(found)
     }
+}
+
+/// What could not be looked at, and why.
+fn unseen(id: &'static str, error: &Error) -> Finding {
+    let hint = error.hint().unwrap_or_else(|| AS_ROOT.to_owned());
+    Finding::unknown(id, chain(error), hint)
 }
 
 fn privileges(lacks: &Lacks) -> Vec<Finding> {
@@ -226,7 +236,7 @@ fn features(may_try: bool) -> Vec<Finding> {
     }];
     for (index, feature) in FEATURES.iter().enumerate() {
         let tried = match feature.id {
-            "tcx" => bpf::tcx_ingress("lo").is_ok().then_some(true),
+            "tcx" => matches!(bpf::tcx_ingress("lo"), Ok(Some(_))).then_some(true),
             "locked-ports" if may_try => match probe::bridge_ports_lock() {
                 Ok(locks) => Some(locks),
                 Err(error) => {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{
-        fs::{MetadataExt, PermissionsExt},
+        fs::{MetadataExt, PermissionsExt, symlink},
         process::CommandExt,
     },
     path::PathBuf,
@@ -300,6 +300,20 @@ fn doctor_names_foreign_filters_on_uplinks() {
         let finding = named(&found, "foreign-programs");
         assert_eq!(finding["severity"], "warn");
         assert!(text(&finding["text"]).contains("on up0"), "{finding}");
+    });
+}
+
+#[test]
+fn doctor_takes_no_programs_for_foreign_when_it_cannot_tell() {
+    on_a_host(|lab| {
+        lab.attach("web", "");
+        let version = lab.options().bpffs.join("version");
+        fs::remove_file(&version).expect("remove");
+        symlink("abi-999:sha256-00", &version).expect("symlink");
+        let (found, _) = findings(&mut lab.command("doctor -o json"));
+        let finding = named(&found, "foreign-programs");
+        assert_eq!(finding["severity"], "unknown", "{finding}");
+        assert!(text(&finding["text"]).contains("999"), "{finding}");
     });
 }
 

@@ -142,7 +142,7 @@ pub enum BpfError {
         program: &'static str,
         /// Interface or cgroup.
         target: String,
-        /// "attach", "detach", "replace".
+        /// "attach", "detach", "replace", "list".
         action: &'static str,
         /// Why.
         #[source]

@@ -7,14 +7,16 @@ use std::{
 };
 
 use aya::{
-    programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
+    programs::{ProgramInfo, SchedClassifier, TcAttachType},
     sys::{Stats, SyscallError, enable_stats},
 };
+use nix::libc;
 use nucnet_common::abi::{map, size};
 
 use super::{
     AttachKind, BpfError, Datapath,
     attach::{BIND_HOOKS, Record, open_link, read_record},
+    error::errno,
     object::program_error,
     pins::{Pins, file_error, names},
     sys::{self, LinkTarget},
@@ -98,18 +100,30 @@ pub struct OnHook {
 }
 
 /// The programs at the TCX ingress of an interface, in the order in which packets meet them.
+/// None: this kernel has no such hook (Linux 6.6).
 ///
 /// # Errors
-/// Those of the kernel, which before Linux 6.6 knows no such hook.
-pub fn tcx_ingress(interface: &str) -> Result<Vec<OnHook>, ProgramError> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
-    Ok(programs
-        .iter()
-        .map(|info| OnHook {
-            id: info.id(),
-            name: info.name_as_str().unwrap_or_default().to_owned(),
-        })
-        .collect())
+/// Those of the kernel.
+pub fn tcx_ingress(interface: &str) -> Result<Option<Vec<OnHook>>, BpfError> {
+    let programs = match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+        Ok((_, programs)) => programs,
+        Err(error) if matches!(errno(&error), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            return Ok(None);
+        }
+        Err(error) => {
+            return Err(BpfError::Attach {
+                program: "programs at the TCX ingress",
+                target: interface.to_owned(),
+                action: "list",
+                source: Box::new(error.into()),
+            });
+        }
+    };
+    let on_hook = programs.iter().map(|info| OnHook {
+        id: info.id(),
+        name: info.name_as_str().unwrap_or_default().to_owned(),
+    });
+    Ok(Some(on_hook.collect()))
 }
 
 impl Datapath {
