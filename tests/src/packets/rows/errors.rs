@@ -32,6 +32,7 @@ pub(super) const ROWS: &[Row] = &[
     row!(wrong_checksum_of_a_quoted_header_is_none_of_ours),
     each_family!(long_error_of_odd_length_is_summed_up_whole),
     each_family!(error_neither_makes_nor_refreshes_nor_ends_a_flow),
+    each_family!(error_neither_ends_nor_refreshes_a_connection),
     each_family!(error_about_an_unknown_or_dead_flow_is_the_hosts),
     each_family!(error_of_an_endpoint_about_nothing_is_dropped),
     each_family!(error_of_an_endpoint_goes_to_the_sender_of_what_it_quotes_only),
@@ -441,6 +442,29 @@ fn error_neither_makes_nor_refreshes_nor_ends_a_flow(bench: &mut Bench<'_>, ip: 
     bench
         .from_uplink(UPLINK, &about(ip.server, ip.host, &udp(host, server)))
         .passes();
+}
+
+fn error_neither_ends_nor_refreshes_a_connection(bench: &mut Bench<'_>, ip: &Family) {
+    // RFC 5382 REQ-10.
+    let (web, host, server) = ((ip.web, 5000), (ip.host, 5000), (ip.server, 443));
+    bench.goes_out(&WEB, &tcp("S", web, server), host);
+    bench.comes_in(&tcp("SA", server, host), &WEB, web);
+    bench.goes_out(&WEB, &tcp("A", web, server), host);
+    let before = bench.state().flows;
+    for router in [ip.server, ip.router] {
+        bench
+            .from_uplink(UPLINK, &about(router, ip.host, &tcp("A", host, server)))
+            .reaches(&WEB, &about(router, ip.web, &tcp("A", web, server)).ttl(63));
+    }
+    assert_eq!(before, bench.state().flows);
+    bench.wait(30.0);
+    let _ = bench.from_uplink(UPLINK, &about(ip.server, ip.host, &tcp("A", host, server)));
+    bench.comes_in(&tcp("A", server, host), &WEB, web);
+    // It goes on, and dies of its own silence only.
+    bench.wait(50.0);
+    let _ = bench.from_uplink(UPLINK, &about(ip.server, ip.host, &tcp("A", host, server)));
+    bench.wait(10.0);
+    bench.from_uplink(UPLINK, &tcp("A", server, host)).passes();
 }
 
 fn error_about_an_unknown_or_dead_flow_is_the_hosts(bench: &mut Bench<'_>, ip: &Family) {
