@@ -18,9 +18,9 @@ use nucnet_tests::packets::{
 
 /// New sockets a second.
 const RATE: u32 = 5_000;
-/// For so long: two minutes where the packet logic is compiled to be fast. Ports and places run out
-/// after four seconds already.
-const SECONDS: u32 = if cfg!(debug_assertions) { 12 } else { 120 };
+/// For so many seconds: ports and places run out after four already.
+const SHORT: u32 = 12;
+const LONG: u32 = 120;
 
 const PACE: Duration = Duration::from_micros(1_000_000 / RATE as u64);
 
@@ -102,8 +102,8 @@ impl Old {
     }
 }
 
-/// Whether somebody answers.
-fn ask(is_answered: bool) {
+/// Asks for so many seconds; whether somebody answers.
+fn ask(is_answered: bool, seconds: u32) {
     let mut world = world();
     let old = Old::establish(&mut world);
     let mut question = out(&udp((WEB.v4, 0), (SERVER4, 53)));
@@ -111,7 +111,7 @@ fn ask(is_answered: bool) {
     for frame in [&mut question, &mut answer] {
         set_port(frame, UDP_CHECKSUM, 0);
     }
-    for number in 0..RATE * SECONDS {
+    for number in 0..RATE * seconds {
         // Every port of the range from which Linux takes them.
         set_port(&mut question, SOURCE, 32_768 + (number % 28_232) as u16);
         let asked = carried(&mut world, OUT, &question);
@@ -128,16 +128,39 @@ fn ask(is_answered: bool) {
 
 #[test]
 fn five_thousand_answered_questions_a_second_are_all_carried() {
-    ask(true);
+    ask(true, SHORT);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn two_minutes_of_answered_questions_are_all_carried() {
+    ask(true, LONG);
 }
 
 #[test]
 fn five_thousand_unanswered_questions_a_second_are_all_carried() {
-    ask(false);
+    ask(false, SHORT);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn two_minutes_of_unanswered_questions_are_all_carried() {
+    ask(false, LONG);
 }
 
 #[test]
 fn five_thousand_connections_a_second_from_distinct_clients_are_all_carried() {
+    connect(SHORT);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn two_minutes_of_connections_from_distinct_clients_are_all_carried() {
+    connect(LONG);
+}
+
+/// Opens and closes connections for so many seconds.
+fn connect(seconds: u32) {
     let mut world = world();
     let old = Old::establish(&mut world);
     let (client, host, web) = ((CLIENT4, 0), (HOST4, 8080), (WEB.v4, 80));
@@ -155,7 +178,7 @@ fn five_thousand_connections_a_second_from_distinct_clients_are_all_carried() {
         _ => (hook, out(&tcp(flags, web, client))),
     })
     .collect();
-    for number in 0..RATE * SECONDS {
+    for number in 0..RATE * seconds {
         // 198.51.100.x from every port of a client's.
         let (last, client_port) = ((number % 200) as u8 + 1, 1024 + (number / 200) as u16);
         for (hook, frame) in &mut conversation {
@@ -178,7 +201,7 @@ fn flood_of_half_open_connections_keeps_nobody_out() {
     let mut world = world();
     let old = Old::establish(&mut world);
     let mut syn = back(&tcp("S", (CLIENT4, 0), (HOST4, 8080)));
-    for number in 0..RATE * 12 {
+    for number in 0..RATE * SHORT {
         syn[ADDRESS + 3] = (number % 200) as u8 + 1;
         set_port(&mut syn, SOURCE, 1024 + (number / 200) as u16);
         carried(&mut world, IN, &syn);
