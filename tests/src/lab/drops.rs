@@ -95,6 +95,16 @@ impl Lab {
         Ok(entries)
     }
 
+    /// Every flow.
+    ///
+    /// # Errors
+    /// The map is not pinned or not of this version.
+    pub fn flows(&self) -> Result<Vec<(abi::FlowKey, abi::Flow)>> {
+        let map: HashMap<MapData, abi::FlowKey, abi::Flow> =
+            Map::HashMap(self.pinned(map::FLOWS)?).try_into()?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+
     fn pinned(&self, name: &str) -> Result<MapData> {
         let path = self.bpffs().join("maps").join(name);
         MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))

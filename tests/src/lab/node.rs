@@ -292,7 +292,7 @@ impl Node {
         }
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
-        socket.listen(1024)?;
+        socket.listen(4096)?;
         Ok(socket.into())
     }
 

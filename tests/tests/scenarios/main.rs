@@ -21,6 +21,7 @@ mod egress;
 mod errors;
 mod events;
 mod explain;
+mod flood;
 mod flows;
 mod frames;
 mod hold;
@@ -94,7 +95,7 @@ fn main() -> ExitCode {
         hold::SCENARIOS,
         transfers::SCENARIOS,
     ];
-    let slow = [(transfers::SLOW, true)];
+    let slow = [(transfers::SLOW, true), (flood::SLOW, true)];
     let modules = modules.into_iter().map(|module| (module, false));
     for (module, is_slow) in modules.chain(slow) {
         for scenario in module {
