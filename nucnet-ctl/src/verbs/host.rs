@@ -339,7 +339,7 @@ impl Session {
     }
 
     /// Whether there is anything to carry packets for.
-    fn is_in_use(&self) -> Result<bool, Error> {
+    pub(super) fn is_in_use(&self) -> Result<bool, Error> {
         let networks = self.state.sound_networks()?;
         Ok(!networks.is_empty() || !self.state.sound_mappings()?.is_empty())
     }

@@ -139,6 +139,7 @@ impl Host {
                 Err(error) => left.note(format!("mapping {id}"), error),
             }
         }
+        netfilter::leave_unused(&session)?;
         session.abandon_if_fresh();
         left.or(what, removed)
     }

@@ -90,6 +90,15 @@ pub(super) fn leave(session: &Session) -> Result<(), Error> {
     Ok(())
 }
 
+/// The same once there is nothing left to carry packets for.
+pub(super) fn leave_unused(session: &Session) -> Result<(), Error> {
+    if session.kind() == DatapathKind::Ebpf || session.is_in_use()? {
+        return Ok(());
+    }
+    leave(session)?;
+    session.put_host()
+}
+
 fn clear(netfilter: &Netfilter) -> Result<(), Error> {
     for family in Family::ALL {
         netfilter.apply(family, &[])?;

@@ -5,7 +5,7 @@ use super::{
     attach::failed,
     error::Left,
     host::Session,
-    repair,
+    netfilter, repair,
     step::{Step, World, network_alias, network_steps},
 };
 use crate::{
@@ -163,7 +163,7 @@ pub(super) fn remove_unused(session: &Session) -> Result<(), Error> {
             tear_down(&mut world, network)?;
         }
     }
-    Ok(())
+    netfilter::leave_unused(session)
 }
 
 /// Removes a network without endpoints.

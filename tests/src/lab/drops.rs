@@ -39,7 +39,9 @@ impl Lab {
         for program in ["iptables-save", "ip6tables-save"] {
             for line in self.host.run(program, &["-c"])?.lines() {
                 let count = line.strip_prefix('[').and_then(|line| line.split_once(':'));
-                let Some((packets, rule)) = count.filter(|_| line.ends_with("-j DROP")) else {
+                let Some((packets, rule)) =
+                    count.filter(|_| line.contains("-j DROP") || line.contains("-j REJECT"))
+                else {
                     continue;
                 };
                 let is_reason = |reason: &&Reason| {
@@ -60,12 +62,19 @@ impl Lab {
         Ok(total)
     }
 
-    /// How many entries the maps have that belong to endpoints.
+    /// How many entries the maps have that belong to endpoints, or how many rules there are.
     ///
     /// # Errors
     /// A map is not pinned or not of this version.
     pub fn entries(&self) -> Result<BTreeMap<&'static str, usize>> {
         let mut entries = BTreeMap::new();
+        if self.datapath == Some("iptables") {
+            for program in ["iptables-save", "ip6tables-save"] {
+                let rules = self.host.run(program, &[])?;
+                entries.insert(program, rules.matches("-A NUCNET-").count());
+            }
+            return Ok(entries);
+        }
         for name in [
             map::ENDPOINTS,
             map::ADDRESSES,

@@ -39,6 +39,18 @@ const COMMANDS: [(&str, &[&str]); 13] = [
     ("firewall6", &["ip6tables-save"]),
 ];
 
+/// What `iptables-save` prints, without tables that have neither rules, nor chains of somebody's,
+/// nor another policy than to accept: once somebody has looked at them there is no way to remove
+/// them, and they change nothing.
+fn without_empty_tables(text: &str) -> String {
+    let tables = text.split_inclusive("COMMIT\n");
+    let is_empty = |table: &str| {
+        let mut lines = table.lines().filter(|line| !line.starts_with(['#', '*']));
+        lines.all(|line| line.contains(" ACCEPT [") || line == "COMMIT")
+    };
+    tables.filter(|table| !is_empty(table)).collect()
+}
+
 impl Snapshot {
     /// Looks at a machine. What only a host has (mounts, pins, a cgroup) counts for a host only.
     ///
@@ -56,6 +68,10 @@ impl Snapshot {
             let output = match node.command(command[0]).args(&command[1..]).output() {
                 Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
                 Err(_) => String::new(),
+            };
+            let output = match section.starts_with("firewall") {
+                true => without_empty_tables(&output),
+                false => output,
             };
             let mut lines: Vec<_> = output.lines().filter_map(steady).collect();
             lines.sort();

@@ -37,6 +37,7 @@ mod publish;
 mod reject;
 mod robustness;
 mod slots;
+mod switch;
 mod transfers;
 mod vantage;
 
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         vantage::SCENARIOS,
         hold::SCENARIOS,
         transfers::SCENARIOS,
+        switch::SCENARIOS,
     ];
     let slow = [(transfers::SLOW, true), (flood::SLOW, true)];
     let modules = modules.into_iter().map(|module| (module, false));

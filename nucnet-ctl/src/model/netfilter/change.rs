@@ -49,8 +49,8 @@ fn table_change(saved: &Saved, wanted: &[Chain], table: Table, change: &mut Chan
     };
     for chain in &written {
         let _ = writeln!(declarations, ":{} - [0:0]", chain.name);
-        let counts = saved.counts(table, &chain.name);
-        for line in chain.lines(|comment| counts.get(comment).copied()) {
+        let mut counts = saved.counts(table, &chain.name);
+        for line in chain.lines(|comment| counts.get_mut(comment)?.pop_front()) {
             let _ = writeln!(rules, "{line}");
         }
         note(format!("chain {}", chain.name));
@@ -138,6 +138,21 @@ mod tests {
             change.text
         );
         assert!(!change.text.contains("NUCNET-FORWARD"), "{}", change.text);
+    }
+
+    #[test]
+    fn rules_with_one_comment_keep_their_own_counts() {
+        let mut wanted = chain("NUCNET-1", "-d 10.0.0.1/32");
+        wanted.rule("-d 10.0.0.2/32", "web policy", "-j DROP");
+        let text = change(&Saved::default(), &[wanted.clone()]).text;
+        let counted = text
+            .replace("-A NUCNET-1 -d 10.0.0.1", "[1:10] -A NUCNET-1 -d 10.0.0.1")
+            .replace("-A NUCNET-1 -d 10.0.0.2", "[2:20] -A NUCNET-1 -d 10.0.0.2");
+        wanted.rule("-d 10.0.0.3/32", "web policy", "-j DROP");
+        let text = change(&after(&counted), &[wanted]).text;
+        assert!(text.contains("[1:10] -A NUCNET-1 -d 10.0.0.1"), "{text}");
+        assert!(text.contains("[2:20] -A NUCNET-1 -d 10.0.0.2"), "{text}");
+        assert!(text.contains("\n-A NUCNET-1 -d 10.0.0.3"), "{text}");
     }
 
     #[test]

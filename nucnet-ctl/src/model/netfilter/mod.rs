@@ -197,7 +197,7 @@ impl Chain {
 
     /// Its rules as `iptables-restore` reads them. `counts` are those that rules with the same
     /// comment had before.
-    fn lines(&self, counts: impl Fn(&str) -> Option<Dropped>) -> Vec<String> {
+    fn lines(&self, mut counts: impl FnMut(&str) -> Option<Dropped>) -> Vec<String> {
         let mut lines = Vec::with_capacity(self.rules.len());
         for (index, rule) in self.rules.iter().enumerate() {
             let mut comment = rule.comment.clone();

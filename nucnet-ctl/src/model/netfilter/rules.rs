@@ -193,11 +193,28 @@ impl Wanted<'_> {
                     ("-d 224.0.0.0/4", Reason::Multicast),
                     ("-m addrtype --dst-type BROADCAST", Reason::Multicast),
                     ("-d 169.254.0.0/16", Reason::LinkLocal),
+                    (
+                        "-p udp -m udp --sport 67 --dport 68",
+                        Reason::Infrastructure,
+                    ),
+                    ("-p icmp -m icmp --icmp-type 5", Reason::Infrastructure),
                 ],
                 Family::Ipv6 => &[
                     ("-d ::1/128", Reason::Martian),
                     ("-d ff00::/8", Reason::Multicast),
                     ("-d fe80::/10", Reason::LinkLocal),
+                    (
+                        "-p udp -m udp --sport 547 --dport 546",
+                        Reason::Infrastructure,
+                    ),
+                    (
+                        "-p ipv6-icmp -m icmp6 --icmpv6-type 134",
+                        Reason::Infrastructure,
+                    ),
+                    (
+                        "-p ipv6-icmp -m icmp6 --icmpv6-type 137",
+                        Reason::Infrastructure,
+                    ),
                 ],
             };
             for (matches, reason) in forbidden {
@@ -458,7 +475,7 @@ impl Wanted<'_> {
                         host(*int_ip),
                         host(*ext_ip)
                     );
-                    hook.rule(matches, &owner, format!("-j SNAT --to-source {ext_ip}"));
+                    hook.rule(matches, &owner, "-j MASQUERADE");
                 }
             }
         }
@@ -584,6 +601,16 @@ fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
             id,
             log,
         );
+    }
+    if policy.rejects() {
+        let told = match family {
+            Family::Ipv4 => "icmp-admin-prohibited",
+            Family::Ipv6 => "icmp6-adm-prohibited",
+        };
+        let comment = dropped(id, Reason::Policy);
+        end.rule("-p tcp", &comment, "-j REJECT --reject-with tcp-reset");
+        // An error is never the answer to an error.
+        end.rule("", &comment, format!("-j REJECT --reject-with {told}"));
     }
     end.rule("", &dropped(id, Reason::Policy), "-j DROP");
 
@@ -810,6 +837,8 @@ mangle -A NUCNET-7 -d 127.0.0.0/8 -j DROP
 mangle -A NUCNET-7 -d 224.0.0.0/4 -j DROP
 mangle -A NUCNET-7 -m addrtype --dst-type BROADCAST -j DROP
 mangle -A NUCNET-7 -d 169.254.0.0/16 -j DROP
+mangle -A NUCNET-7 -p udp -m udp --sport 67 --dport 68 -j DROP
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 5 -j DROP
 filter -A NUCNET-FORWARD -i nucnet0 -m conntrack --ctstate INVALID,UNTRACKED -j DROP
 filter -A NUCNET-FORWARD -o nucnet0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 filter -A NUCNET-FORWARD -o nucnet0 -m conntrack --ctstate DNAT -j ACCEPT

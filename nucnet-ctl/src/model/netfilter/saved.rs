@@ -1,7 +1,7 @@
 //! What `iptables-save -c` prints.
 
 use super::{CHAIN_PREFIX, COMMENT_PREFIX, JUMP_COMMENT, Table};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// What came to a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,15 +128,14 @@ impl Saved {
         })
     }
 
-    /// What came to the rules of nucnet's chains in a table, by their comments.
-    pub(super) fn counts(&self, table: Table, chain: &str) -> BTreeMap<&str, Dropped> {
-        let mut counts = BTreeMap::<&str, Dropped>::new();
+    /// What came to the rules of a chain of nucnet's, by their comments: of those with the same
+    /// one, in their order.
+    pub(super) fn counts(&self, table: Table, chain: &str) -> BTreeMap<&str, VecDeque<Dropped>> {
+        let mut counts = BTreeMap::<&str, VecDeque<Dropped>>::new();
         for rule in self.chain(table, chain) {
             let comment = rule.comment();
             let comment = comment.split(" =").next().unwrap_or(comment);
-            let count = counts.entry(comment).or_default();
-            count.packets += rule.count.packets;
-            count.bytes += rule.count.bytes;
+            counts.entry(comment).or_default().push_back(rule.count);
         }
         counts
     }
@@ -153,10 +152,11 @@ impl Saved {
             else {
                 continue;
             };
-            if whose == owner && rule.value("-j") == Some("DROP") && rule.count.packets > 0 {
+            let drops = matches!(rule.value("-j"), Some("DROP" | "REJECT"));
+            if whose == owner && drops && rule.count.packets > 0 {
                 let count = dropped.entry(reason.to_owned()).or_default();
-                count.packets += rule.count.packets;
-                count.bytes += rule.count.bytes;
+                count.packets = count.packets.saturating_add(rule.count.packets);
+                count.bytes = count.bytes.saturating_add(rule.count.bytes);
             }
         }
         dropped

@@ -8,6 +8,7 @@
 use super::{Step, World};
 use crate::{
     kernel::{
+        diag::{self, Connection},
         netfilter::{self, Conntrack, Netfilter, Tracked},
         netlink::Link,
     },
@@ -19,7 +20,7 @@ use crate::{
     },
     verbs::{
         Error, OpenFlows,
-        netfilter::{Recorded, of_host, route_loopback},
+        netfilter::{Recorded, leave_unused, of_host, route_loopback},
     },
 };
 use std::net::IpAddr;
@@ -57,8 +58,8 @@ impl World<'_> {
             | Step::Program(_)
             | Step::BridgeProgram(_)
             | Step::Policy(_)
-            | Step::MappingRoutes(_)
-            | Step::Uplinks => Ok(()),
+            | Step::MappingRoutes(_) => Ok(()),
+            Step::Uplinks => leave_unused(self.session),
             Step::NetworkEntry(_) => self.write_rules(step, Standing::Undone),
             Step::Entries(_) => self.leave_rules(step),
             Step::Publishes(_) => self.unpublish_by_rules(step),
@@ -236,7 +237,7 @@ impl World<'_> {
             return Ok(());
         }
         self.write_rules(step, Standing::Undone)?;
-        self.forget(|world, tracked| {
+        self.end(|world, tracked| {
             let endpoint = world.endpoint.as_ref();
             endpoint.is_some_and(|e| e.addresses.contains(&tracked.reply.source))
                 && world.asks_for_publish(tracked)
@@ -275,7 +276,7 @@ impl World<'_> {
     /// addresses.
     fn leave_rules(&self, step: &Step) -> Result<(), Error> {
         self.write_rules(step, Standing::Undone)?;
-        self.forget(|world, tracked| {
+        self.end(|world, tracked| {
             let endpoint = world.endpoint.as_ref();
             endpoint.is_some_and(|endpoint| tracked.is_of(&endpoint.addresses))
         })
@@ -298,6 +299,28 @@ impl World<'_> {
                     tracked.reply.destination == external && tracked.original.source != external
                 }
             }
+        })
+    }
+
+    /// Forgets connections, and ends those that a socket of the host has opened.
+    fn end(&self, is_meant: impl Fn(&Self, &Tracked) -> bool) -> Result<(), Error> {
+        const TCP: u8 = 6;
+        self.forget(|world, tracked| {
+            let is_meant = is_meant(world, tracked);
+            let asked = &tracked.original;
+            if is_meant && asked.protocol == TCP {
+                let connection = Connection {
+                    local: (asked.source, asked.source_port).into(),
+                    peer: (asked.destination, asked.destination_port).into(),
+                };
+                if let Err(error) = diag::end(&connection) {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "a connection of the host ends with its next packet only"
+                    );
+                }
+            }
+            is_meant
         })
     }
 
