@@ -10,8 +10,8 @@ use aya_ebpf::{
     bindings::{
         BPF_ANY, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode,
-        bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, BPF_RB_NO_WAKEUP,
+        bpf_adj_room_mode, bpf_fib_lookup,
     },
     btf_maps::lpm_trie::Key,
     helpers::{
@@ -554,11 +554,13 @@ impl Monitors for Skb {
 
     #[inline(always)]
     fn tell(&self, monitor: u32, event: &Event) {
+        // To wake the reader would take many times as long as to tell him: he looks by himself.
+        let flags = BPF_RB_NO_WAKEUP.into();
         let told = match monitor {
-            0 => EVENTS_0.output_untyped::<Event>(event, 0),
-            1 => EVENTS_1.output_untyped::<Event>(event, 0),
-            2 => EVENTS_2.output_untyped::<Event>(event, 0),
-            _ => EVENTS_3.output_untyped::<Event>(event, 0),
+            0 => EVENTS_0.output_untyped::<Event>(event, flags),
+            1 => EVENTS_1.output_untyped::<Event>(event, flags),
+            2 => EVENTS_2.output_untyped::<Event>(event, flags),
+            _ => EVENTS_3.output_untyped::<Event>(event, flags),
         };
         if told.is_err()
             && let Some(lost) = EVENTS_LOST.get_ptr_mut(monitor)

@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::{net::if_::if_nametoindex, unistd::geteuid};
 use nucnet_common::abi::{Reason, program};
 use nucnet_tests::packets::{
-    bench::{Bench, Frame as _},
+    bench::{Bench, Egress, Frame as _},
     engine::{Engine as _, Hook, Outcome},
     loaded::{self, Loaded},
     packet::{tcp, udp},
@@ -67,6 +67,11 @@ fn main() -> ExitCode {
         "programs_log_refusals_for_who_debugs_and_for_nobody_else".to_owned(),
         loaded.clone(),
         programs_log_refusals_for_who_debugs_and_for_nobody_else,
+    ));
+    trials.push(trial(
+        "packet_that_a_monitor_is_told_about_fares_like_any".to_owned(),
+        loaded.clone(),
+        packet_that_a_monitor_is_told_about_fares_like_any,
     ));
     trials.push(trial(
         "no_place_is_left_taken_when_all_tables_are_empty".to_owned(),
@@ -220,5 +225,43 @@ fn programs_log_refusals_for_who_debugs_and_for_nobody_else(
     assert_eq!(lines(loaded), (1, 0));
     loaded.debug();
     assert_eq!(lines(loaded), (1, 1));
+    Ok(Completion::Completed)
+}
+
+/// And what being told about costs it.
+fn packet_that_a_monitor_is_told_about_fares_like_any(
+    loaded: &mut Loaded,
+) -> Result<Completion, Failed> {
+    const PACKETS: u16 = 1000;
+    let hook = Hook::FromEndpoint { link: WEB.link };
+    let mut measure = |is_watched: bool, port| {
+        loaded.reset();
+        let mut bench = Bench::new(loaded);
+        bench.set(|settings| settings.flows_per_endpoint = 20_000);
+        bench.egress(&WEB, Egress::deny(&["any:25"]));
+        if is_watched {
+            bench.watch();
+        }
+        let mut told = 0;
+        let mut times: Vec<u32> = (0..PACKETS)
+            .map(|number| {
+                let packet = tcp("S", (WEB.v4, 10_000 + number), (SERVER4, port));
+                let frame = packet.framed(WEB.gateway_mac(), WEB.mac);
+                loaded.forget_limits();
+                let time = loaded.nanoseconds(hook, &frame, 1).expect("run");
+                told += loaded.events().len();
+                time
+            })
+            .collect();
+        assert_eq!(told, if is_watched { usize::from(PACKETS) } else { 0 });
+        let flows = loaded.state().flows.len();
+        assert_eq!(flows, if port == 25 { 0 } else { usize::from(PACKETS) });
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    for (what, port) in [("denied", 25), ("opening a flow", 443)] {
+        let (alone, told) = (measure(false, port), measure(true, port));
+        println!("ns a packet {what}: {alone}, {told} with a monitor that is told");
+    }
     Ok(Completion::Completed)
 }

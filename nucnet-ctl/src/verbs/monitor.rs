@@ -22,6 +22,9 @@ use std::{
 /// How often a monitor says that it is still there, and looks whether the datapath is.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often a monitor looks for events, since nobody wakes it.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Most events that one call gives.
 const BATCH: usize = 1024;
 
@@ -262,17 +265,24 @@ impl Monitor {
             thread::sleep(patience);
             return Ok(Vec::new());
         };
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        let mut fds = vec![PollFd::new(reader.events.as_fd(), PollFlags::POLLIN)];
-        let log = reader.log.as_ref();
-        fds.extend(log.map(|log| PollFd::new(log.as_fd(), PollFlags::POLLIN)));
-        // A signal ends the wait early, which is as good as nothing having come.
-        let _ = poll(&mut fds, timeout);
+        let deadline = Instant::now() + patience;
         let mut events = Vec::new();
-        while events.len() < BATCH
-            && let Some(event) = reader.events.read()
-        {
-            events.push(event);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left.min(LOOK)).unwrap_or(PollTimeout::MAX);
+            let mut fds = vec![PollFd::new(reader.events.as_fd(), PollFlags::POLLIN)];
+            let log = reader.log.as_ref();
+            fds.extend(log.map(|log| PollFd::new(log.as_fd(), PollFlags::POLLIN)));
+            // A signal ends one look early, which is as good as nothing having come.
+            let is_something_there = poll(&mut fds, timeout).is_ok_and(|ready| ready > 0);
+            while events.len() < BATCH
+                && let Some(event) = reader.events.read()
+            {
+                events.push(event);
+            }
+            if is_something_there || !events.is_empty() || left.is_zero() {
+                break;
+            }
         }
         let lost = reader.events.take_lost()?;
         let log = reader.log.as_mut();

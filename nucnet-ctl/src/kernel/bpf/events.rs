@@ -118,7 +118,8 @@ impl EventReader {
 }
 
 impl AsFd for EventReader {
-    /// Readable when there is something in the ring.
+    /// Readable when there is something in the ring. Whoever waits for that is not woken: the
+    /// programs write and go on.
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring lives as long as `self`.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }

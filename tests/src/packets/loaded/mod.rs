@@ -40,7 +40,7 @@ use super::{
     site::Party,
 };
 use namespace::ip_batch;
-use table::{Prefixes, Table, clear, entries, keys};
+use table::{Prefixes, Table, clear, entries, keys, set};
 
 /// The programs, loaded, in the namespace of the calling thread.
 pub struct Loaded {
@@ -202,12 +202,14 @@ impl Loaded {
         }
         self.events();
         self.log_lines();
-        self.forget_limits();
+        clear(&mut self.limits);
     }
 
     /// Lets every endpoint cause events again, as after a while.
     pub fn forget_limits(&mut self) {
-        clear(&mut self.limits);
+        for endpoint in keys(&self.limits) {
+            set(&mut self.limits, endpoint, Some(&EventLimit::default()));
+        }
     }
 
     /// A flow, if there is one.
