@@ -60,10 +60,9 @@ impl Datapath {
     pub fn read_events(&mut self) -> Result<EventReader, BpfError> {
         let at = |name| (self.pins.map(name), name);
         let lost = Cells::open(at(map::EVENTS_LOST), size::MONITORS, 0)?;
-        let (claim, is_only) = match Claim::take(&self.pins, 0..size::MONITORS)? {
-            Ok(taken) => taken,
-            Err(holders) => return Err(BpfError::MonitorsBusy { holders }),
-        };
+        let (claim, is_only) = Claim::take(&self.pins, 0..size::MONITORS, |holders| {
+            BpfError::MonitorsBusy { holders }
+        })?;
         if is_only {
             // What others were told is news to this one.
             let mut limits = Vec::new();

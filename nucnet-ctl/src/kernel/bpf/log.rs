@@ -49,10 +49,9 @@ impl Datapath {
     /// # Errors
     /// [`BpfError::LogBusy`]: somebody reads it.
     pub fn read_log(&self) -> Result<LogReader, BpfError> {
-        let claim = match Claim::take(&self.pins, size::MONITORS..size::READERS)? {
-            Ok((claim, _)) => claim,
-            Err(holders) => return Err(BpfError::LogBusy { holders }),
-        };
+        let (claim, _) = Claim::take(&self.pins, size::MONITORS..size::READERS, |holders| {
+            BpfError::LogBusy { holders }
+        })?;
         // Every program writes to the same ring.
         let name = program::FROM_ENDPOINT;
         let info = ProgramInfo::from_pin(self.pins.program(name))

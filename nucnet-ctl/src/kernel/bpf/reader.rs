@@ -33,12 +33,13 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Takes one of these rings, and tells whether nobody reads another of them.
-    /// `Err(holders)`: all are being read.
+    /// Takes one of these rings, and tells whether nobody reads another of them. `busy`: what it
+    /// means that these processes read all of them.
     pub(super) fn take(
         pins: &Pins,
         rings: Range<usize>,
-    ) -> Result<Result<(Self, bool), Vec<u32>>, BpfError> {
+        busy: impl FnOnce(Vec<u32>) -> BpfError,
+    ) -> Result<(Self, bool), BpfError> {
         let pin = (pins.map(map::MONITORS), map::MONITORS);
         let mut monitors = Cells::open(pin, size::READERS, 0)?;
         let _lock = pins.lock()?;
@@ -55,7 +56,7 @@ impl Claim {
             }
         }
         let Some(index) = free else {
-            return Ok(Err(holders));
+            return Err(busy(holders));
         };
         let claim = Monitor {
             until: until(now),
@@ -69,7 +70,7 @@ impl Claim {
             index,
             claim,
         };
-        Ok(Ok((claim, holders.is_empty())))
+        Ok((claim, holders.is_empty()))
     }
 
     /// Says that the reader is still there. `false`: somebody else took the ring meanwhile.
