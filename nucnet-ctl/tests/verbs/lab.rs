@@ -133,6 +133,8 @@ impl Lab {
         let options = self.options();
         command
             .args(arguments.split_whitespace())
+            // What fails here is to be seen, and not to be made up for by iptables.
+            .env("NUCNET_DATAPATH", "ebpf")
             .env("NUCNET_STATE_DIR", options.state_dir)
             .env("NUCNET_BPFFS", options.bpffs)
             .env("NUCNET_CGROUP", options.cgroup.expect("cgroup"));

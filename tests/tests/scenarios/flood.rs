@@ -99,7 +99,7 @@ impl Question {
     }
 
     /// Waits for the answer, if it is not there yet.
-    fn is_answered(self) -> Result<bool> {
+    fn answered(self) -> Result<bool> {
         let left = SOON.saturating_sub(self.asked.elapsed());
         let least = Duration::from_millis(1);
         self.socket.set_read_timeout(Some(left.max(least)))?;
@@ -118,12 +118,12 @@ fn ask(resolvers: [(Family, SocketAddr); 2]) -> Result<Tally> {
         if open.len() > AHEAD
             && let Some(question) = open.pop_front()
         {
-            tally.note(question.is_answered()?);
+            tally.note(question.answered()?);
         }
         Ok(())
     })?;
     for question in open {
-        tally.note(question.is_answered()?);
+        tally.note(question.answered()?);
     }
     Ok(tally)
 }
