@@ -335,8 +335,25 @@ impl Node {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        socket.bind(&address.into())?;
+        bind_patiently(&socket, address)?;
         Ok(socket.into())
+    }
+}
+
+/// Binds a socket. One that was closed just now may still be open in a child of this process: a
+/// program that another thread has started has copies of all sockets until it is executed.
+fn bind_patiently(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        match socket.bind(&address.into()) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && std::time::Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => return bound,
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use nix::libc::EADDRINUSE;
-use nucnet_tests::lab::{HOST, LAN_SERVER, Node, udp, wait::SOON};
+use nucnet_tests::lab::wait::{SOON, until};
+use nucnet_tests::lab::{HOST, LAN_SERVER, Node, udp};
 use socket2::{Domain, Type};
 
 use crate::case::{Case, Families, Scenario, refused};
@@ -63,15 +64,17 @@ fn binds(node: &Node, kind: Type, at: SocketAddr, share: bool) -> Result<bool> {
     }
 }
 
-/// That sockets of both protocols get an address and port, or do not.
+/// That sockets of both protocols get an address and port, or do not. One that was closed just now
+/// may still be open in a program that another thread is starting.
 fn expect(node: &Node, address: IpAddr, port: u16, expected: bool) -> Result<()> {
     for kind in [Type::STREAM, Type::DGRAM] {
         for share in [false, true] {
             let at = SocketAddr::new(address, port);
-            ensure!(
-                binds(node, kind, at, share)? == expected,
-                "{at} {kind:?}, sharing {share}: expected {expected}"
-            );
+            let what = format!("{at} {kind:?}, sharing {share}: expected {expected}");
+            match expected {
+                true => until(&what, SOON, || binds(node, kind, at, share))?,
+                false => ensure!(!binds(node, kind, at, share)?, "{what}"),
+            }
         }
     }
     Ok(())

@@ -16,52 +16,66 @@ use crate::{
 /// What was changed, to be given back.
 pub type Changed = Vec<SysctlChange>;
 
-/// Has everything that comes in by those interfaces forwarded, in the given families. What was
-/// changed is added, before the change.
-pub fn forward_all(links: &[Link], v6: bool, changed: &mut Changed) -> Result<(), Error> {
+/// What must change so that everything which comes in by those interfaces is forwarded, in the
+/// given families, in that order. Whoever makes the changes notes them first: a process that dies
+/// in between is not to leave the host a router.
+pub fn forward_all(links: &[Link], v6: bool) -> Result<Changed, Error> {
+    let mut changes = Changed::new();
     for link in links {
         let forwarding = Sysctl::link(Family::Ipv4, &link.name, LinkKey::Forwarding);
-        write(&forwarding, "1", changed)?;
+        plan(&forwarding, "1", &mut changes)?;
     }
     if !v6 {
-        return Ok(());
+        return Ok(changes);
     }
     let all = Sysctl::link(Family::Ipv6, "all", LinkKey::Forwarding);
     if all.read()? == "1" {
-        return Ok(());
+        return Ok(changes);
     }
     let forced = |link: &Link| Sysctl::link(Family::Ipv6, &link.name, LinkKey::ForceForwarding);
     if links
         .first()
         .is_some_and(|link| forced(link).read().is_ok())
     {
-        return links
-            .iter()
-            .try_for_each(|link| write(&forced(link), "1", changed));
+        for link in links {
+            plan(&forced(link), "1", &mut changes)?;
+        }
+        return Ok(changes);
     }
     // A router does not listen to other routers unless it is told to, and forgets what they said.
     for link in links {
         let accept = Sysctl::link(Family::Ipv6, &link.name, LinkKey::AcceptRa);
         if accept.read().is_ok_and(|value| value == "1") {
-            write(&accept, "2", changed)?;
+            plan(&accept, "2", &mut changes)?;
         }
     }
-    write(&all, "1", changed)
+    plan(&all, "1", &mut changes)?;
+    Ok(changes)
 }
 
-fn write(sysctl: &Sysctl, value: &str, changed: &mut Changed) -> Result<(), Error> {
-    let before = match sysctl.write(value) {
+fn plan(sysctl: &Sysctl, value: &str, changes: &mut Changed) -> Result<(), Error> {
+    let before = match sysctl.read() {
         // Without IPv6, or gone.
         Err(Error::NotFound { .. }) => return Ok(()),
         before => before?,
     };
-    let name = sysctl.to_string();
-    if before != value && changed.iter().all(|change| change.name != name) {
-        changed.push(SysctlChange {
-            name,
+    if before != value {
+        changes.push(SysctlChange {
+            name: sysctl.to_string(),
             before,
             written: value.to_owned(),
         });
+    }
+    Ok(())
+}
+
+/// Makes changes that are noted.
+pub fn make(changes: &[SysctlChange]) -> Result<(), Error> {
+    for change in changes {
+        match Sysctl::Recorded(change.name.clone()).write(&change.written) {
+            Err(Error::NotFound { .. }) => {}
+            written => drop(written?),
+        }
     }
     Ok(())
 }

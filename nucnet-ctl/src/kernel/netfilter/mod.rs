@@ -12,7 +12,7 @@ use super::helper::{self, Helper};
 use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, change};
 
 pub use conntrack::{Conntrack, Tracked, Tuple};
-pub use forwarding::{Changed, forward_all, restore};
+pub use forwarding::{Changed, forward_all, make, restore};
 
 /// How long another process may hold the lock of the old tables, in seconds.
 const LOCK_WAIT: &str = "5";

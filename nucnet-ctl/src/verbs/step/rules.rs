@@ -80,12 +80,16 @@ impl World<'_> {
         let uplinks = self.session.netlink.uplinks()?;
         let links: Vec<Link> = uplinks.into_iter().map(|uplink| uplink.link).collect();
         let has_v6 = self.netfilter()?.has(Family::Ipv6);
-        let mut changed = self.session.sysctls.borrow_mut();
-        let forwarded = netfilter::forward_all(&links, has_v6, &mut changed);
-        drop(changed);
-        // Also what was changed before one failed.
+        let changes = netfilter::forward_all(&links, has_v6)?;
+        let mut noted = self.session.sysctls.borrow_mut();
+        for change in &changes {
+            if noted.iter().all(|other| other.name != change.name) {
+                noted.push(change.clone());
+            }
+        }
+        drop(noted);
         self.session.put_host()?;
-        Ok(forwarded?)
+        Ok(netfilter::make(&changes)?)
     }
 
     pub(super) fn netfilter(&self) -> Result<Netfilter, Error> {
