@@ -223,7 +223,8 @@ impl Host {
         let (session, network) = self.removable(name)?;
         let mut world = World::new(&session);
         world.datapath = session.open_datapath()?;
-        tear_down(&mut world, network)
+        tear_down(&mut world, network)?;
+        netfilter::leave_unused(&session)
     }
 
     /// What removing a network would undo, in the order of the set-up.

@@ -164,12 +164,6 @@ pub(crate) fn is_uncounted(reason: &str) -> bool {
     UNCOUNTED.contains(&reason)
 }
 
-/// What fails by iptables now and then, is no intended difference, and is to be mended.
-const TO_BE_MENDED: &[(&str, &str)] = &[(
-    "killed_at_random_moments_everything_converges",
-    "a known fault: a call that is killed can leave forwarding on at an uplink",
-)];
-
 /// A difference that is in the list.
 #[derive(Debug)]
 pub(crate) struct Difference;
@@ -193,9 +187,6 @@ fn reason(name: &str, family: Family) -> Option<&'static str> {
 pub(crate) fn judge(name: &str, way: Way, family: Family, outcome: Result<()>) -> Result<()> {
     if way != Way::Nucnet(Datapath::Iptables) {
         return outcome;
-    }
-    if let Some((_, fault)) = TO_BE_MENDED.iter().find(|(other, _)| *other == name) {
-        return Err(anyhow!(Skip((*fault).to_owned())));
     }
     match (reason(name, family), outcome) {
         (None, outcome) => outcome,
