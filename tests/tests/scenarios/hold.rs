@@ -210,6 +210,11 @@ fn taken(case: &Case) -> Result<()> {
     let to = SocketAddr::new(family.loopback(), 5300);
     udp::exchange(&socket, to, "who", SOON)?;
     drop((server, udp_server));
+    // A program that another thread is starting may have copies of them for a moment.
+    until("the host's sockets are gone", SOON, || {
+        Ok(binds(&case.lab.host, Type::STREAM, case.any(8080), true)?
+            && binds(&case.lab.host, Type::DGRAM, case.any(5300), true)?)
+    })?;
     case.attach(&container, &["-p", "8080:80", "-p", "5300:53/udp"])?;
     refused(&case.lab.host, SocketAddr::new(family.loopback(), 8080))
 }
