@@ -17,7 +17,7 @@ use nucnet_common::{
     },
     env::Held,
     filter::{is_permitting, permission_key},
-    flow::{binding_key, bound_key, outside_key},
+    flow::{binding_key, bound_key, is_dead, is_unbound, outside_key},
     mapping::inside_view,
     path::Way,
 };
@@ -163,6 +163,8 @@ pub enum Socket {
 /// The contents of the tables of flows.
 #[derive(Clone, Debug, Default)]
 pub struct State {
+    /// The time at which they were read, by the clock that the entries hold: nanoseconds.
+    pub now: u64,
     /// Flows.
     pub flows: HashMap<FlowKey, Flow>,
     /// Their external views.
@@ -335,13 +337,15 @@ impl State {
     }
 
     /// The flows in a form that two engines agree on: without times and places, and with a
-    /// stand-in for what was drawn at random.
+    /// stand-in for what was drawn at random. The dead are left out: which of them made room for
+    /// somebody is drawn too.
     pub fn comparable(&self) -> Vec<String> {
         let drawn = |port: u16| match port {
             site::DYNAMIC_FIRST..=site::DYNAMIC_LAST => 0,
             port => port,
         };
-        let flows = self.flows.iter().map(|(key, flow)| {
+        let alive = self.flows.iter().filter(|it| !is_dead(it.1, self.now));
+        let flows = alive.map(|(key, flow)| {
             let mut key = *key;
             if flow.flags & flow_flag::INBOUND != 0 && key.peer_port != flow.peer_port {
                 key.peer_port = 0;
@@ -357,7 +361,11 @@ impl State {
             };
             format!("{}: {flow:?}", Shown(&key))
         });
-        let bindings = self.bindings.iter().map(|(key, binding)| {
+        let bound = self
+            .bindings
+            .iter()
+            .filter(|it| !is_unbound(it.1, self.now));
+        let bindings = bound.map(|(key, binding)| {
             let binding = Binding {
                 last_seen: 0,
                 slot: 0,

@@ -14,7 +14,7 @@ use nucnet_common::{
     },
     env::Held,
 };
-use nucnet_ctl::kernel::bpf::decode;
+use nucnet_ctl::kernel::bpf::{decode, monotonic};
 
 use super::{
     Loaded,
@@ -285,6 +285,7 @@ impl Engine for Loaded {
             })
             .collect();
         State {
+            now: monotonic().expect("clock"),
             outside: entries(&self.outside),
             usage: entries(&self.usage),
             slots,

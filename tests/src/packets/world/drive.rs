@@ -224,6 +224,7 @@ impl Engine for World {
     fn state(&self) -> State {
         let slots = self.slots.borrow();
         State {
+            now: self.now,
             flows: values(&self.flows),
             outside: self.outside.borrow().clone(),
             bindings: values(&self.bindings),
