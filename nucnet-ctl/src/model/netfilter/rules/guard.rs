@@ -1,0 +1,102 @@
+//! Guards: an endpoint may only send as itself, and nobody else as one.
+
+use super::{Chains, Wanted, dropped, host, of_network, own_chain};
+use crate::model::netfilter::{Family, Table};
+use nucnet_common::abi::Reason;
+
+impl Wanted<'_> {
+    /// Who may send as whom.
+    pub(super) fn guards(&self, chains: &mut Chains) {
+        const SOURCES: &str = "NUCNET-SOURCES";
+        let family = chains.family;
+        for (network, _, _) in self.networks(family) {
+            let owner = of_network(network);
+            let hook = chains.hook(Table::Mangle, "PREROUTING");
+            if hook.is_empty() {
+                hook.rule("-i lo", "host", "-j RETURN");
+            }
+            hook.rule(
+                format!("-i {}", network.bridge),
+                &owner,
+                format!("-g {SOURCES}"),
+            );
+        }
+        for (network, _, subnet) in self.networks(family) {
+            let comment = dropped(&of_network(network), Reason::MartianSource);
+            let hook = chains.hook(Table::Mangle, "PREROUTING");
+            hook.rule(format!("-s {subnet}"), &comment, "-j DROP");
+        }
+        if self.networks(family).next().is_none() {
+            return;
+        }
+        if family.is_v6() {
+            let sources = chains.chain(Table::Mangle, SOURCES);
+            // Their answers change nothing: endpoints are permanent neighbours of the host's.
+            for kind in ["135", "136"] {
+                let matches = format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind}");
+                sources.rule(matches, "host", "-j RETURN");
+            }
+            for kind in ["133", "143"] {
+                let matches = format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind}");
+                sources.rule(matches, &dropped("host", Reason::Discovery), "-j DROP");
+            }
+        }
+        for (endpoint, network, address) in self.endpoints(family) {
+            let record = endpoint.record;
+            let (id, chain) = (record.id.as_str(), own_chain(record.number));
+            let own = format!(
+                "-s {} -i {} -m mac --mac-source {}",
+                host(address),
+                network.bridge,
+                record.mac
+            );
+            let sources = chains.chain(Table::Mangle, SOURCES);
+            sources.rule(own, id, format!("-g {chain}"));
+            let guard = chains.chain(Table::Mangle, &chain);
+            let forbidden: &[(&str, Reason)] = match family {
+                Family::Ipv4 => &[
+                    ("-d 127.0.0.0/8", Reason::Martian),
+                    ("-d 224.0.0.0/4", Reason::Multicast),
+                    ("-m addrtype --dst-type BROADCAST", Reason::Multicast),
+                    ("-d 169.254.0.0/16", Reason::LinkLocal),
+                    (
+                        "-p udp -m udp --sport 67 --dport 68",
+                        Reason::Infrastructure,
+                    ),
+                    ("-p icmp -m icmp --icmp-type 5", Reason::Infrastructure),
+                ],
+                Family::Ipv6 => &[
+                    ("-d ::1/128", Reason::Martian),
+                    ("-d ff00::/8", Reason::Multicast),
+                    ("-d fe80::/10", Reason::LinkLocal),
+                    (
+                        "-p udp -m udp --sport 547 --dport 546",
+                        Reason::Infrastructure,
+                    ),
+                    (
+                        "-p ipv6-icmp -m icmp6 --icmpv6-type 134",
+                        Reason::Infrastructure,
+                    ),
+                    (
+                        "-p ipv6-icmp -m icmp6 --icmpv6-type 137",
+                        Reason::Infrastructure,
+                    ),
+                ],
+            };
+            for (matches, reason) in forbidden {
+                guard.rule(*matches, &dropped(id, *reason), "-j DROP");
+            }
+        }
+        for (endpoint, network, _) in self.endpoints(family) {
+            let record = endpoint.record;
+            let matches = format!("-i {} -m mac --mac-source {}", network.bridge, record.mac);
+            let comment = dropped(record.id.as_str(), Reason::SpoofedAddress);
+            let sources = chains.chain(Table::Mangle, SOURCES);
+            sources.rule(matches, &comment, "-j DROP");
+        }
+        let comment = dropped("host", Reason::SpoofedMac);
+        chains
+            .chain(Table::Mangle, SOURCES)
+            .rule("", &comment, "-j DROP");
+    }
+}
