@@ -443,8 +443,7 @@ fn look_up(
     let alias = endpoint_alias(&record);
     let link = session.netlink.find_link(record.host_ifname.as_str())?;
     // A veth pair goes with the namespace of either side.
-    let is_own =
-        |link: &Link| link.alias.as_deref() == Some(&alias) && Some(link.index) == record.link;
+    let is_own = |link: &Link| link.has_alias(&alias) && Some(link.index) == record.link;
     let lives = record.state == State::Active && link.as_ref().is_some_and(is_own);
     if !lives {
         return Ok(Found::Nothing);

@@ -106,7 +106,7 @@ pub(super) fn remove_all(
         .collect();
     let is_theirs = |link: &Link| {
         let alias = links.get(&link.name);
-        alias.is_some() && link.alias.as_ref() == alias
+        alias.is_some_and(|alias| link.has_alias(alias))
     };
     // What stays is tried again on its own, and is reported then.
     if links.len() > 1

@@ -160,7 +160,7 @@ fn delete_bridges(session: &Session, networks: &mut [NetworkRecord]) {
     }
     let is_theirs = |link: &Link| {
         let alias = bridges.get(&link.name);
-        alias.is_some() && link.alias.as_ref() == alias
+        alias.is_some_and(|alias| link.has_alias(alias))
     };
     if let Err(error) = session.netlink.delete_links(is_theirs) {
         tracing::debug!(error = &error as &dyn std::error::Error, "one by one");

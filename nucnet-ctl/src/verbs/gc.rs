@@ -28,7 +28,7 @@ use crate::{
     },
 };
 use nucnet_common::abi;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What a collection found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -256,15 +256,21 @@ impl Collection<'_> {
         let (endpoints, networks) = self.records()?;
         let has_mappings = !self.session.state.sound_mappings()?.is_empty();
         let set_aside = self.session.state.set_aside_endpoints()?;
+        let mut recorded: HashMap<&str, String> = HashMap::new();
+        recorded.extend(
+            endpoints
+                .iter()
+                .map(|e| (e.host_ifname.as_str(), endpoint_alias(e))),
+        );
+        recorded.extend(
+            networks
+                .iter()
+                .map(|n| (n.bridge.as_str(), network_alias(n))),
+        );
+        recorded.extend(has_mappings.then(|| (MAPPING_ROUTES, mapping_routes_alias())));
         let is_recorded = |link: &Link| {
-            let alias = link.alias.as_deref().unwrap_or_default();
-            has_mappings && link.name == MAPPING_ROUTES && alias == mapping_routes_alias()
-                || endpoints
-                    .iter()
-                    .any(|e| e.host_ifname.as_str() == link.name && endpoint_alias(e) == alias)
-                || networks
-                    .iter()
-                    .any(|n| n.bridge.as_str() == link.name && network_alias(n) == alias)
+            let alias = recorded.get(link.name.as_str());
+            alias.is_some_and(|alias| link.has_alias(alias))
         };
         let mut links: Vec<Link> = self.session.netlink.links()?;
         links.retain(|link| link.is_owned() && !is_recorded(link));
@@ -364,9 +370,7 @@ impl Collection<'_> {
         for id in &self.found.unrecorded {
             let alias = format!("{}{id}", netlink::ALIAS_PREFIX);
             let links = session.netlink.links()?;
-            let own = links
-                .iter()
-                .filter(|link| link.alias.as_deref() == Some(&alias));
+            let own = links.iter().filter(|link| link.has_alias(&alias));
             for link in own {
                 if let Some(entry) = datapath.endpoints.get(&link.index)? {
                     numbers.insert(entry.number);
@@ -553,10 +557,7 @@ pub(super) fn remove_unrecorded(session: &Session, id: &EndpointId) -> Result<bo
     }
     let alias = format!("{}{id}", netlink::ALIAS_PREFIX);
     let links = session.netlink.links()?;
-    for link in links
-        .iter()
-        .filter(|link| link.alias.as_deref() == Some(&alias))
-    {
+    for link in links.iter().filter(|link| link.has_alias(&alias)) {
         let datapath = session.open_datapath()?;
         if let Some(mut datapath) = datapath {
             datapath.remove_endpoint(link.index)?;

@@ -416,7 +416,7 @@ impl Session {
     pub(super) fn is_dead(&self, endpoint: &EndpointRecord) -> Result<bool, Error> {
         let alias = endpoint_alias(endpoint);
         let link = self.netlink.find_link(endpoint.host_ifname.as_str())?;
-        if link.is_some_and(|link| link.alias.as_deref() == Some(&alias)) {
+        if link.is_some_and(|link| link.has_alias(&alias)) {
             return Ok(false);
         }
         has_left(endpoint)

@@ -146,7 +146,7 @@ pub(super) fn report(unreadable: &[store::Error]) {
 fn state(record: &EndpointRecord, link: Option<&Link>) -> State {
     let alias = endpoint_alias(record);
     match link {
-        Some(link) if link.alias.as_deref() == Some(&alias) => record.state,
+        Some(link) if link.has_alias(&alias) => record.state,
         _ => degraded(record.state),
     }
 }

@@ -308,7 +308,7 @@ fn is_whole(session: &Session, record: &MappingRecord) -> Result<bool, Error> {
     };
     let routes = session.netlink.find_link(MAPPING_ROUTES)?;
     let is_ours = routes.is_some_and(|link| {
-        link.alias.as_deref() == Some(&mapping_routes_alias())
+        link.has_alias(&mapping_routes_alias())
             && datapath
                 .settings()
                 .is_ok_and(|settings| settings.mapping_link == link.index)

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        netlink,
+        netlink::{self, Owner},
         sysctl::{self, Family, Sysctl},
     },
     model::{
@@ -417,18 +417,9 @@ fn lay_out(
         slots: None,
     };
     if let Some(link) = session.netlink.find_link(record.bridge.as_str())?
-        && link.alias.as_deref() != Some(&network_alias(&record))
-        && !(link.is_owned() && link.alias.is_none())
+        && !link.is_of(Owner::Alias(&network_alias(&record)))
     {
-        let found = netlink::Holder {
-            kind: link.kind,
-            alias: link.alias,
-        };
-        return Err(netlink::Error::Taken {
-            name: link.name,
-            found,
-        }
-        .into());
+        return Err(link.taken().into());
     }
     Ok(record)
 }

@@ -143,7 +143,7 @@ pub(super) fn live(session: &Session, id: &EndpointId) -> Result<Found, Error> {
     let (endpoint, network) = recorded(session, id)?;
     let alias = endpoint_alias(&endpoint);
     let link = session.netlink.find_link(endpoint.host_ifname.as_str())?;
-    let has_link = link.is_some_and(|link| link.alias.as_deref() == Some(&alias));
+    let has_link = link.is_some_and(|link| link.has_alias(&alias));
     match has_link && endpoint.state == State::Active {
         true => Ok((endpoint, network)),
         false => Err(Error::NotActive(id.clone())),

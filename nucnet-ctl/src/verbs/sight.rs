@@ -160,7 +160,7 @@ impl<'a> View<'a> {
         let link = self.links.get(name);
         drift::link_sight(
             link.is_some(),
-            link.is_some_and(|l| l.alias.as_deref() == Some(alias) && Some(l.index) == index),
+            link.is_some_and(|l| l.has_alias(alias) && Some(l.index) == index),
             link.is_some_and(|link| link.state == LinkState::Up),
         )
     }

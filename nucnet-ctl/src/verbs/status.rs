@@ -348,7 +348,7 @@ impl View<'_> {
         let routes = self
             .links
             .get(MAPPING_ROUTES)
-            .filter(|link| link.alias.as_deref() == Some(&mapping_routes_alias()));
+            .filter(|link| link.has_alias(&mapping_routes_alias()));
         let told = match self.datapath {
             Some(datapath) => datapath.settings()?.mapping_link,
             None => 0,

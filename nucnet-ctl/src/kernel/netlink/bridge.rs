@@ -169,8 +169,8 @@ impl Netlink {
 
     /// Brings a bridge that exists to what is wanted, if it may.
     fn adopt_bridge(&self, spec: &BridgeSpec<'_>, link: &Link) -> Result<(), Error> {
-        let ours = link.alias.as_deref() == Some(spec.alias) || link.is_unfinished();
-        let Some(settings) = link.bridge.filter(|_| ours) else {
+        let is_ours = link.is_of(Owner::Alias(spec.alias));
+        let Some(settings) = link.bridge.filter(|_| is_ours) else {
             return Err(link.taken());
         };
         let configure = |settings| {
@@ -192,7 +192,7 @@ impl Netlink {
         let change = LinkChange {
             mac: Some(spec.mac).filter(|_| link.mac != Some(spec.mac)),
             mtu: Some(spec.mtu).filter(|_| link.mtu != spec.mtu),
-            alias: Some(spec.alias).filter(|_| link.alias.as_deref() != Some(spec.alias)),
+            alias: Some(spec.alias).filter(|_| !link.has_alias(spec.alias)),
             ..LinkChange::default()
         };
         if change.mac.is_some() || change.mtu.is_some() || change.alias.is_some() {

@@ -59,7 +59,20 @@ impl Link {
         self.owner().is_some() || self.is_unfinished()
     }
 
-    pub(super) fn is_unfinished(&self) -> bool {
+    /// Whether it carries this alias.
+    pub fn has_alias(&self, alias: &str) -> bool {
+        self.alias.as_deref() == Some(alias)
+    }
+
+    /// Whether `owner` may change and delete it.
+    pub fn is_of(&self, owner: Owner<'_>) -> bool {
+        match owner {
+            Owner::Nucnet => self.is_owned(),
+            Owner::Alias(alias) => self.has_alias(alias) || self.is_unfinished(),
+        }
+    }
+
+    fn is_unfinished(&self) -> bool {
         self.alias.is_none() && matches!(self.group, LINK_GROUP | LEAVING_GROUP)
     }
 
@@ -70,7 +83,8 @@ impl Link {
         }
     }
 
-    pub(super) fn taken(&self) -> Error {
+    /// What to say to whoever wants its name.
+    pub fn taken(&self) -> Error {
         Error::Taken {
             name: self.name.clone(),
             found: self.holder(),
@@ -160,7 +174,7 @@ impl fmt::Display for LinkId<'_> {
     }
 }
 
-/// Whose links may be deleted.
+/// Whose links may be changed and deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner<'a> {
     /// Anything that nucnet made.
@@ -365,11 +379,7 @@ impl Netlink {
         let Some(found) = self.find_link(link)? else {
             return Ok(Change::Unchanged);
         };
-        let permitted = match owner {
-            Owner::Nucnet => found.is_owned(),
-            Owner::Alias(alias) => found.alias.as_deref() == Some(alias) || found.is_unfinished(),
-        };
-        if !permitted {
+        if !found.is_of(owner) {
             return Err(found.taken());
         }
         self.delete_index(found.index)

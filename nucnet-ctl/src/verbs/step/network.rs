@@ -163,7 +163,7 @@ impl World<'_> {
         for endpoint in endpoints {
             let link = self.netlink().find_link(endpoint.host_ifname.as_str())?;
             let alias = endpoint_alias(&endpoint);
-            let Some(link) = link.filter(|link| link.alias.as_deref() == Some(&alias)) else {
+            let Some(link) = link.filter(|link| link.has_alias(&alias)) else {
                 continue;
             };
             self.make_port(&link)?;
