@@ -70,6 +70,7 @@ pub fn begin() {
             (*explained).rule = 0;
             (*explained).has_flow = 0;
             (*explained).is_new = 0;
+            (*explained).is_rejected = 0;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{cell::RefCell, collections::HashSet, net::IpAddr};
 
 use nix::unistd::geteuid;
 use nucnet_common::{
-    abi::{Endpoint, EventKind, FlowKey, Reason, WayKind, program},
+    abi::{Endpoint, Event, EventKind, Explained, FlowKey, Reason, WayKind, program},
     env::{Route, RouteKind},
     packet::{TCP, UDP},
     policy,
@@ -16,17 +16,18 @@ use nucnet_common::{
 use nucnet_ctl::{
     kernel::bpf::DryRun,
     model::{
+        from_abi,
         policy::{Action, Compiled, Policy},
         rule::Rule,
         to_abi,
     },
 };
 use nucnet_tests::packets::{
-    bench::{Bench, Frame as _},
+    bench::{Bench, Frame as _, ROUTER_MAC},
     engine::{Engine, Hook, Outcome},
     loaded::{self, Loaded},
-    packet::{Packet, echo_request, tcp, udp},
-    site::{APP, CLIENT4, WEB},
+    packet::{Packet, echo_reply, echo_request, tcp, udp},
+    site::{self, APP, CLIENT4, CLIENT6, UPLINK, WEB},
     world::World,
 };
 use proptest::{
@@ -126,14 +127,19 @@ fn is_told_as_wanted(policy: &Policy, asked: Asked, outcome: Outcome) -> bool {
     }
 }
 
+/// The frames of WEB's that open a flow to each destination.
+fn sent(destinations: &[Asked]) -> impl Iterator<Item = Vec<u8>> {
+    let numbered = (0..).zip(destinations);
+    numbered.map(|(number, asked)| packet(*asked, number).framed(WEB.gateway_mac(), WEB.mac))
+}
+
 /// Sends a packet for each destination and compares.
 fn packets_fare_as_expected(
     engine: &mut dyn Engine,
     policy: &Policy,
     destinations: &[Asked],
 ) -> Result<(), TestCaseError> {
-    for (number, asked) in (0..).zip(destinations) {
-        let frame = packet(*asked, number).framed(WEB.gateway_mac(), WEB.mac);
+    for (asked, frame) in destinations.iter().zip(sent(destinations)) {
         let (outcome, _) = engine.run(Hook::FromEndpoint { link: WEB.link }, &frame);
         let reason = match outcome {
             Outcome::Dropped { reason, .. } | Outcome::Refused { reason, .. } => Some(reason),
@@ -236,73 +242,169 @@ fn loaded_programs_do_what_the_rules_say() {
     cases(150, test, 80);
 }
 
-#[test]
-fn explain_agrees_with_the_live_programs_and_changes_nothing() {
+/// Tables that a dry run of the programs of a hook shares with the live ones, or `None` with a word
+/// about why not.
+fn explained(program: &'static str) -> Option<(Loaded, DryRun)> {
     if !geteuid().is_root() {
         eprintln!("skipped: loading programs needs root");
-        return;
+        return None;
     }
     loaded::enter_site().expect("site");
     let pins = loaded::enter_bpffs().expect("bpffs");
-    let loaded = RefCell::new(Loaded::pinned(pins).expect("programs"));
-    let dry_run = DryRun::load(pins, program::FROM_ENDPOINT).expect("dry run");
-    let dry_run = RefCell::new(dry_run);
+    let loaded = Loaded::pinned(pins).expect("programs");
+    Some((loaded, DryRun::load(pins, program).expect("dry run")))
+}
+
+/// What the dry run says of each frame. It changes nothing.
+fn ask(
+    loaded: &mut Loaded,
+    dry_run: &mut DryRun,
+    link: u32,
+    frames: &[Vec<u8>],
+) -> Result<Vec<Explained>, TestCaseError> {
+    loaded.watch();
+    let before = loaded.changeable();
+    let explain = |frame: &Vec<u8>| dry_run.run(link, frame).expect("dry run");
+    let explained = frames.iter().map(explain).collect();
+    prop_assert_eq!(&loaded.changeable(), &before);
+    prop_assert_eq!(loaded.events(), []);
+    Ok(explained)
+}
+
+/// Compares what was said of a frame with what becomes of it; the event of its denial, if there is
+/// one.
+fn fares_as_explained(
+    loaded: &mut Loaded,
+    hook: Hook,
+    frame: &[u8],
+    explained: &Explained,
+) -> Result<(Outcome, Option<Event>), TestCaseError> {
+    loaded.forget_limits();
+    let flow_before = loaded.flow(&explained.key).is_some();
+    let (outcome, _) = loaded.run(hook, frame);
+    let said = format!("{outcome:?}, explained {explained:?}");
+    match outcome {
+        Outcome::Dropped { endpoint, reason }
+        | Outcome::Refused {
+            endpoint, reason, ..
+        } => {
+            prop_assert_eq!(explained.way, WayKind::Dropped as u32, "{}", said);
+            prop_assert_eq!(explained.reason, reason as u32, "{}", said);
+            prop_assert_eq!(explained.endpoint, endpoint, "{}", said);
+        }
+        Outcome::Redirected(_) => {
+            let is_new = u32::from(!flow_before);
+            prop_assert_eq!(
+                (explained.reason, explained.is_new),
+                (0, is_new),
+                "{}",
+                said
+            );
+            let flow = loaded.flow(&explained.key);
+            let made = flow.map(|it| (it.external, it.peer, it.peer_port, it.next_hop));
+            let it = explained.flow;
+            let foretold = (it.external, it.peer, it.peer_port, it.next_hop);
+            prop_assert_eq!(made, Some(foretold), "{}", said);
+        }
+        Outcome::Passed => prop_assert_eq!(explained.way, WayKind::Pass as u32, "{}", said),
+    }
+    let mut told = loaded.events().into_iter();
+    Ok((outcome, told.find(|it| it.kind == EventKind::Denied as u32)))
+}
+
+#[test]
+fn explain_agrees_with_the_live_programs_and_changes_nothing() {
+    let Some(both) = explained(program::FROM_ENDPOINT) else {
+        return;
+    };
+    let both = RefCell::new(both);
+    let hook = Hook::FromEndpoint { link: WEB.link };
     let test = |policy: Policy, destinations: Vec<Asked>| {
-        let (mut loaded, mut dry_run) = (loaded.borrow_mut(), dry_run.borrow_mut());
+        let (loaded, dry_run) = &mut *both.borrow_mut();
         loaded.reset();
-        let (endpoint, _) = put_in_force(&mut *loaded, &policy);
-        loaded.watch();
-        let frames = (0..)
-            .zip(&destinations)
-            .map(|(number, asked)| packet(*asked, number).framed(WEB.gateway_mac(), WEB.mac));
-        let frames: Vec<_> = frames.collect();
-        let before = loaded.changeable();
-        let explain = |frame: &Vec<u8>| dry_run.run(WEB.link, frame).expect("dry run");
-        let explained: Vec<_> = frames.iter().map(explain).collect();
-        prop_assert_eq!(&loaded.changeable(), &before, "{:?}", policy);
-        prop_assert_eq!(loaded.events(), []);
+        let (endpoint, _) = put_in_force(loaded, &policy);
+        let frames: Vec<_> = sent(&destinations).collect();
+        let explained = ask(loaded, dry_run, WEB.link, &frames)?;
 
         for ((asked, frame), explained) in destinations.iter().zip(&frames).zip(&explained) {
-            loaded.forget_limits();
-            let hook = Hook::FromEndpoint { link: WEB.link };
-            let (outcome, _) = loaded.run(hook, frame);
-            let told = loaded.events();
+            let (outcome, denied) = fares_as_explained(loaded, hook, frame, explained)?;
             let said = format!("{policy:?}: {asked:?} is {outcome:?}, explained {explained:?}");
-            match outcome {
-                Outcome::Dropped { endpoint, reason }
-                | Outcome::Refused {
-                    endpoint, reason, ..
-                } => {
-                    prop_assert_eq!(explained.way, WayKind::Dropped as u32, "{}", said);
-                    prop_assert_eq!(explained.reason, reason as u32, "{}", said);
-                    prop_assert_eq!(explained.endpoint, endpoint, "{}", said);
-                    let denied = told.iter().find(|it| it.kind == EventKind::Denied as u32);
-                    if let Some(denied) = denied {
-                        prop_assert_eq!(explained.rule, denied.rule, "{}", said);
-                    }
-                    prop_assert_eq!(denied.is_some(), reason == Reason::Policy, "{}", said);
-                    let is_rejected = reason == Reason::Policy && policy.rejects();
-                    prop_assert_eq!(explained.is_rejected == 1, is_rejected, "{}", said);
-                }
-                Outcome::Redirected(_) => {
-                    prop_assert_eq!((explained.reason, explained.is_new), (0, 1), "{}", said);
-                    let flow = loaded.flow(&explained.key);
-                    let made = flow.map(|it| (it.external, it.peer, it.peer_port, it.next_hop));
-                    let it = explained.flow;
-                    let foretold = (it.external, it.peer, it.peer_port, it.next_hop);
-                    prop_assert_eq!(made, Some(foretold), "{}", said);
-                }
-                Outcome::Passed => prop_assert_eq!(explained.way, WayKind::Pass as u32),
+            let is_by_policy = explained.reason == Reason::Policy as u32;
+            if let Some(denied) = denied {
+                prop_assert_eq!(explained.rule, denied.rule, "{}", said);
             }
-            let by_policy =
-                matches!(explained.reason, 0) || explained.reason == Reason::Policy as u32;
-            if by_policy && endpoint.policy != 0 {
+            prop_assert_eq!(denied.is_some(), is_by_policy, "{}", said);
+            let is_rejected = is_by_policy && policy.rejects();
+            prop_assert_eq!(explained.is_rejected == 1, is_rejected, "{}", said);
+            if (explained.reason == 0 || is_by_policy) && endpoint.policy != 0 {
                 prop_assert_eq!(explained.rule, expected(&policy, *asked).1, "{}", said);
             }
         }
         Ok(())
     };
     cases(50, test, 60);
+}
+
+#[test]
+fn explain_from_the_uplink_agrees_with_the_live_programs() {
+    let Some(both) = explained(program::FROM_UPLINK) else {
+        return;
+    };
+    let both = RefCell::new(both);
+    let hook = Hook::FromUplink { link: UPLINK };
+    let ways = RefCell::new(HashSet::new());
+    let test = |policy: Policy, places: Vec<Asked>| {
+        let (loaded, dry_run) = &mut *both.borrow_mut();
+        loaded.reset();
+        put_in_force(loaded, &policy);
+        // Half of them ask WEB, which has talked to them as its policy lets it, or its host.
+        let (talks, others) = places.split_at(places.len() / 2);
+        for frame in sent(talks) {
+            loaded.forget_limits();
+            let _ = loaded.run(Hook::FromEndpoint { link: WEB.link }, &frame);
+        }
+        let answers = loaded.state().flows.into_iter().map(|(key, flow)| {
+            let (peer, external) = (from_abi(&key.peer), from_abi(&flow.external));
+            let (from, to) = ((peer, key.peer_port), (external, flow.external_port));
+            match key.protocol as u8 {
+                TCP => tcp("SA", from, to),
+                UDP => udp(from, to),
+                _ => echo_reply(peer, external, flow.external_port),
+            }
+        });
+        let questions = others.iter().flat_map(|asked| {
+            let host = site::interface(UPLINK).addresses.iter();
+            let host = host
+                .map(|it| it.0)
+                .filter(|it| it.is_ipv4() == asked.to.is_ipv4());
+            // To the host from there, and to there from a client.
+            let client = if asked.to.is_ipv4() { CLIENT4 } else { CLIENT6 };
+            host.map(|host| (asked.to, Asked { to: host, ..*asked }))
+                .chain([(client, *asked)])
+        });
+        let questions = questions
+            .zip(20_000..)
+            .map(|((from, asked), port)| match asked.protocol {
+                TCP => tcp("S", (from, port), (asked.to, asked.port)),
+                UDP => udp((from, port), (asked.to, asked.port)),
+                _ => echo_request(from, asked.to, port),
+            });
+        let frames = answers.chain(questions);
+        let mac = site::interface(UPLINK).mac;
+        let frames: Vec<_> = frames.map(|it| it.framed(mac, ROUTER_MAC)).collect();
+        let explained = ask(loaded, dry_run, UPLINK, &frames)?;
+        for (frame, explained) in frames.iter().zip(&explained) {
+            fares_as_explained(loaded, hook, frame, explained)?;
+            ways.borrow_mut()
+                .insert((explained.way, explained.reason, explained.is_new));
+        }
+        Ok(())
+    };
+    cases(50, test, 60);
+    println!(
+        "ways, reasons, whether the flow is new: {:?}",
+        ways.borrow()
+    );
 }
 
 /// A policy with that many prefixes, with different ports, two packets that it denies (one that no
