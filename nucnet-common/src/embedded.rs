@@ -20,7 +20,7 @@ use crate::{
         Balance, Covered, Delta, Family, Fragment, Frame, ICMP, ICMPV6, Kind, Packet, Rewrite,
         SUMMED, TCP, UDP, mapped, ports, quarter, same,
     },
-    path::{Way, address_frame, allowed_still, delivery, is_routed, sibling},
+    path::{Noted, Way, address_frame, allowed_still, delivery, is_routed, sibling},
 };
 
 /// Length of the header of an ICMP error, after which the quote begins.
@@ -34,7 +34,7 @@ const LEAST: u32 = 8;
 /// # Errors
 /// It is about no flow, or not what it claims to be.
 #[inline(never)]
-pub fn sent<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Result<Way, Reason> {
+pub fn sent<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Result<Noted, Reason> {
     let now = env.now();
     read(env, scratch)?;
     let quoted = &scratch.quoted;
@@ -73,19 +73,19 @@ pub fn sent<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Resu
 /// # Errors
 /// It comes from where no error can come from, or is not what it claims to be.
 #[inline(never)]
-pub fn arrived<E: Env>(env: &E, scratch: &mut Scratch, account: &mut u32) -> Result<Way, Reason> {
+pub fn arrived<E: Env>(env: &E, scratch: &mut Scratch, account: &mut u32) -> Result<Noted, Reason> {
     if read(env, scratch).is_err() {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
     scratch.outside = quoting_key(&scratch.quoted);
     if !env.outside(&scratch.outside, &mut scratch.key) {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
     let Some(flow) = env.flow(&scratch.key) else {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     };
     if is_dead(&flow, env.now()) || flow.peer_kind != PeerKind::Uplink as u32 {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
     *account = scratch.key.endpoint;
     let Scratch {
@@ -234,12 +234,13 @@ fn read_v6<F: Frame>(frame: &F, quoted: &mut Packet) -> Result<(), Reason> {
 
 /// Sends an error on to the peer of a flow, whose packet it quotes.
 #[inline(never)]
-fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reason> {
+fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Noted, Reason> {
     let Scratch {
         packet,
         quoted,
         rewrite,
         key,
+        way,
         ..
     } = scratch;
     let hop = is_routed(key, flow);
@@ -248,24 +249,24 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
     }
     check(env, packet)?;
     let link = flow.peer_link;
-    let way = if flow.peer_kind == PeerKind::Uplink as u32 {
+    let noted = if flow.peer_kind == PeerKind::Uplink as u32 {
         if same(&flow.next_hop, &NO_ADDRESS) {
             env.store(0, &flow.macs, Balance::Balanced)?;
-            Way::Link { link }
+            way.set(Way::Link { link })
         } else {
-            Way::Uplink {
+            way.set(Way::Uplink {
                 link,
                 next_hop: flow.next_hop,
-            }
+            })
         }
     } else if flow.peer_kind == PeerKind::Endpoint as u32 {
         let sibling = sibling(env, flow, packet.family)?;
         address_frame(env, sibling)?;
-        delivery(sibling, link)
+        way.set(delivery(sibling, link))
     } else if flow.peer_kind == PeerKind::Loopback as u32 {
-        loopback::way_back(env, flow, packet.family)?
+        loopback::way_back(env, flow, packet.family, way)?
     } else {
-        Way::Host { link }
+        way.set(Way::Host { link })
     };
     *rewrite = Rewrite {
         source: flow.peer,
@@ -286,17 +287,18 @@ fn send<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reas
     if let Way::Loopback { .. } = way {
         loopback::hide_destination(env, packet.l3, &flow.peer)?;
     }
-    Ok(way)
+    Ok(noted)
 }
 
 /// Delivers an error to the endpoint of a flow, whose packet it quotes.
 #[inline(never)]
-fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, Reason> {
+fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Noted, Reason> {
     let Scratch {
         packet,
         quoted,
         rewrite,
         key,
+        way,
         ..
     } = scratch;
     let hop = is_routed(key, flow);
@@ -334,16 +336,16 @@ fn receive<E: Env>(env: &E, scratch: &mut Scratch, flow: &Flow) -> Result<Way, R
     rewrite.hop = hop;
     env.rewrite(packet, rewrite)?;
     if key.endpoint == MAPPED {
-        return Ok(Way::Uplink {
+        return Ok(way.set(Way::Uplink {
             link,
             next_hop: flow.inside_hop,
-        });
+        }));
     }
     let endpoint = env.endpoint(link).ok_or(Reason::NoEndpoint)?;
     if packet.l3 != 0 {
         address_frame(env, endpoint)?;
     }
-    Ok(delivery(endpoint, link))
+    Ok(way.set(delivery(endpoint, link)))
 }
 
 /// Whether the checksum of an error is right (RFC 5508 REQ-3). That of a longer message than an

@@ -15,7 +15,7 @@ use crate::{
     flow::Place,
     fragment,
     packet::{Family, Frame, Packet, Rewrite, same},
-    path::Drop,
+    path::{Drop, Way},
     step::Steps,
 };
 
@@ -54,6 +54,8 @@ pub struct Scratch {
     pub bound: OutsideKey,
     /// The way to the peer.
     pub route: Route,
+    /// Where the packet goes next.
+    pub way: Way,
     /// Of dead entries.
     pub dead: Dead,
     /// The policy that denies the packet, if that is why it is dropped; 0: nobody wants to know.

@@ -11,7 +11,7 @@ use crate::{
     flow::{SECOND, Side, is_dead},
     mapping,
     packet::{Family, Fragment, Kind, Packet},
-    path::{Way, allowed_still, receive, send},
+    path::{Noted, Way, allowed_still, receive, send},
 };
 
 /// How long later fragments may follow the first one. Identifications are 16 bits of IPv4: the
@@ -141,7 +141,7 @@ fn find<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<Side, Reason
 /// # Errors
 /// The packet is to be dropped: [`Reason::Fragment`] if the first one is not known.
 #[inline(never)]
-pub fn sent<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Result<Way, Reason> {
+pub fn sent<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Result<Noted, Reason> {
     let now = env.now();
     let side = find(env, scratch, now)?;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::Fragment)?;
@@ -165,10 +165,10 @@ pub fn arrived<E: Env>(
     link: u32,
     scratch: &mut Scratch,
     account: &mut u32,
-) -> Result<Way, Reason> {
+) -> Result<Noted, Reason> {
     let now = env.now();
     if find(env, scratch, now).is_err() {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
     *account = scratch.key.endpoint;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::Fragment)?;

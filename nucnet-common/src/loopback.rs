@@ -21,7 +21,7 @@ use crate::{
     guard, mapping,
     nat::{begin, find_publish, open, published_port},
     packet::{Balance, Delta, ETHERNET, Family, Fragment, Frame, Packet},
-    path::{self, Drop, Way},
+    path::{self, Drop, Noted, Way},
 };
 
 const LOOPBACK4: [u8; 4] = [127, 0, 0, 1];
@@ -169,17 +169,22 @@ fn open_published<E: Env>(
 
 /// The way of an endpoint's packet to a socket of the host's.
 #[inline(always)]
-pub(crate) fn way_back<E: Env>(env: &E, flow: &Flow, family: Family) -> Result<Way, Reason> {
+pub(crate) fn way_back<E: Env>(
+    env: &E,
+    flow: &Flow,
+    family: Family,
+    way: &mut Way,
+) -> Result<Noted, Reason> {
     let link = flow.peer_link;
     match family {
-        Family::V4 => Ok(Way::Loopback {
+        Family::V4 => Ok(way.set(Way::Loopback {
             link,
             mark: u32::from_ne_bytes(v4(&flow.peer)),
-        }),
+        })),
         Family::V6 => {
             // The loopback interface's own address, or the frame would be "for others".
             env.store(0, &[0; 12], Balance::Balanced)?;
-            Ok(Way::Host { link })
+            Ok(way.set(Way::Host { link }))
         }
     }
 }

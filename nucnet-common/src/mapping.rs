@@ -19,7 +19,7 @@ use crate::{
     mtu::{self, fits},
     nat::{self, begin, dynamic_port, is_bound, open, open_bound, open_unbound, published_port},
     packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, half, same},
-    path::{Way, find_peer_port, find_way_back, learn_macs, opens},
+    path::{Noted, Way, find_peer_port, find_way_back, learn_macs, opens},
 };
 
 /// How many ports are tried for a client that is to be seen as the host.
@@ -90,7 +90,7 @@ fn is_from_inside(packet: &Packet, key: &FlowKey) -> bool {
 /// # Errors
 /// The packet is to be dropped.
 #[inline(never)]
-pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Result<Way, Reason> {
+pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Result<Noted, Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
     fragment::note(env, Side::Peer, scratch);
@@ -100,6 +100,7 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         key,
         route,
         mtu,
+        way,
         ..
     } = scratch;
     let is_inside = is_from_inside(packet, key);
@@ -110,7 +111,7 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
         }
     } else if packet.kind == Kind::EchoRequest {
         // For the host itself, though its identifier is that of a flow.
-        return Ok(Way::Pass);
+        return Ok(way.set(Way::Pass));
     }
     if packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
@@ -147,22 +148,19 @@ pub fn carry<E: Env>(env: &E, link: u32, scratch: &mut Scratch, now: u64) -> Res
     }
     count(env, &flow, packet);
     env.rewrite(packet, rewrite)?;
-    // Said last: Linux 5.10 lets no value be kept meanwhile of which some bytes are not set.
-    if !is_inside {
-        return Ok(Way::Uplink {
+    Ok(way.set(match (is_inside, is_answered_back) {
+        (false, _) => Way::Uplink {
             link: flow.link,
             next_hop: flow.inside_hop,
-        });
-    }
-    if is_answered_back {
-        return Ok(Way::Link {
+        },
+        (true, true) => Way::Link {
             link: flow.peer_link,
-        });
-    }
-    Ok(Way::Uplink {
-        link: flow.peer_link,
-        next_hop: flow.next_hop,
-    })
+        },
+        (true, false) => Way::Uplink {
+            link: flow.peer_link,
+            next_hop: flow.next_hop,
+        },
+    }))
 }
 
 /// Looks once a second whether the ways to both sides of a flow are still what the kernel would

@@ -157,12 +157,12 @@ pub fn insert_outside(key: &OutsideKey) -> bool {
 
 /// Leaves what became of the packet to user space.
 #[inline(always)]
-pub fn conclude(skb: &Skb, origin: Origin, verdict: Verdict) -> i32 {
+pub fn conclude(skb: &Skb, origin: Origin, verdict: Verdict<'_>) -> i32 {
     let (way, link) = match verdict {
-        Ok(Way::Pass) => return TC_ACT_UNSPEC,
-        Ok(Way::Peer { link }) => (WayKind::Endpoint, link),
-        Ok(Way::Link { link } | Way::Uplink { link, .. }) => (WayKind::Link, link),
-        Ok(Way::Host { link } | Way::Loopback { link, .. }) => (WayKind::Host, link),
+        Ok(&Way::Pass) => return TC_ACT_UNSPEC,
+        Ok(&Way::Peer { link }) => (WayKind::Endpoint, link),
+        Ok(&Way::Link { link } | &Way::Uplink { link, .. }) => (WayKind::Link, link),
+        Ok(&Way::Host { link } | &Way::Loopback { link, .. }) => (WayKind::Host, link),
         Err(drop) => {
             note_drop(skb, origin, drop.endpoint, drop.reason);
             return TC_ACT_UNSPEC;

@@ -30,7 +30,7 @@ use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
     answer::{self, Origin},
-    env::Host as _,
+    env::{Host as _, Tables as _},
     event, guest, loopback,
     packet::{ETHERNET, is_v4},
     path::{self, Drop, Verdict, Way},
@@ -44,9 +44,11 @@ const PACKET_HOST: u32 = 0;
 pub fn from_endpoint(ctx: TcContext) -> i32 {
     dry_run::begin();
     let skb = Skb { ctx };
-    let link = skb.link();
-    let verdict = path::from_endpoint(&skb, link);
-    skb.conclude(Origin::Endpoint, verdict)
+    let Some(mut scratch) = skb.scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let verdict = path::from_endpoint(&skb, skb.link(), &mut scratch);
+    skb.conclude(Origin::Endpoint, ETHERNET, verdict)
 }
 
 /// Everything that a microVM's guest sends.
@@ -54,7 +56,7 @@ pub fn from_endpoint(ctx: TcContext) -> i32 {
 pub fn from_guest(ctx: TcContext) -> i32 {
     let skb = Skb { ctx };
     match guest::from_guest(&skb, skb.link(), skb.ethertype()) {
-        Ok(link) => skb.redirect(Ok(Way::Peer { link })),
+        Ok(link) => skb.redirect(&Way::Peer { link }),
         Err(drop) => skb.drop(&drop),
     }
 }
@@ -64,7 +66,7 @@ pub fn from_guest(ctx: TcContext) -> i32 {
 pub fn to_guest(ctx: TcContext) -> i32 {
     let skb = Skb { ctx };
     match guest::to_guest(&skb, skb.link(), skb.ethertype()) {
-        Ok(link) => skb.redirect(Ok(Way::Link { link })),
+        Ok(link) => skb.redirect(&Way::Link { link }),
         Err(drop) => skb.drop(&drop),
     }
 }
@@ -86,8 +88,11 @@ pub fn from_uplink_l3(ctx: TcContext) -> i32 {
 pub fn from_host(ctx: TcContext) -> i32 {
     dry_run::begin();
     let skb = Skb { ctx };
-    let verdict = path::from_host(&skb, skb.ethertype());
-    skb.conclude(Origin::Host, verdict)
+    let Some(mut scratch) = skb.scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let verdict = path::from_host(&skb, skb.ethertype(), &mut scratch);
+    skb.conclude(Origin::Host, ETHERNET, verdict)
 }
 
 /// Everything that the host sends to itself.
@@ -110,22 +115,11 @@ fn arrived(ctx: TcContext, header: u32) -> i32 {
     if skb.packet_type() != PACKET_HOST {
         return TC_ACT_UNSPEC;
     }
-    let verdict = path::from_uplink(&skb, skb.link(), header, skb.ethertype());
-    // Before anything else that looks at the verdict: the verifier would see undefined parts of
-    // this one copied.
-    if let Ok(Way::Pass) = verdict {
-        return TC_ACT_UNSPEC;
-    }
-    if dry_run::is_dry() {
-        return dry_run::conclude(&skb, Origin::Uplink, verdict);
-    }
-    if let Err(Drop { endpoint, reason }) = verdict {
-        return skb.refuse(Origin::Uplink, header, endpoint, reason);
-    }
-    if header == 0 {
-        return skb.redirect_headerless(verdict);
-    }
-    skb.redirect(verdict)
+    let Some(mut scratch) = skb.scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let verdict = path::from_uplink(&skb, skb.link(), header, skb.ethertype(), &mut scratch);
+    skb.conclude(Origin::Uplink, header, verdict)
 }
 
 impl Skb {
@@ -148,41 +142,41 @@ impl Skb {
         u16::from_be(unsafe { (*self.ctx.skb.skb).protocol } as u16)
     }
 
-    /// Does what the verdict says.
+    /// Does what the verdict says. `header` bytes come before the IP packet.
     #[inline(always)]
-    fn conclude(&self, origin: Origin, verdict: Verdict) -> i32 {
+    fn conclude(&self, origin: Origin, header: u32, verdict: Verdict<'_>) -> i32 {
         if dry_run::is_dry() {
             return dry_run::conclude(self, origin, verdict);
         }
-        if let Err(Drop { endpoint, reason }) = verdict {
-            return self.refuse(origin, ETHERNET, endpoint, reason);
+        match verdict {
+            Ok(way) if header == 0 => self.redirect_headerless(way),
+            Ok(way) => self.redirect(way),
+            Err(Drop { endpoint, reason }) => self.refuse(origin, header, endpoint, reason),
         }
-        self.redirect(verdict)
     }
 
-    /// Sends the packet where the verdict says.
+    /// Sends the packet where it is to go.
     #[inline(always)]
-    fn redirect(&self, verdict: Verdict) -> i32 {
+    fn redirect(&self, way: &Way) -> i32 {
         // SAFETY: the helpers take integers, and a buffer with its own size.
         let result = unsafe {
-            match verdict {
-                Ok(Way::Pass) => return TC_ACT_UNSPEC,
-                Ok(Way::Peer { link }) => {
+            match *way {
+                Way::Pass => return TC_ACT_UNSPEC,
+                Way::Peer { link } => {
                     // A frame that was addressed to the bridge is "for others" to the peer,
                     // and kernels before 6.16 drop it there.
                     bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST);
                     bpf_redirect_peer(link, 0)
                 }
-                Ok(Way::Link { link }) => bpf_redirect(link, 0),
-                Ok(Way::Host { link }) => bpf_redirect(link, BPF_F_INGRESS.into()),
-                Ok(Way::Loopback { link, mark }) => {
+                Way::Link { link } => bpf_redirect(link, 0),
+                Way::Host { link } => bpf_redirect(link, BPF_F_INGRESS.into()),
+                Way::Loopback { link, mark } => {
                     // It was addressed to the bridge; nobody would take that back.
                     bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST);
                     self.set_mark(mark);
                     bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0)
                 }
-                Ok(Way::Uplink { link, next_hop }) => redirect_neigh(link, &next_hop),
-                Err(_) => return TC_ACT_SHOT,
+                Way::Uplink { link, ref next_hop } => redirect_neigh(link, next_hop),
             }
         };
         result as i32
@@ -209,16 +203,16 @@ impl Skb {
     /// The same for a packet without link-layer header, of which every endpoint expects one.
     /// A function of its own: its stack would be the entry's for all that the entry calls.
     #[inline(never)]
-    fn redirect_headerless(&self, verdict: Verdict) -> i32 {
-        if let Ok(Way::Peer { .. } | Way::Link { .. }) = verdict {
+    fn redirect_headerless(&self, way: &Way) -> i32 {
+        if let Way::Peer { link } | Way::Link { link } = *way {
             // SAFETY: the context is the program's own.
             if unsafe { bpf_skb_change_head(self.ctx.skb.skb, ETHERNET, 0) } != 0
-                || path::add_header(self, verdict, self.ethertype()).is_err()
+                || path::add_header(self, link, self.ethertype()).is_err()
             {
                 return TC_ACT_SHOT;
             }
         }
-        self.redirect(verdict)
+        self.redirect(way)
     }
 
     /// Drops a packet without an answer to its sender: counts it, and tells monitors.

@@ -1,8 +1,8 @@
 //! From an endpoint: to the outside, to a sibling, to the host.
 
 use super::{
-    Drop, Verdict, Way, address_frame, allowed_still, delivery, deny, is_routed, is_translated,
-    opens, receive, untranslatable,
+    Drop, Noted, Verdict, Way, address_frame, allowed_still, delivery, deny, end, is_routed,
+    is_translated, opens, receive, untranslatable,
 };
 use crate::{
     abi::{
@@ -26,21 +26,24 @@ use crate::{
 /// # Errors
 /// The packet is to be dropped.
 #[inline(always)]
-pub fn from_endpoint<E: Env>(env: &E, link: u32) -> Verdict {
+pub fn from_endpoint<'s, E: Env>(env: &E, link: u32, scratch: &'s mut Scratch) -> Verdict<'s> {
     let Some(endpoint) = env.endpoint(link) else {
         return Err(Drop {
             endpoint: 0,
             reason: Reason::NoEndpoint,
         });
     };
-    sent(env, link, endpoint).map_err(|reason| Drop {
-        endpoint: endpoint.number,
-        reason,
-    })
+    let outcome = sent(env, link, endpoint, scratch);
+    end(outcome, scratch, endpoint.number)
 }
 
 #[inline(always)]
-fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> {
+fn sent<E: Env>(
+    env: &E,
+    link: u32,
+    endpoint: &Endpoint,
+    scratch: &mut Scratch,
+) -> Result<Noted, Reason> {
     // The tag would leave with the frame, into whatever VLAN the endpoint chose.
     if env.is_tagged() {
         return Err(Reason::NotIp);
@@ -48,15 +51,13 @@ fn sent<E: Env>(env: &E, link: u32, endpoint: &Endpoint) -> Result<Way, Reason> 
     let ethertype = guard::source_mac(env, endpoint)?;
     if ethertype == ETHERTYPE_ARP {
         neighbour::answer_arp(env, endpoint)?;
-        return Ok(Way::Link { link });
+        return Ok(scratch.way.set(Way::Link { link }));
     }
-    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
-    let scratch = &mut *scratch;
     scratch.from = fragment::from_endpoint(endpoint);
     env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
     if neighbour::is_solicitation(&scratch.packet) {
         neighbour::answer_solicitation(env, endpoint, &scratch.packet)?;
-        return Ok(Way::Link { link });
+        return Ok(scratch.way.set(Way::Link { link }));
     }
     guard::sent_by_endpoint(&scratch.packet, endpoint)?;
     if !scratch.packet.is_trackable() {
@@ -102,7 +103,7 @@ fn sent_besides<E: Env>(
     env: &E,
     endpoint: &Endpoint,
     scratch: &mut Scratch,
-) -> Result<Way, Reason> {
+) -> Result<Noted, Reason> {
     match scratch.packet.kind {
         Kind::Error => embedded::sent(env, endpoint, scratch),
         Kind::Fragment => fragment::sent(env, endpoint, scratch),
@@ -254,14 +255,14 @@ pub(crate) fn send<E: Env>(
     scratch: &mut Scratch,
     flow: &mut Flow,
     now: u64,
-) -> Result<Way, Reason> {
+) -> Result<Noted, Reason> {
     let hop = is_routed(&scratch.key, flow);
     if hop && scratch.packet.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
     fragment::note(env, Side::Inside, scratch);
     let link = flow.peer_link;
-    let way = if flow.peer_kind == PeerKind::Uplink as u32 {
+    let noted = if flow.peer_kind == PeerKind::Uplink as u32 {
         let stale = now.saturating_sub(flow.checked) >= SECOND;
         if stale {
             revalidate(env, scratch, flow, now);
@@ -272,28 +273,29 @@ pub(crate) fn send<E: Env>(
         // that it probes it while we use it.
         let by_neighbour = stale || flow.state == FlowState::Opening as u32 || !has_macs(flow);
         if by_neighbour && !same(&flow.next_hop, &NO_ADDRESS) {
-            Way::Uplink {
+            scratch.way.set(Way::Uplink {
                 link,
                 next_hop: flow.next_hop,
-            }
+            })
         } else {
             env.store(0, &flow.macs, Balance::Balanced)?;
-            Way::Link { link }
+            scratch.way.set(Way::Link { link })
         }
     } else if flow.peer_kind == PeerKind::Endpoint as u32 {
         let sibling = sibling(env, flow, scratch.packet.family)?;
         fits(env, &scratch.packet, sibling.mtu, &mut scratch.mtu)?;
         address_frame(env, sibling)?;
-        delivery(sibling, link)
+        scratch.way.set(delivery(sibling, link))
     } else if flow.peer_kind == PeerKind::Loopback as u32 {
-        loopback::way_back(env, flow, scratch.packet.family)?
+        loopback::way_back(env, flow, scratch.packet.family, &mut scratch.way)?
     } else {
-        Way::Host { link }
+        scratch.way.set(Way::Host { link })
     };
     let Scratch {
         packet,
         key,
         rewrite,
+        way,
         ..
     } = scratch;
     *rewrite = Rewrite::to_peer(flow, packet, hop);
@@ -303,7 +305,7 @@ pub(crate) fn send<E: Env>(
     if let Way::Loopback { .. } = way {
         loopback::hide_destination(env, packet.l3, &flow.peer)?;
     }
-    Ok(way)
+    Ok(noted)
 }
 
 /// The endpoint of this host that a flow leads to.

@@ -1,6 +1,6 @@
 //! From the host, by way of a network's bridge.
 
-use super::{Drop, Verdict, Way, address_frame, allowed_still, opens, untranslatable};
+use super::{Noted, Verdict, Way, address_frame, allowed_still, end, opens, untranslatable};
 use crate::{
     abi::{Endpoint, EventKind, FlowKey, PeerKind, Reason, flow_flag},
     env::{Env, Scratch},
@@ -17,16 +17,19 @@ use crate::{
 /// # Errors
 /// The packet is to be dropped.
 #[inline(always)]
-pub fn from_host<E: Env>(env: &E, ethertype: u16) -> Verdict {
+pub fn from_host<'s, E: Env>(env: &E, ethertype: u16, scratch: &'s mut Scratch) -> Verdict<'s> {
     let mut account = 0;
-    from_host_for(env, ethertype, &mut account).map_err(|reason| Drop {
-        endpoint: account,
-        reason,
-    })
+    let outcome = from_host_for(env, ethertype, scratch, &mut account);
+    end(outcome, scratch, account)
 }
 
 #[inline(always)]
-fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<Way, Reason> {
+fn from_host_for<E: Env>(
+    env: &E,
+    ethertype: u16,
+    scratch: &mut Scratch,
+    account: &mut u32,
+) -> Result<Noted, Reason> {
     if env.is_tagged() {
         return Err(Reason::NotIp);
     }
@@ -34,8 +37,6 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
         // The host has a permanent neighbour for every endpoint; it asks for nobody.
         return Err(Reason::NoNeighbour);
     }
-    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
-    let scratch = &mut *scratch;
     env.parse(&mut scratch.packet, ETHERNET, ethertype)?;
     let packet = &scratch.packet;
     if guard::is_multicast(&packet.destination, packet.family) {
@@ -55,7 +56,7 @@ fn from_host_for<E: Env>(env: &E, ethertype: u16, account: &mut u32) -> Result<W
         return Err(Reason::NotPublished);
     }
     address_frame(env, endpoint)?;
-    Ok(Way::Link { link: owner.link })
+    Ok(scratch.way.set(Way::Link { link: owner.link }))
 }
 
 /// Notes what the host sends, so that the endpoint's replies pass any policy. The host itself

@@ -1,8 +1,8 @@
 //! From an uplink, to endpoints.
 
 use super::{
-    Drop, Verdict, Way, address_frame, allowed_still, delivery, find_peer_port, find_way_back,
-    is_routed, learn_macs, opens,
+    Noted, Verdict, Way, address_frame, allowed_still, delivery, end, find_peer_port,
+    find_way_back, is_routed, learn_macs, opens,
 };
 use crate::{
     abi::{EventKind, Flow, FlowKey, MAPPED, NO_ADDRESS, Network, PeerKind, Reason, flow_flag},
@@ -22,12 +22,16 @@ use crate::{
 /// # Errors
 /// The packet is to be dropped.
 #[inline(always)]
-pub fn from_uplink<E: Env>(env: &E, link: u32, header: u32, ethertype: u16) -> Verdict {
+pub fn from_uplink<'s, E: Env>(
+    env: &E,
+    link: u32,
+    header: u32,
+    ethertype: u16,
+    scratch: &'s mut Scratch,
+) -> Verdict<'s> {
     let mut account = 0;
-    arrived(env, link, header, ethertype, &mut account).map_err(|reason| Drop {
-        endpoint: account,
-        reason,
-    })
+    let outcome = arrived(env, link, header, ethertype, scratch, &mut account);
+    end(outcome, scratch, account)
 }
 
 #[inline(always)]
@@ -36,24 +40,23 @@ fn arrived<E: Env>(
     link: u32,
     header: u32,
     ethertype: u16,
+    scratch: &mut Scratch,
     account: &mut u32,
-) -> Result<Way, Reason> {
+) -> Result<Noted, Reason> {
     // The interface of that VLAN is an uplink of its own.
     if env.is_tagged() {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
-    let mut scratch = env.scratch().ok_or(Reason::Helper)?;
-    let scratch = &mut *scratch;
     scratch.from = fragment::from_uplink(link);
     // What cannot be read cannot be addressed to an endpoint: the host's stack drops it.
     if env.parse(&mut scratch.packet, header, ethertype).is_err() {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
     if !scratch.packet.is_trackable() {
         return arrived_besides(env, link, scratch, account);
     }
     if scratch.packet.kind == Kind::EchoRequest && !mapping::any(env) {
-        return Ok(Way::Pass);
+        return Ok(scratch.way.set(Way::Pass));
     }
     scratch.outside = scratch.packet.received_key();
     // An echo request is nobody's reply, unless a mapped host sends it.
@@ -92,7 +95,7 @@ fn arrived<E: Env>(
         }
         if (may_open || scratch.packet.kind == Kind::EchoReply) && is_for_binding(env, scratch) {
             if is_for_host(env, scratch) {
-                return Ok(Way::Pass);
+                return Ok(scratch.way.set(Way::Pass));
             }
             *account = scratch.inside.endpoint;
             admit(env, link, scratch)?;
@@ -109,7 +112,7 @@ fn arrived<E: Env>(
         event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
         return receive(env, scratch, &mut flow, now);
     }
-    Ok(Way::Pass)
+    Ok(scratch.way.set(Way::Pass))
 }
 
 /// What comes in and opens no flow by itself: belongs to one of another packet, or is the host's.
@@ -119,11 +122,11 @@ fn arrived_besides<E: Env>(
     link: u32,
     scratch: &mut Scratch,
     account: &mut u32,
-) -> Result<Way, Reason> {
+) -> Result<Noted, Reason> {
     match scratch.packet.kind {
         Kind::Error => embedded::arrived(env, scratch, account),
         Kind::Fragment => fragment::arrived(env, link, scratch, account),
-        _ => Ok(Way::Pass),
+        _ => Ok(scratch.way.set(Way::Pass)),
     }
 }
 
@@ -200,7 +203,7 @@ pub(crate) fn receive<E: Env>(
     scratch: &mut Scratch,
     flow: &mut Flow,
     now: u64,
-) -> Result<Way, Reason> {
+) -> Result<Noted, Reason> {
     let Scratch { packet, key, .. } = &*scratch;
     let hop = is_routed(key, flow);
     if hop && packet.ttl <= 1 {
@@ -218,6 +221,7 @@ pub(crate) fn receive<E: Env>(
         key,
         rewrite,
         mtu,
+        way,
         ..
     } = scratch;
     fits(env, packet, endpoint.mtu, mtu)?;
@@ -231,5 +235,5 @@ pub(crate) fn receive<E: Env>(
     if packet.l3 != 0 {
         address_frame(env, endpoint)?;
     }
-    Ok(delivery(endpoint, link))
+    Ok(way.set(delivery(endpoint, link)))
 }

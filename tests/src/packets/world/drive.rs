@@ -12,13 +12,14 @@ use nucnet_common::{
         StaticMapping, Uplink, Usage,
     },
     answer::{self, Origin},
+    env::{Scratch, Tables as _},
     event, guest, hold, loopback,
     packet::Frame,
-    path::{self, Verdict},
+    path::{self, Drop, Way},
 };
 use nucnet_ctl::model::to_abi;
 
-use super::{World, entry::values, host::Caller};
+use super::{World, entry::values, host::Caller, notes::Room};
 use crate::packets::{
     engine::{Engine, Hook, Outcome, Socket, State},
     site,
@@ -144,18 +145,20 @@ impl Engine for World {
             .load(12)
             .map_or(0, |bytes: [u8; 2]| u16::from_be_bytes(bytes));
         let verdict = match hook {
-            Hook::FromEndpoint { link } => path::from_endpoint(self, link),
+            Hook::FromEndpoint { link } => {
+                path::from_endpoint(self, link, &mut self.notes()).copied()
+            }
             Hook::FromGuest { link } => {
-                guest::from_guest(self, link, ethertype).map(|link| path::Way::Peer { link })
+                guest::from_guest(self, link, ethertype).map(|link| Way::Peer { link })
             }
             Hook::ToGuest { link } => {
-                guest::to_guest(self, link, ethertype).map(|link| path::Way::Link { link })
+                guest::to_guest(self, link, ethertype).map(|link| Way::Link { link })
             }
             Hook::FromUplink { link } => {
                 if frame.get(..6) == Some(&site::interface(link).mac) {
-                    path::from_uplink(self, link, 14, ethertype)
+                    self.arrived(link, 14, ethertype)
                 } else {
-                    Ok(path::Way::Pass)
+                    Ok(Way::Pass)
                 }
             }
             Hook::FromUplinkL3 { link } => {
@@ -167,17 +170,17 @@ impl Engine for World {
             }
             Hook::FromHost { ingress, .. } => {
                 self.ingress = ingress;
-                path::from_host(self, ethertype)
+                path::from_host(self, ethertype, &mut self.notes()).copied()
             }
             Hook::FromLoopback { ingress, mark } => {
                 self.ingress = ingress;
                 self.mark.set(mark);
                 let link = loopback::from_loopback(self, site::LOOPBACK, ethertype);
-                link.map(|link| link.map_or(path::Way::Pass, |link| path::Way::Link { link }))
+                link.map(|link| link.map_or(Way::Pass, |link| Way::Link { link }))
             }
         };
         let outcome = match verdict {
-            Ok(path::Way::Pass) => Outcome::Passed,
+            Ok(Way::Pass) => Outcome::Passed,
             Ok(way) => Outcome::Redirected(Some(way)),
             Err(drop) => {
                 let header = match hook {
@@ -185,7 +188,7 @@ impl Engine for World {
                     _ => 14,
                 };
                 event::refused(self, &drop, header, ethertype);
-                let path::Drop { endpoint, reason } = drop;
+                let Drop { endpoint, reason } = drop;
                 let answer = match hook {
                     Hook::FromEndpoint { link } => Some((Origin::Endpoint, link)),
                     Hook::FromUplink { link } | Hook::FromUplinkL3 { link } => {
@@ -239,11 +242,19 @@ impl Engine for World {
 }
 
 impl World {
-    fn headerless(&mut self, link: u32, ethertype: u16) -> Verdict {
-        let verdict = path::from_uplink(self, link, 0, ethertype);
-        if let Ok(path::Way::Peer { .. } | path::Way::Link { .. }) = verdict {
+    fn notes(&self) -> Room<Scratch> {
+        self.scratch().expect("there always are")
+    }
+
+    fn arrived(&self, link: u32, header: u32, ethertype: u16) -> Result<Way, Drop> {
+        path::from_uplink(self, link, header, ethertype, &mut self.notes()).copied()
+    }
+
+    fn headerless(&mut self, link: u32, ethertype: u16) -> Result<Way, Drop> {
+        let verdict = self.arrived(link, 0, ethertype);
+        if let Ok(Way::Peer { link } | Way::Link { link }) = verdict {
             self.frame.get_mut().splice(0..0, [0; 14]);
-            path::add_header(self, verdict, ethertype).expect("room for a header");
+            path::add_header(self, link, ethertype).expect("room for a header");
         }
         verdict
     }

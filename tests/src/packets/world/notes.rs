@@ -13,6 +13,7 @@ use nucnet_common::{
     flow::Place,
     fragment,
     packet::{Family, Fragment, Kind, Packet, Rewrite},
+    path::Way,
 };
 
 /// Room to write in of which there is one, as a processor has it: what is noted in it is what
@@ -143,6 +144,10 @@ pub(super) fn blank() -> Scratch {
             source: garbage,
             macs: [0xee; 12],
             mtu: 0xeeee_eeee,
+        },
+        way: Way::Uplink {
+            link: 0xeeee_eeee,
+            next_hop: garbage,
         },
         mtu: 0xeeee_eeee,
         dead: Dead {
