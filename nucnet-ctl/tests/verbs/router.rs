@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     net::if_::if_nametoindex,
     sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt,
@@ -36,13 +37,12 @@ fn advertise(router: &Path) {
         setsockopt(&socket, Ipv6MulticastHops, &255).expect("hop limit");
         let index = if_nametoindex("router0").expect("interface");
         let all_nodes = std::net::SocketAddrV6::new("ff02::1".parse().expect("group"), 0, 0, index);
-        sendto(
-            socket.as_raw_fd(),
-            &ADVERTISEMENT,
-            &SockaddrIn6::from(all_nodes),
-            MsgFlags::empty(),
-        )
-        .expect("advertisement");
+        let to = SockaddrIn6::from(all_nodes);
+        match sendto(socket.as_raw_fd(), &ADVERTISEMENT, &to, MsgFlags::empty()) {
+            // Its address comes with the carrier; whoever waits for a route asks again.
+            Ok(_) | Err(Errno::ENETUNREACH | Errno::EADDRNOTAVAIL) => {}
+            Err(error) => panic!("advertisement: {error}"),
+        }
     })
     .expect("inside");
 }
