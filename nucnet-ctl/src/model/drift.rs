@@ -200,6 +200,8 @@ pub struct NetworkSight {
     pub addresses: Vec<IpAddr>,
     /// Families of which the bridge does not forward: `ipv4`, `ipv6`.
     pub not_forwarding: Vec<String>,
+    /// Whether IPv6 comes in by the bridge where no rule is about it.
+    pub is_open: bool,
 }
 
 /// What the kernel lacks of a network.
@@ -236,6 +238,11 @@ pub fn of_network(record: &NetworkRecord, sight: &NetworkSight) -> Vec<Drift> {
     }
     for address in &sight.addresses {
         missing(format!("bridge {bridge} lacks address {address}"));
+    }
+    if sight.is_open {
+        missing(format!(
+            "bridge {bridge} takes IPv6, which no rule is about"
+        ));
     }
     for family in &sight.not_forwarding {
         missing(format!(
@@ -291,6 +298,8 @@ pub struct Unexplained {
     pub datapath_gone: bool,
     /// Rules of nucnet's that are not as they should be.
     pub rules: Vec<String>,
+    /// Bridges on which IPv6 is off, because no rule can be written for it.
+    pub closed_v6: Vec<String>,
 }
 
 impl Unexplained {
@@ -330,6 +339,11 @@ impl Unexplained {
         for difference in &self.rules {
             let problem = format!("{difference} is not as it should be");
             found.push(Drift::new(&"rules", problem, "nucnet-ctl gc"));
+        }
+        for bridge in &self.closed_v6 {
+            let problem = format!("closed on bridge {bridge}: there is no ip6tables");
+            let remedy = "install ip6tables, then attach again what is to have IPv6";
+            found.push(Drift::new(&"IPv6", problem, remedy));
         }
         if self.datapath_gone {
             let problem = "gone, although there are endpoints: nothing passes";
@@ -515,9 +529,10 @@ mod tests {
             loopback_gone: true,
             datapath_gone: true,
             rules: vec!["IPv4: chain NUCNET-FORWARD of table filter".into()],
+            closed_v6: vec!["nucnet0".into()],
         };
         let found = unexplained.drift();
-        assert_eq!(found.len(), 8);
+        assert_eq!(found.len(), 9);
         assert!(found.iter().all(|drift| !drift.remedy.is_empty()));
         assert!(Unexplained::default().drift().is_empty());
     }

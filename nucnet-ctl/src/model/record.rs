@@ -333,6 +333,12 @@ impl NetworkRecord {
         self.subnet(address.is_ipv6())
     }
 
+    /// Its subnets of the families that are served; of IPv4 it always is.
+    pub fn served(&self, v6: bool) -> impl Iterator<Item = Subnet> {
+        let subnets = self.subnets.iter().copied();
+        subnets.filter(move |subnet| v6 || subnet.gateway().is_ipv4())
+    }
+
     /// The subnet of one family.
     pub fn subnet(&self, v6: bool) -> Option<Subnet> {
         self.subnets

@@ -5,6 +5,7 @@ use super::{
     egress::numbered,
     error::Left,
     host::{Session, namespace},
+    netfilter::{report_closed_v6, will_serve_v6},
     network::{self, Prepared},
     publish, repair, slot,
     step::{Step, World, endpoint_alias, endpoint_steps},
@@ -209,10 +210,15 @@ impl Host {
                 attach(session, id, wish, None, &netns, path, root.as_ref())
             })
         });
-        if attached.is_err() {
-            session.abandon_if_fresh();
-        }
-        Ok(Attachment::of(self, attached?, start))
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                session.abandon_if_fresh();
+                return Err(error);
+            }
+        };
+        report_closed_v6(&session.record, &attached.network)?;
+        Ok(Attachment::of(self, attached, start))
     }
 
     /// What an attach would do. Nothing is changed.
@@ -639,8 +645,13 @@ fn addresses(
         }
     }
     let leases = session.state.leases(network.number)?;
+    let serves_v6 = will_serve_v6(session)?;
+    let mut asked = wish.addresses.iter();
+    if let Some(address) = asked.find(|address| !serves_v6 && address.is_ipv6()) {
+        return Err(Error::NoIp6tables(format!("--ip {address}")));
+    }
     let mut chosen = Vec::with_capacity(2);
-    for subnet in &network.subnets {
+    for subnet in network.served(serves_v6) {
         let v6 = subnet.gateway().is_ipv6();
         let wanted = wish
             .addresses
@@ -649,12 +660,15 @@ fn addresses(
             .find(|address| address.is_ipv6() == v6);
         let drawn = match wanted {
             Some(address) => Some(address),
-            None => ipam::draw(*subnet, &excluded, &leases, &mut rand::rng())?,
+            None => ipam::draw(subnet, &excluded, &leases, &mut rand::rng())?,
         };
         chosen.push(drawn.ok_or_else(|| Error::SubnetFull {
             network: network.name.clone(),
             subnet: subnet.to_string(),
         })?);
     }
-    Ok(chosen)
+    match chosen.is_empty() {
+        true => Err(Error::NoIp6tables(format!("network {}", network.name))),
+        false => Ok(chosen),
+    }
 }

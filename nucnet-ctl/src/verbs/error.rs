@@ -241,6 +241,9 @@ pub enum Error {
     /// Only programs can do it.
     #[error("{0} is not possible where iptables carries packets")]
     OtherDatapath(&'static str),
+    /// No rule can be written for IPv6.
+    #[error("{0}: IPv6 is closed where iptables carries packets and there is no ip6tables")]
+    NoIp6tables(String),
     /// A program of the host's did not do what it was to do.
     #[error(transparent)]
     Helper(#[from] helper::Error),
@@ -403,6 +406,7 @@ impl Error {
             | Self::Output(_)
             | Self::Teardown { .. } => Kind::Operation,
             Self::OtherDatapath(_)
+            | Self::NoIp6tables(_)
             | Self::NoSlots
             | Self::NoResolver(_)
             | Self::NotPermitted(_)
@@ -524,6 +528,7 @@ impl Error {
             Self::OtherDatapath(_) => {
                 Some("use --datapath ebpf on a kernel that can load it".to_owned())
             }
+            Self::NoIp6tables(_) => Some("install ip6tables, or use --datapath ebpf".to_owned()),
             Self::Helper(helper::Error::Missing(_)) => {
                 Some("install iptables, or use --datapath ebpf".to_owned())
             }

@@ -107,6 +107,10 @@ impl Host {
             return Ok(());
         };
         for family in Family::ALL {
+            let is_closed = !netfilter.has(family) && record.address(family.is_v6()).is_some();
+            if is_closed {
+                details.endpoint.state = degraded(details.endpoint.state);
+            }
             let saved = netfilter.saved(family)?;
             if family == Family::Ipv4 && !saved.has_own() {
                 details.endpoint.state = degraded(details.endpoint.state);

@@ -257,6 +257,9 @@ fn intend(session: &mut Session, spec: &MappingSpec) -> Result<Intent, Error> {
             }
         });
     }
+    if spec.ext_ip().is_ipv6() && !netfilter::will_serve_v6(session)? {
+        return Err(Error::NoIp6tables(spec.to_string()));
+    }
     let lan = check(session, spec)?;
     refuse_conflicts(session, spec, &records)?;
     let number = session.record.next.endpoint()?;

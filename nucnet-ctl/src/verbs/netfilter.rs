@@ -136,6 +136,46 @@ pub(super) fn of_host(record: &HostRecord) -> Result<Option<Netfilter>, Error> {
     }
 }
 
+/// Whether IPv6 is served. Nobody knows which rules of it there are where rules carry packets and
+/// there is no `ip6tables`, so it is off on nucnet's bridges there.
+pub(super) fn serves_v6(record: Option<&HostRecord>) -> Result<bool, Error> {
+    let netfilter = record.map(of_host).transpose()?.flatten();
+    Ok(netfilter.is_none_or(|netfilter| netfilter.has(Family::Ipv6)))
+}
+
+/// The same of what is going to carry packets once the verb has settled it.
+pub(super) fn will_serve_v6(session: &Session) -> Result<bool, Error> {
+    if session.coming_kind() == DatapathKind::Ebpf {
+        return Ok(true);
+    }
+    match of_host(&session.record)? {
+        Some(netfilter) => Ok(netfilter.has(Family::Ipv6)),
+        None => Ok(Netfilter::open(netfilter::detect()?)?.has(Family::Ipv6)),
+    }
+}
+
+/// Says of a network that it lacks IPv6 for want of a program, if it does.
+pub(super) fn report_closed_v6(record: &HostRecord, network: &NetworkRecord) -> Result<(), Error> {
+    if network.subnet(true).is_some() && !serves_v6(Some(record))? {
+        tracing::warn!(
+            network = %network.name,
+            "there is no ip6tables, so IPv6 is closed: nothing of it passes, and endpoints get no \
+             address of it"
+        );
+    }
+    Ok(())
+}
+
+/// Has nothing of IPv6 come in by a bridge, nor leave by it.
+pub(super) fn close_v6(network: &NetworkRecord) -> Result<(), Error> {
+    let bridge = network.bridge.as_str();
+    match Sysctl::link(sysctl::Family::Ipv6, bridge, LinkKey::DisableIpv6).write("1") {
+        // The bridge is gone, or not there yet, or there is no IPv6.
+        Err(sysctl::Error::NotFound { .. }) => Ok(()),
+        result => Ok(result.map(drop)?),
+    }
+}
+
 /// Lets what the host sends from 127.0.0.1 leave by a bridge, and the answers come back. Whatever
 /// else asks there for such an address is dropped by the guards.
 pub(super) fn route_loopback(network: &NetworkRecord, value: &str) -> Result<(), Error> {

@@ -184,10 +184,15 @@ impl Host {
         check(&wish)?;
         let mut session = self.open()?;
         let created = session.with_fallback(|session| create(session, name, wish.clone()));
-        if created.is_err() {
-            session.abandon_if_fresh();
-        }
-        created.map(|record| NetworkView::new(&record))
+        let record = match created {
+            Ok(record) => record,
+            Err(error) => {
+                session.abandon_if_fresh();
+                return Err(error);
+            }
+        };
+        netfilter::report_closed_v6(&session.record, &record)?;
+        Ok(NetworkView::new(&record))
     }
 
     /// What creating a network would do. Nothing is changed.
@@ -365,6 +370,10 @@ fn design(
     let asked = wish.clone().unwrap_or_default();
     let taken = Taken::look(session)?;
     let subnets = subnets(name, &asked, &taken)?;
+    let is_v6_only = subnets.iter().all(|subnet| subnet.gateway().is_ipv6());
+    if is_v6_only && !netfilter::will_serve_v6(session)? {
+        return Err(Error::NoIp6tables(format!("network {name}")));
+    }
     let mut record = lay_out(session, name, asked, subnets, &taken)?;
     record.wish = wish;
     Ok(record)

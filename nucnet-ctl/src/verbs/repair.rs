@@ -60,7 +60,7 @@ fn look(
         None => Vec::new(),
     };
     let mut view = View::new(&session.netlink, links, datapath.as_ref(), mounts)?;
-    view.kind = session.kind();
+    view.carried_by(session.kind(), rules::serves_v6(Some(&session.record))?);
     let sight = view.endpoint(endpoint, Some(network), Some(netns))?;
     let mut unexplained = Unexplained::default();
     if let Some(datapath) = &datapath {
@@ -90,7 +90,7 @@ pub(super) fn of_network(session: &Session, network: &NetworkRecord) -> Result<V
     let datapath = session.open_datapath()?;
     let link = session.netlink.find_link(network.bridge.as_str())?;
     let mut view = View::new(&session.netlink, link, datapath.as_ref(), Vec::new())?;
-    view.kind = session.kind();
+    view.carried_by(session.kind(), rules::serves_v6(Some(&session.record))?);
     Ok(drift::of_network(network, &view.network(network)?))
 }
 

@@ -52,6 +52,8 @@ pub(super) struct View<'a> {
     pub(super) datapath: Option<&'a Datapath>,
     /// What carries packets.
     pub(super) kind: DatapathKind,
+    /// Whether IPv6 is served by it.
+    serves_v6: bool,
     programs: Vec<bpf::ProgramStatus>,
     pub(super) attachments: Vec<Attachment>,
     mounts: Vec<resolv::Mount>,
@@ -78,11 +80,17 @@ impl<'a> View<'a> {
                 .collect(),
             datapath,
             kind: DatapathKind::Ebpf,
+            serves_v6: true,
             programs,
             attachments,
             mounts,
             neighbours: RefCell::default(),
         })
+    }
+
+    /// Says what carries packets, and whether it serves IPv6.
+    pub(super) fn carried_by(&mut self, kind: DatapathKind, serves_v6: bool) {
+        (self.kind, self.serves_v6) = (kind, serves_v6);
     }
 
     fn has_neighbour(&self, neighbour: &Neighbour) -> Result<bool, Error> {
@@ -181,12 +189,13 @@ impl<'a> View<'a> {
             entry: by_rules || self.has_network_entry(network)?,
             addresses: Vec::new(),
             not_forwarding: Vec::new(),
+            is_open: by_rules && self.is_open(network),
         };
         if matches!(bridge, LinkSight::Absent | LinkSight::Foreign) {
             return Ok(sight);
         }
         let present = self.netlink.addresses_of(index)?;
-        for subnet in &network.subnets {
+        for subnet in network.served(self.serves_v6) {
             let gateway = subnet.gateway();
             if !present.iter().any(|a| a.address == subnet.gateway_net()) {
                 sight.addresses.push(gateway);
@@ -202,6 +211,14 @@ impl<'a> View<'a> {
             }
         }
         Ok(sight)
+    }
+
+    /// Whether IPv6 comes in by a bridge where no rule is about it.
+    fn is_open(&self, network: &NetworkRecord) -> bool {
+        let has_rules = self.serves_v6 && network.subnet(true).is_some();
+        let bridge = network.bridge.as_str();
+        let off = Sysctl::link(Family::Ipv6, bridge, LinkKey::DisableIpv6);
+        !has_rules && off.read().is_ok_and(|value| value == "0")
     }
 
     fn has_network_entry(&self, network: &NetworkRecord) -> Result<bool, Error> {
@@ -263,7 +280,8 @@ impl<'a> View<'a> {
             };
         }
         if let Some(bridge) = bridge {
-            for &address in &endpoint.addresses {
+            let served = |address: &&IpAddr| self.serves_v6 || address.is_ipv4();
+            for &address in endpoint.addresses.iter().filter(served) {
                 let neighbour = Neighbour {
                     link: bridge,
                     address,

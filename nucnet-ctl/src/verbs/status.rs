@@ -176,7 +176,8 @@ impl Host {
         let netlink = Netlink::open()?;
         let mounts = resolv::mounts(&self.options.state_dir)?;
         let mut view = View::new(&netlink, netlink.links()?, datapath.as_ref(), mounts)?;
-        view.kind = kind;
+        let serves_v6 = rules::serves_v6(record.as_ref())?;
+        view.carried_by(kind, serves_v6);
         let mut found = Vec::new();
         let uplinks = view.uplinks_of(&networks, &mut found)?;
         let network_views = view.networks(&networks, &endpoints, &mut found)?;
@@ -198,6 +199,10 @@ impl Host {
             found.extend(
                 Unexplained {
                     rules,
+                    closed_v6: match serves_v6 {
+                        true => Vec::new(),
+                        false => closed_v6(&networks),
+                    },
                     ..Unexplained::default()
                 }
                 .drift(),
@@ -270,6 +275,14 @@ fn reason(choice: DatapathChoice, carrier: Option<&DatapathRecord>, is_loaded: b
         (_, DatapathChoice::Auto) => "this kernel runs it, and it is the best there is".to_owned(),
         _ => "asked for by --datapath".to_owned(),
     }
+}
+
+/// The bridges on which IPv6 would be served.
+fn closed_v6(networks: &[NetworkRecord]) -> Vec<String> {
+    let served = networks
+        .iter()
+        .filter(|network| network.subnet(true).is_some());
+    served.map(|network| network.bridge.to_string()).collect()
 }
 
 fn object(pinned: Option<Pinned>) -> ObjectStatus {

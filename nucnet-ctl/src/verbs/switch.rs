@@ -56,7 +56,10 @@ fn of_network(network: &NetworkRecord, kind: DatapathKind) -> Vec<Step> {
     steps.retain(|step| {
         let is_meant = matches!(
             step,
-            Step::BridgeSysctls(_) | Step::NetworkEntry(_) | Step::BridgeProgram(_)
+            Step::BridgeSysctls(_)
+                | Step::BridgeAddresses(_)
+                | Step::NetworkEntry(_)
+                | Step::BridgeProgram(_)
         );
         is_meant && step.is_of(kind)
     });

@@ -2,7 +2,8 @@
 //! filesystem and a cgroup2 hierarchy.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Output},
     thread,
@@ -22,6 +23,11 @@ use nucnet_ctl::{
     },
 };
 use serde_json::Value;
+
+/// Where the host's programs are.
+const PROGRAMS: &str = "/usr/sbin";
+/// Where they are kept while some are taken away.
+const KEPT: &str = "/mnt";
 
 /// The host: namespaces of the calling thread.
 pub(crate) struct Lab {
@@ -165,6 +171,29 @@ impl Lab {
         let error: Value = serde_json::from_str(&text)
             .unwrap_or_else(|error| panic!("{arguments}: {error}: {text:?}"));
         (code, error["error"].clone())
+    }
+
+    /// Takes programs away from this host, and from no other, until they are
+    /// [given back](Lab::give_back).
+    pub(crate) fn take_away(&self, is_meant: impl Fn(&str) -> bool) {
+        // Nothing is run from where others than root could put it.
+        let (programs, kept) = (Path::new(PROGRAMS), Path::new(KEPT));
+        mounted(PROGRAMS, kept, None, MsFlags::MS_BIND);
+        mounted("tmpfs", programs, Some("tmpfs"), MsFlags::empty());
+        fs::set_permissions(programs, Permissions::from_mode(0o755)).expect("mode");
+        for entry in fs::read_dir(kept).expect("programs").flatten() {
+            let name = entry.file_name();
+            if !is_meant(&name.to_string_lossy()) {
+                symlink(entry.path(), programs.join(name)).expect("link");
+            }
+        }
+    }
+
+    /// Gives all programs back.
+    pub(crate) fn give_back(&self) {
+        for place in [PROGRAMS, KEPT] {
+            umount2(place, MntFlags::MNT_DETACH).expect("unmount");
+        }
     }
 
     /// All that there is on the host, and in its containers, that nucnet could have made or

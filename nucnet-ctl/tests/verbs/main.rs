@@ -4,6 +4,7 @@ mod egress;
 mod endpoints;
 mod faults;
 mod flows;
+mod ip6tables;
 mod lab;
 mod nat;
 mod repair;

@@ -21,7 +21,8 @@ impl World<'_> {
             endpoint.default_route = default_route;
         }
         // With its first port the bridge gets carrier, and only then its addresses work.
-        let gateways = self.network().subnets.iter().map(|subnet| subnet.gateway());
+        let subnets = self.network().served(self.serves_v6()?);
+        let gateways = subnets.map(|subnet| subnet.gateway());
         await_addresses(self.netlink(), self.bridge_link()?, gateways)
     }
 

@@ -258,6 +258,11 @@ impl World<'_> {
     /// Tells the host where an endpoint's addresses are.
     pub(super) fn introduce(&self, endpoint: &EndpointRecord) -> Result<(), Error> {
         let (link, mac) = (self.bridge_link()?, endpoint.mac.octets());
+        let serves_v6 = self.serves_v6()?;
+        let served = || {
+            let addresses = endpoint.addresses.iter();
+            addresses.filter(|address| serves_v6 || address.is_ipv4())
+        };
         if endpoint.datapath == DatapathKind::Iptables {
             if let Some(port) = endpoint.link {
                 self.netlink().ensure_station(port, mac)?;
@@ -269,11 +274,11 @@ impl World<'_> {
                     );
                 }
             }
-            for address in endpoint.addresses.iter().filter(|a| a.is_ipv6()) {
+            for address in served().filter(|address| address.is_ipv6()) {
                 self.netlink().ensure_proxy(link, *address)?;
             }
         }
-        endpoint.addresses.iter().try_for_each(|address| {
+        served().try_for_each(|address| {
             Ok(self.netlink().ensure_neighbour(&Neighbour {
                 link,
                 address: *address,

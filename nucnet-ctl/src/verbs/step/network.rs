@@ -7,7 +7,10 @@ use crate::{
         sysctl::{self, Family, LinkKey, Sysctl},
     },
     model::record::{DatapathKind, NetworkRecord, State},
-    verbs::Error,
+    verbs::{
+        Error,
+        netfilter::{close_v6, serves_v6},
+    },
 };
 use ipnet::IpNet;
 use nucnet_common::abi;
@@ -77,11 +80,16 @@ impl World<'_> {
     }
 
     pub(super) fn set_bridge_addresses(&self) -> Result<(), Error> {
-        let subnets = self.network().subnets.iter();
+        let subnets = self.network().served(self.serves_v6()?);
         let wanted: Vec<IpNet> = subnets.map(|subnet| subnet.gateway_net()).collect();
         self.netlink()
             .converge_addresses(self.bridge_link()?, &wanted)?;
         Ok(())
+    }
+
+    /// Whether IPv6 is served by what carries packets.
+    pub(super) fn serves_v6(&self) -> Result<bool, Error> {
+        serves_v6(Some(&self.session.record))
     }
 
     pub(super) fn bridge_link(&self) -> Result<u32, Error> {
@@ -96,7 +104,12 @@ impl World<'_> {
     pub(super) fn set_bridge_sysctls(&self) -> Result<(), Error> {
         let network = self.network();
         let bridge = network.bridge.as_str();
-        for subnet in &network.subnets {
+        let serves_v6 = self.serves_v6()?;
+        if !serves_v6 || network.subnet(true).is_none() {
+            // The kernel would give it an address of its own, which no policy is about.
+            close_v6(network)?;
+        }
+        for subnet in network.served(serves_v6) {
             let family = match subnet.gateway() {
                 IpAddr::V4(_) => Family::Ipv4,
                 IpAddr::V6(_) => Family::Ipv6,
@@ -168,6 +181,9 @@ impl World<'_> {
             };
             self.make_port(&link)?;
             self.introduce(&endpoint)?;
+            if endpoint.datapath == DatapathKind::Iptables {
+                continue;
+            }
             let endpoints = &mut self.datapath()?.endpoints;
             if let Some(mut entry) = endpoints.get(&link.index)?
                 && entry.number == endpoint.number

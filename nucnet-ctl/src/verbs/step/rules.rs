@@ -20,7 +20,7 @@ use crate::{
     },
     verbs::{
         Error, OpenFlows,
-        netfilter::{Recorded, leave_unused, of_host, route_loopback},
+        netfilter::{Recorded, close_v6, leave_unused, of_host, route_loopback},
     },
 };
 use std::net::IpAddr;
@@ -193,6 +193,10 @@ impl World<'_> {
             .filter(|network| !serves_loopback(wanted, network))
         {
             route_loopback(network, "0")?;
+        }
+        if !netfilter.has(Family::Ipv6) {
+            // What was wanted before may be there, and what is wanted now is not.
+            wanted.networks.iter().try_for_each(|it| close_v6(it))?;
         }
         for family in Family::ALL {
             let change = netfilter.apply(family, &wanted.chains(family))?;
