@@ -495,16 +495,10 @@ impl Packet {
                     checksum: 0,
                 };
                 if checksum {
-                    header.checksum = match (self.source, self.destination) {
-                        (IpAddr::V4(from), IpAddr::V4(to)) => {
-                            header.calc_checksum_ipv4_raw(from.octets(), to.octets(), &self.payload)
-                        }
-                        (IpAddr::V6(from), IpAddr::V6(to)) => {
-                            header.calc_checksum_ipv6_raw(from.octets(), to.octets(), &self.payload)
-                        }
-                        _ => unreachable!("a packet has one family"),
-                    }
-                    .expect("length");
+                    header.checksum = self.checksum(
+                        |from, to, payload| header.calc_checksum_ipv4_raw(from, to, payload),
+                        |from, to, payload| header.calc_checksum_ipv6_raw(from, to, payload),
+                    );
                 }
                 header.to_bytes().to_vec()
             }
@@ -516,17 +510,25 @@ impl Packet {
     }
 
     fn tcp_bytes(&self, mut header: TcpHeader) -> Vec<u8> {
-        header.checksum = match (self.source, self.destination) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                header.calc_checksum_ipv4_raw(from.octets(), to.octets(), &self.payload)
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                header.calc_checksum_ipv6_raw(from.octets(), to.octets(), &self.payload)
-            }
+        header.checksum = self.checksum(
+            |from, to, payload| header.calc_checksum_ipv4_raw(from, to, payload),
+            |from, to, payload| header.calc_checksum_ipv6_raw(from, to, payload),
+        );
+        header.to_bytes().to_vec()
+    }
+
+    /// That of a transport header, by the way that its family has.
+    fn checksum<E: std::fmt::Debug>(
+        &self,
+        v4: impl Fn([u8; 4], [u8; 4], &[u8]) -> Result<u16, E>,
+        v6: impl Fn([u8; 16], [u8; 16], &[u8]) -> Result<u16, E>,
+    ) -> u16 {
+        match (self.source, self.destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => v4(from.octets(), to.octets(), &self.payload),
+            (IpAddr::V6(from), IpAddr::V6(to)) => v6(from.octets(), to.octets(), &self.payload),
             _ => unreachable!("a packet has one family"),
         }
-        .expect("length");
-        header.to_bytes().to_vec()
+        .expect("length")
     }
 
     fn icmp_bytes(&self, start: [u8; 8]) -> Vec<u8> {
