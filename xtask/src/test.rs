@@ -240,8 +240,9 @@ impl Session<'_> {
             // It did not build, or died of a signal.
             count.failed = 1;
         }
-        for skipped in report.skipped.iter().chain(&report.ignored) {
-            eprintln!("  {skipped}");
+        let told = [&report.skipped, &report.ignored, &report.partly];
+        for line in told.into_iter().flatten() {
+            eprintln!("  {line}");
         }
         self.end(title, step, count, &report.failures);
         Ok(())
@@ -312,6 +313,8 @@ struct Report {
     counted: Count,
     /// Lines in which a test says why it cannot run. The harness takes it for passed.
     skipped: Vec<String>,
+    /// Lines in which a test that ran says what of it could not.
+    partly: Vec<String>,
     /// The same, where the harness knows.
     ignored: Vec<String>,
     /// What failed and how.
@@ -335,6 +338,9 @@ impl Report {
     fn line(&mut self, line: &str) {
         if self.part == Part::Successes && line.starts_with("skipped: ") {
             self.skipped.push(line.to_owned());
+        }
+        if self.part == Part::Successes && line.starts_with("skipped in part: ") {
+            self.partly.push(line.to_owned());
         }
         if let Some((name, reason)) = line.split_once(" ... ignored (skipped: ") {
             let name = name.trim_start_matches("test ").trim_end();
@@ -423,6 +429,23 @@ mod tests {
         assert_eq!((count.passed, count.failed, count.skipped), (1, 0, 2));
         assert_eq!(report.skipped, ["skipped: not root"]);
         assert!(report.failures.is_empty(), "{:?}", report.failures);
+    }
+
+    #[test]
+    fn test_that_says_skipped_in_part_counts_and_is_told() {
+        let report = report(
+            "running 1 test\n\
+             test a ... ok\n\
+             \n\
+             successes:\n\
+             \n\
+             ---- a stdout ----\n\
+             skipped in part: no bpftool\n\
+             \n\
+             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        );
+        assert_eq!((report.count().passed, report.count().skipped), (1, 0));
+        assert_eq!(report.partly, ["skipped in part: no bpftool"]);
     }
 
     #[test]

@@ -35,14 +35,14 @@ pub struct Guest {
     relay: Option<Relay>,
 }
 
-/// What `nucnet-ctl slot create` prints.
+/// A slot, by what `nucnet-ctl slot create` printed.
 #[derive(Clone, Debug)]
-pub struct SlotOf {
+pub struct Slot {
     /// All of it.
     pub json: Value,
 }
 
-impl SlotOf {
+impl Slot {
     fn text(&self, key: &str) -> Result<&str> {
         let value = self.json[key].as_str();
         value.with_context(|| format!("no `{key}` in {}", self.json))
@@ -62,19 +62,19 @@ impl Lab {
     ///
     /// # Errors
     /// `nucnet-ctl` fails, or prints no JSON.
-    pub fn slot(&self, number: u32, arguments: &[&str]) -> Result<SlotOf> {
+    pub fn slot(&self, number: u32, arguments: &[&str]) -> Result<Slot> {
         let number = number.to_string();
         let mut all = vec!["-o", "json", "slot", "create", &number];
         all.extend(arguments);
         let json = self.nucnet(&all)?.expect(0)?.json()?;
-        Ok(SlotOf { json })
+        Ok(Slot { json })
     }
 
     /// Boots a guest in a slot.
     ///
     /// # Errors
     /// The kernel refuses something.
-    pub fn guest(&self, name: &str, slot: &SlotOf) -> Result<Guest> {
+    pub fn guest(&self, name: &str, slot: &Slot) -> Result<Guest> {
         let node = Node::bare(name)?;
         let tap = open_tap(format!("/proc/{}/ns/net", node.pid()).as_ref(), "eth0")?;
         let prefix = slot.text("netmask")?.parse::<Ipv4Addr>()?.to_bits();
@@ -125,7 +125,7 @@ impl Guest {
     ///
     /// # Errors
     /// The TAP cannot be opened.
-    pub fn resume(&mut self, lab: &Lab, slot: &SlotOf) -> Result<()> {
+    pub fn resume(&mut self, lab: &Lab, slot: &Slot) -> Result<()> {
         self.pause();
         let netns = lab.host.path(slot.text("netns")?);
         let far = open_tap(&netns, slot.text("tap")?)?;

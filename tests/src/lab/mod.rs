@@ -40,7 +40,7 @@ use anyhow::Result;
 pub use addresses::{
     FAR, Family, HOST, HOST2, LAN_CLIENT, LAN_HOST, LAN_SERVER, OUTSIDE, OUTSIDE2, Pair,
 };
-pub use guest::{Guest, SlotOf};
+pub use guest::{Guest, Slot};
 pub use lan::Lan;
 pub use node::Node;
 pub use nucnet::{Endpoint, Outcome};

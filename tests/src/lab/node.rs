@@ -291,7 +291,7 @@ impl Node {
             socket.set_only_v6(true)?;
         }
         socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
+        bind_patiently(&socket, address)?;
         socket.listen(4096)?;
         Ok(socket.into())
     }

@@ -1,10 +1,12 @@
 //! Slots of microVMs: guests of one snapshot, each in a place of its own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nucnet_ctl::kernel::netns::{NetnsFd, run_in};
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
-use nucnet_tests::lab::{FAR, HOST, Lab, Node, OUTSIDE, SlotOf, web};
+use nucnet_tests::lab::{FAR, HOST, Lab, Node, OUTSIDE, Slot, web};
 
 use crate::case::{Case, Families, Scenario, silent};
 use crate::transfers::downloaded;
@@ -72,7 +74,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-fn only_v4(case: &Case) -> Result<&Lab> {
+/// The lab, where there can be slots.
+fn with_slots(case: &Case) -> Result<&Lab> {
     case.only_nucnet()?;
     Ok(&case.lab)
 }
@@ -85,12 +88,12 @@ fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
 
-fn host_ip(slot: &SlotOf) -> Result<IpAddr> {
+fn host_ip(slot: &Slot) -> Result<IpAddr> {
     slot.address("host_ip")
 }
 
 fn leaves(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(1, &[])?;
     let guest = lab.guest("guest", &slot)?;
     let _server = server(&lab.outside, 80)?;
@@ -109,7 +112,7 @@ fn leaves(case: &Case) -> Result<()> {
 }
 
 fn reached(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(1, &["-p", "8080:80"])?;
     let guest = lab.guest("guest", &slot)?;
     let _server = server(&guest.node, 80)?;
@@ -130,34 +133,41 @@ fn reached(case: &Case) -> Result<()> {
 }
 
 fn clones(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let mut guests = Vec::new();
-    for number in [1, 2] {
-        let slot = lab.slot(number, &["-p", &format!("808{number}:80")])?;
+    for (number, port) in [(1, 8081), (2, 8082)] {
+        let slot = lab.slot(number, &["-p", &format!("{port}:80")])?;
         let guest = lab.guest(&format!("guest{number}"), &slot)?;
         let server = server(&guest.node, 80)?;
-        guests.push((slot, guest, server));
+        guests.push((slot, port, guest, server));
     }
     let _server = server(&lab.outside, 80)?;
-    for (index, (slot, guest, server)) in guests.iter().enumerate() {
-        let port = if index == 0 { 8081 } else { 8082 };
+    for (slot, port, _, server) in &guests {
         let before = server.clients().len();
-        case.who(&lab.outside, at(HOST.v4, port))?;
+        case.who(&lab.outside, at(HOST.v4, *port))?;
         case.who(&lab.host, at(host_ip(slot)?, 80))?;
         ensure!(
             server.clients().len() == before + 2,
             "the wrong guest answered"
         );
-        // From one and the same source port, at the same time.
-        let socket = guest.node.listen(([0, 0, 0, 0], 5000).into())?;
-        drop(socket);
-        case.who(&guest.node, at(OUTSIDE.v4, 80))?;
     }
+    // Connections from one and the same address and port, both open before either is used.
+    let mut streams = Vec::new();
+    for (slot, _, guest, _) in &guests {
+        let from = SocketAddr::new(slot.address("guest_ip")?, 5000);
+        let to = at(OUTSIDE.v4, 80);
+        streams.push(guest.node.connect_from(Some(from), to, SOON)?);
+    }
+    let seen: Vec<_> = streams.into_iter().map(web::who).collect::<Result<_>>()?;
+    ensure!(
+        seen[0] != seen[1] && seen.iter().all(|seen| seen.ip() == IpAddr::V4(HOST.v4)),
+        "the server sees {seen:?}"
+    );
     Ok(())
 }
 
 fn guarded(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let one = lab.slot(1, &[])?;
     let two = lab.slot(2, &[])?;
     let (first, second) = (lab.guest("first", &one)?, lab.guest("second", &two)?);
@@ -200,7 +210,7 @@ fn guarded(case: &Case) -> Result<()> {
 }
 
 fn resumed(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let one = lab.slot(1, &["-p", "8080:80"])?;
     let mut guest = lab.guest("guest", &one)?;
     let _server = server(&guest.node, 80)?;
@@ -215,6 +225,11 @@ fn resumed(case: &Case) -> Result<()> {
     case.who(&lab.outside, at(HOST.v4, 8080))?;
     case.who(&lab.host, at(host_ip(&two)?, 80))?;
     case.who(&guest.node, at(OUTSIDE.v4, 80))?;
+    let old = lab.host.connect(at(host_ip(&one)?, 80), NEVER);
+    ensure!(
+        old.is_err(),
+        "the old slot's address still leads to a guest"
+    );
     let mac = |text: &str| -> Option<String> {
         let words: Vec<&str> = text.split_whitespace().collect();
         let at = words.iter().position(|word| *word == "lladdr")?;
@@ -228,8 +243,8 @@ fn resumed(case: &Case) -> Result<()> {
     let flows = lab.nucnet(&["-o", "json", "flows"])?.expect(0)?.json()?;
     let flows = flows.as_array().context("no list")?;
     ensure!(
-        flows.iter().all(|flow| flow["endpoint"] == "slot-2"),
-        "flows of the removed slot: {flows:?}"
+        !flows.is_empty() && flows.iter().all(|flow| flow["endpoint"] == "slot-2"),
+        "not the flows of slot-2 alone: {flows:?}"
     );
     // The place is free for another.
     lab.slot(1, &[])?;
@@ -237,7 +252,7 @@ fn resumed(case: &Case) -> Result<()> {
 }
 
 fn told(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(1, &[])?;
     let guest = lab.guest("guest", &slot)?;
     // Nobody listens there: the answer is an error that quotes what was sent.
@@ -252,22 +267,34 @@ fn told(case: &Case) -> Result<()> {
             .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused),
         "{error:?}"
     );
-    // The first hop answers with the name that the guest has for it.
-    let output = guest
-        .node
-        .command("ping")
-        .args(["-n", "-c", "1", "-W", "2", "-t", "1"])
-        .arg(FAR.v4.to_string())
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let gateway = slot.address("gateway")?.to_string();
-    ensure!(text.contains(&format!("From {gateway}")), "{text}");
+    // The first hop answers with the name that the guest has for it, about what lives too short
+    // and about what is too long for the way.
+    lab.host.ip(&format!(
+        "route add {} via {} mtu lock 1300",
+        FAR.v4, OUTSIDE.v4
+    ))?;
+    let gateway = slot.address("gateway")?;
+    for (arguments, told) in [
+        (&["-t", "1"][..], "Time to live exceeded"),
+        (&["-M", "do", "-s", "1400"], "mtu = 1300"),
+    ] {
+        let mut ping = guest.node.command("ping");
+        ping.args(["-n", "-c", "1", "-W", "2"]).args(arguments);
+        let output = ping.arg(FAR.v4.to_string()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let from_gateway = format!("From {gateway} ");
+        ensure!(
+            text.lines()
+                .any(|line| line.starts_with(&from_gateway) && line.contains(told)),
+            "{arguments:?}: {text}"
+        );
+    }
     Ok(())
 }
 
 fn download(case: &Case) -> Result<()> {
     const SIZE: usize = 64 << 20;
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(1, &["-p", "8080:80"])?;
     let guest = lab.guest("guest", &slot)?;
     let (_inside, _outside) = (server(&guest.node, 80)?, server(&lab.outside, 80)?);
@@ -288,7 +315,7 @@ fn download(case: &Case) -> Result<()> {
 }
 
 fn forged(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(1, &[])?;
     let guest = lab.guest("guest", &slot)?;
     let _server = case.udp(&lab.outside, 53)?;
@@ -319,7 +346,7 @@ fn forged(case: &Case) -> Result<()> {
 }
 
 fn verbs(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(7, &[])?;
     ensure!(
         slot.json["id"] == "slot-7" && slot.json["slot"] == 7,
@@ -391,35 +418,36 @@ fn verbs(case: &Case) -> Result<()> {
 }
 
 fn repaired(case: &Case) -> Result<()> {
-    let lab = only_v4(case)?;
+    let lab = with_slots(case)?;
     let slot = lab.slot(1, &[])?;
     let netns = lab.host.path(slot.json["netns"].as_str().context("netns")?);
-    let inside = |words: &[&str]| -> Result<()> {
-        let net = format!("--net={}", netns.display());
-        let status = std::process::Command::new("nsenter")
-            .arg(net)
-            .args(words)
-            .status()?;
-        ensure!(status.success(), "{words:?}: {status}");
-        Ok(())
+    let drift = || -> Result<Vec<serde_json::Value>> {
+        let status = lab.nucnet(&["-o", "json", "status", "--sample", "0s"])?;
+        let status = status.expect(0)?.json()?;
+        Ok(status["drift"].as_array().context("no drift")?.clone())
     };
+    let _server = case.udp(&lab.outside, 53)?;
     for damage in [
-        &["ip", "link", "del", "tap0"][..],
-        &["tc", "qdisc", "del", "dev", "eth0", "clsact"],
-        &["ip", "link", "set", "eth0", "down"],
+        "ip link del tap0",
+        "tc qdisc del dev eth0 clsact",
+        "ip link set eth0 down",
     ] {
-        inside(damage)?;
-        let status = lab
-            .nucnet(&["-o", "json", "status", "--sample", "0s"])?
-            .expect(0)?
-            .json()?;
-        let drift = status["drift"].as_array().context("no drift")?;
-        ensure!(!drift.is_empty(), "{damage:?} is not seen");
+        let mut words = damage.split(' ');
+        let mut command = Command::new(words.next().context("a program")?);
+        let inside = NetnsFd::open(&netns)?;
+        let status = run_in(&inside, || command.args(words).status())??;
+        ensure!(status.success(), "{damage}: {status}");
+        let found = drift()?;
+        ensure!(
+            !found.is_empty() && found.iter().all(|drift| drift["id"] == "endpoint slot-1"),
+            "after {damage}: {found:?}"
+        );
         lab.slot(1, &[])?;
+        let left = drift()?;
+        ensure!(left.is_empty(), "{damage} is not mended: {left:?}");
         let guest = lab.guest("guest", &slot)?;
-        let _server = case.udp(&lab.outside, 53)?;
         case.who_udp(&guest.node, at(OUTSIDE.v4, 53))
-            .with_context(|| format!("after {damage:?}"))?;
+            .with_context(|| format!("after {damage}"))?;
     }
     Ok(())
 }
