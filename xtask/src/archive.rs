@@ -38,6 +38,21 @@ impl Archive {
         Ok(archive)
     }
 
+    /// The same for the release that this machine runs.
+    pub(crate) fn of_this_release(directory: &Path) -> Result<Self> {
+        let codename = fs::read_to_string("/etc/os-release")?
+            .lines()
+            .find_map(|line| line.strip_prefix("VERSION_CODENAME=").map(str::to_owned))
+            .context("/etc/os-release names no release")?;
+        Self::open(
+            directory,
+            &[
+                format!("http://deb.debian.org/debian {codename} main"),
+                format!("http://deb.debian.org/debian-security {codename}-security main"),
+            ],
+        )
+    }
+
     /// What a package depends on directly.
     pub(crate) fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let mut depends = self.apt("apt-cache");

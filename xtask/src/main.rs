@@ -41,6 +41,8 @@ enum Verb {
     Demo(demo::Arguments),
     Bench(bench::Arguments),
     Vm(vm::Arguments),
+    /// Make the microVM that the scenarios boot, as `test` does, for scenarios run by hand
+    Microvm,
     /// Check a BPF object: no panic left in it, every map and program there, licence
     VerifyObject {
         /// The object [default: the committed one]
@@ -77,6 +79,10 @@ impl Arguments {
             Verb::Demo(demo) => demo::main(&workspace, consent, demo),
             Verb::Bench(bench) => bench::main(&workspace, consent, bench),
             Verb::Vm(vm) => vm::main(&workspace, consent, vm),
+            Verb::Microvm => {
+                println!("{}", vm::prepare_microvm(&workspace, consent)?.display());
+                Ok(())
+            }
             Verb::VerifyObject { object } => {
                 let object = object
                     .clone()

@@ -62,11 +62,18 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
     // What is under test is the object of these sources, whatever is committed.
     let rebuilt = (agreement != Agreement::Same).then(|| object::built(workspace));
     let ctl = workspace.build_ctl(Profile::Debug, rebuilt.as_deref())?;
+    let microvm = match apt::is_root() {
+        true => vm::prepare_microvm(workspace, consent)
+            .inspect_err(|error| eprintln!("no microVM to test with: {error:#}"))
+            .ok(),
+        false => None,
+    };
 
     let mut session = Session {
         workspace,
         rebuilt,
         ctl,
+        microvm,
         arguments,
         stages: Vec::new(),
     };
@@ -107,6 +114,8 @@ struct Session<'a> {
     rebuilt: Option<PathBuf>,
     /// The `nucnet-ctl` under test.
     ctl: PathBuf,
+    /// What boots a microVM, if anything can.
+    microvm: Option<PathBuf>,
     arguments: &'a Arguments,
     stages: Vec<Stage>,
 }
@@ -218,7 +227,8 @@ impl Session<'_> {
             .args(["--locked", "--no-fail-fast", "--", "--show-output"])
             .args(self.arguments.full.then_some("--include-ignored"))
             .args(&self.arguments.filter)
-            .env("NUCNET_CTL", &self.ctl);
+            .env("NUCNET_CTL", &self.ctl)
+            .envs(self.microvm.iter().map(|path| ("NUCNET_MICROVM", path)));
         let log = self
             .workspace
             .target

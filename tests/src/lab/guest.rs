@@ -43,7 +43,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    fn text(&self, key: &str) -> Result<&str> {
+    pub(super) fn text(&self, key: &str) -> Result<&str> {
         let value = self.json[key].as_str();
         value.with_context(|| format!("no `{key}` in {}", self.json))
     }

@@ -20,6 +20,7 @@ pub mod cni;
 mod drops;
 mod guest;
 mod lan;
+mod microvm;
 pub mod monitor;
 mod node;
 mod nucnet;
@@ -42,9 +43,10 @@ pub use addresses::{
 };
 pub use guest::{Guest, Slot};
 pub use lan::Lan;
+pub use microvm::{Microvm, Said};
 pub use node::Node;
 pub use nucnet::{Endpoint, Outcome};
-pub use programs::{Programs, nucnet_program, peer_program, use_programs};
+pub use programs::{Programs, microvm_program, nucnet_program, peer_program, use_programs};
 pub use snapshot::Snapshot;
 
 /// A host, a remote machine, and the wire between them.

@@ -60,6 +60,17 @@ pub fn nucnet_program() -> Option<PathBuf> {
         .map(|(_, path)| path)
 }
 
+/// What boots a microVM, with further arguments for QEMU: as `NUCNET_MICROVM` says, or as
+/// `cargo xtask test` has left it in this target directory.
+pub fn microvm_program() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("NUCNET_MICROVM") {
+        return Some(path.into());
+    }
+    let own = std::env::current_exe().ok()?;
+    let mut paths = above(&own, 3).map(|directory| directory.join("vm/microvm"));
+    paths.find(|path| path.is_file())
+}
+
 /// The directories that a file is in, from the nearest on.
 fn above(path: &Path, count: usize) -> impl Iterator<Item = &Path> {
     path.ancestors().skip(1).take(count)

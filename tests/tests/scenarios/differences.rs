@@ -30,6 +30,7 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
             "forged_packets_of_a_guest_stay_in_its_slot",
             "slots_are_endpoints_to_every_other_verb",
             "slot_that_is_damaged_is_repaired_by_creating_it_again",
+            "two_machines_boot_in_slots_and_serve_and_fetch_apart_from_each_other",
         ],
         "guests of one address are told apart by programs only: there are no slots",
     ),

@@ -28,6 +28,7 @@ mod hold;
 mod input;
 mod lifecycle;
 mod load;
+mod microvms;
 mod mtu;
 mod nat;
 mod neighbours;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         reject::SCENARIOS,
         flows::SCENARIOS,
         slots::SCENARIOS,
+        microvms::SCENARIOS,
         frames::SCENARIOS,
         errors::SCENARIOS,
         events::SCENARIOS,

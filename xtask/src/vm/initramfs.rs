@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Programs, guest, kernel::Kernel};
+use super::{
+    Programs, guest,
+    kernel::{self, Kernel},
+};
 use crate::{apt, run};
 
 /// Programs of this machine that the tests run in the guest, where it has them.
@@ -48,11 +51,7 @@ pub(super) fn write(
     programs: &Programs,
     filter: Option<&str>,
 ) -> Result<()> {
-    let mut image = Image {
-        path,
-        file: BufWriter::new(File::create(path)?),
-        present: BTreeSet::new(),
-    };
+    let mut image = Image::create(path)?;
     // By the process: a build meanwhile may have replaced the file.
     let own = format!("/proc/{}/exe", std::process::id());
     image.own_program(Path::new(&own), Path::new("/init"))?;
@@ -74,10 +73,10 @@ pub(super) fn write(
             image.file(&plugin.path(), &plugin.path())?;
         }
     }
-    for (number, (name, module)) in kernel.modules()?.iter().enumerate() {
-        let path = Path::new(guest::MODULES).join(format!("{number:03}-{name}"));
-        image.add(&path, 0o100_644, module)?;
-    }
+    image.modules(
+        kernel,
+        kernel::MODULES.into_iter().chain(kernel::EXTENSIONS),
+    )?;
     image.add(Path::new("/etc/hostname"), 0o100_644, b"guest\n")?;
     if let Some(filter) = filter {
         image.add(Path::new(guest::FILTER), 0o100_644, filter.as_bytes())?;
@@ -93,13 +92,35 @@ pub(super) fn write(
 }
 
 /// An archive being written.
-struct Image<'a> {
+pub(super) struct Image<'a> {
     path: &'a Path,
     file: BufWriter<File>,
     present: BTreeSet<PathBuf>,
 }
 
-impl Image<'_> {
+impl<'a> Image<'a> {
+    /// Begins one.
+    pub(super) fn create(path: &'a Path) -> Result<Self> {
+        Ok(Self {
+            path,
+            file: BufWriter::new(File::create(path)?),
+            present: BTreeSet::new(),
+        })
+    }
+
+    /// Modules, named so that they sort as they must be loaded.
+    pub(super) fn modules<'b>(
+        &mut self,
+        kernel: &Kernel,
+        names: impl IntoIterator<Item = &'b str>,
+    ) -> Result<()> {
+        for (number, (name, module)) in kernel.modules(names)?.iter().enumerate() {
+            let path = Path::new(guest::MODULES).join(format!("{number:03}-{name}"));
+            self.add(&path, 0o100_644, module)?;
+        }
+        Ok(())
+    }
+
     /// A program that we have built: without its debug information, most of its size.
     fn own_program(&mut self, from: &Path, to: &Path) -> Result<()> {
         let stripped = self.path.with_extension("stripped");
@@ -133,7 +154,7 @@ impl Image<'_> {
         Ok(())
     }
 
-    fn file(&mut self, from: &Path, to: &Path) -> Result<()> {
+    pub(super) fn file(&mut self, from: &Path, to: &Path) -> Result<()> {
         if self.present.contains(to) {
             return Ok(());
         }
@@ -141,15 +162,15 @@ impl Image<'_> {
         self.add(to, 0o100_755, &content)
     }
 
-    fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
+    pub(super) fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
         self.add(Path::new(path), 0o120_777, target.as_bytes())
     }
 
-    fn directory(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn directory(&mut self, path: &Path) -> Result<()> {
         self.add(path, 0o040_755, &[])
     }
 
-    fn add(&mut self, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+    pub(super) fn add(&mut self, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
         if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("/")) {
             self.directory(parent)?;
         }
@@ -170,7 +191,7 @@ impl Image<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<()> {
+    pub(super) fn finish(self) -> Result<()> {
         cpio::newc::trailer(self.file)?.flush()?;
         Ok(())
     }

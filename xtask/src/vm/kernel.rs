@@ -42,7 +42,7 @@ const RELEASES: [Release; 3] = [
 ];
 
 /// Modules that the tests use, but for those that these depend on.
-const MODULES: [&str; 10] = [
+pub(super) const MODULES: [&str; 10] = [
     "veth",
     "bridge",
     "tun",
@@ -56,7 +56,7 @@ const MODULES: [&str; 10] = [
 ];
 
 /// Modules of netfilter that rules name, loaded where a release has them.
-const EXTENSIONS: [&str; 8] = [
+pub(super) const EXTENSIONS: [&str; 8] = [
     "xt_MASQUERADE",
     "xt_nat",
     "xt_addrtype",
@@ -135,11 +135,14 @@ impl Kernel {
         })
     }
 
-    /// The modules that a guest loads, in that order: name and content. What is no module
-    /// is built in.
-    pub(super) fn modules(&self) -> Result<Vec<(String, Vec<u8>)>> {
+    /// Modules with all that they depend on, in the order in which a guest loads them: name and
+    /// content. What is no module is built in.
+    pub(super) fn modules<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<(String, Vec<u8>)>> {
         let mut loaded = Vec::new();
-        for name in MODULES.into_iter().chain(EXTENSIONS) {
+        for name in names {
             self.add(name, &mut loaded)?;
         }
         Ok(loaded)

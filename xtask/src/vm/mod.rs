@@ -3,36 +3,29 @@
 //! Each kernel is booted under QEMU, emulated: it needs no `/dev/kvm`, no root and no image,
 //! and takes seconds. The guest is an initramfs with this very program as init ([`guest`]),
 //! the test programs, and what they run. QEMU and the kernels are unpacked into
-//! `target/vm`; nothing is installed.
+//! `target/vm`; nothing is installed. Of the same parts is the microVM that scenarios boot
+//! ([`microvm`]).
 
 pub(crate) mod guest;
 mod initramfs;
 mod kernel;
+mod microvm;
 mod outcome;
+mod qemu;
 
-use std::{
-    env,
-    fs::{self, File},
-    io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     apt::{self, Consent, tool},
-    archive::Archive,
-    object,
-    progress::Step,
-    run,
+    object, run,
     workspace::{OBJECT_VARIABLE, Workspace},
 };
 use kernel::Kernel;
-use outcome::{Outcome, Table};
+pub(crate) use microvm::prepare as prepare_microvm;
+use outcome::Table;
+use qemu::Qemu;
 
 /// Test programs that depend on the kernel: package and target.
 const TIERS: [(&str, &str); 4] = [
@@ -41,13 +34,6 @@ const TIERS: [(&str, &str); 4] = [
     ("nucnet-tests", "programs"),
     ("nucnet-tests", "scenarios"),
 ];
-
-/// A guest that says nothing for so long is ended: it hangs, for while it is at work it says so.
-const SILENCE: Duration = Duration::from_secs(300);
-
-/// A guest whose tests say nothing for so long is ended even if it is at work. They are rightly
-/// silent while they load the programs, which takes an emulated verifier minutes.
-const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Run the tests of the loaded programs on other kernels, under QEMU
 #[derive(clap::Args)]
@@ -188,136 +174,6 @@ fn programs(workspace: &Workspace, tiers: &[(&str, &str)]) -> Result<Programs> {
         "cargo has not built every tier of tests"
     );
     Ok(programs)
-}
-
-/// An emulator: the machine's own, or one in the cache.
-struct Qemu {
-    program: PathBuf,
-    libraries: Option<String>,
-}
-
-impl Qemu {
-    fn ensure(cache: &Path) -> Result<Self> {
-        const PROGRAM: &str = "qemu-system-x86_64";
-        if let Some(program) = apt::find_program(PROGRAM) {
-            return Ok(Self {
-                program,
-                libraries: None,
-            });
-        }
-        let home = cache.join("qemu");
-        let program = home.join("usr/bin").join(PROGRAM);
-        if !program.exists() {
-            let codename = fs::read_to_string("/etc/os-release")?
-                .lines()
-                .find_map(|line| line.strip_prefix("VERSION_CODENAME=").map(str::to_owned))
-                .context("/etc/os-release names no release")?;
-            let archive = Archive::open(
-                &cache.join("apt-qemu"),
-                &[
-                    format!("http://deb.debian.org/debian {codename} main"),
-                    format!("http://deb.debian.org/debian-security {codename}-security main"),
-                ],
-            )?;
-            let unpacked = cache.join("qemu.new");
-            archive.unpack_with_dependencies("qemu-system-x86", &unpacked)?;
-            fs::rename(&unpacked, &home)?;
-        }
-        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-            .map(|directory| home.join(directory).display().to_string());
-        Ok(Self {
-            program,
-            libraries: Some(libraries.join(":")),
-        })
-    }
-
-    /// Boots a kernel and returns what the guest reports.
-    fn boot(&self, kernel: &Kernel, image: &Path, log: &Path) -> Result<Outcome> {
-        let mut log = File::create(log)?;
-        let mut command = Command::new(&self.program);
-        if let Some(libraries) = &self.libraries {
-            command.env("LD_LIBRARY_PATH", libraries);
-        }
-        command
-            .args([
-                "-accel",
-                "tcg,thread=multi",
-                "-cpu",
-                "max",
-                "-smp",
-                "2",
-                "-m",
-                "1024",
-            ])
-            .args([
-                "-nodefaults",
-                "-display",
-                "none",
-                "-serial",
-                "stdio",
-                "-no-reboot",
-            ])
-            .arg("-kernel")
-            .arg(&kernel.image)
-            .arg("-initrd")
-            .arg(image)
-            // Grace periods, which netlink waits for all the time, are long when emulated.
-            .args([
-                "-append",
-                "console=ttyS0 panic=-1 loglevel=1 rcupdate.rcu_expedited=1",
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let step = Step::start(format!("Linux {}", kernel.version));
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("cannot run `{}`", run::shown(&command)))?;
-        let output = child.stdout.take().context("QEMU has no output")?;
-        let (sender, lines) = mpsc::channel();
-        let reader = thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).replace('\r', "");
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut outcome = Outcome::default();
-        let mut tests_spoke = Instant::now();
-        loop {
-            let fault = match lines.recv_timeout(SILENCE) {
-                Ok(line) => {
-                    step.note(&line);
-                    writeln!(log, "{line}")?;
-                    outcome.line(&line);
-                    if !outcome::is_breath(&line) {
-                        tests_spoke = Instant::now();
-                    }
-                    if tests_spoke.elapsed() < PATIENCE {
-                        continue;
-                    }
-                    format!("was at work for {} s without a word", PATIENCE.as_secs())
-                }
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    format!("said nothing for {} s", SILENCE.as_secs())
-                }
-            };
-            outcome.note(fault + " and was ended");
-            child.kill()?;
-            break;
-        }
-        child.wait()?;
-        drop(lines);
-        // The reader ends with QEMU.
-        let _ = reader.join();
-        if outcome.booted() {
-            step.done()
-        } else {
-            step.failed()
-        };
-        Ok(outcome)
-    }
 }
 
 /// Whether this process is the init of a guest.
