@@ -52,9 +52,10 @@ pub const NEEDED: [Capability; 6] = [
 ];
 
 /// What is not needed, but kept: `CAP_NET_BIND_SERVICE`, for without it whether a port below 1024
-/// is free has to be read from the kernel's list of sockets, and `CAP_SYS_RESOURCE`, for before
-/// Linux 5.11 the memory of maps counts as locked.
-const USEFUL: [u32; 2] = [10, 24];
+/// is free has to be read from the kernel's list of sockets, `CAP_NET_RAW`, for iptables-legacy asks
+/// about its tables by a raw socket, and `CAP_SYS_RESOURCE`, for before Linux 5.11 the memory of maps
+/// counts as locked.
+const USEFUL: [u32; 3] = [10, 13, 24];
 
 /// `CAP_SYS_ADMIN`, which stands for the two that Linux 5.8 split off.
 const SYS_ADMIN: u32 = 21;

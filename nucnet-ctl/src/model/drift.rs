@@ -1,6 +1,6 @@
 //! Drift: where records and kernel say different things, and what mends it.
 
-use super::record::{EndpointRecord, MappingRecord, NetworkRecord, State};
+use super::record::{DatapathKind, EndpointRecord, MappingRecord, NetworkRecord, State};
 use serde::Serialize;
 use std::{fmt, net::IpAddr};
 
@@ -250,6 +250,12 @@ pub fn of_network(record: &NetworkRecord, sight: &NetworkSight) -> Vec<Drift> {
         ));
     }
     found
+}
+
+/// A call that was moving everything to a datapath has died.
+pub fn moving(to: DatapathKind) -> Drift {
+    let problem = format!("not everything has moved to {to} yet");
+    Drift::new(&"datapath", problem, GC)
 }
 
 /// Whether nucnet's program sits on an interface of the host.

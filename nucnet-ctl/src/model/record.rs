@@ -158,6 +158,9 @@ pub struct DatapathRecord {
     pub kind: DatapathKind,
     /// Why not the other one; none: it was asked for, or is the best.
     pub reason: Option<String>,
+    /// Not everything has moved to it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moving: bool,
     /// Whose tables the rules are in; none: there are no rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Backend>,

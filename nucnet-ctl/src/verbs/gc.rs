@@ -67,7 +67,8 @@ impl Host {
         let Some(mut session) = self.open_existing()? else {
             return self.without_state(removal);
         };
-        if removal == Removal::Done && self.options.datapath != DatapathChoice::Auto {
+        let is_asked_for = self.options.datapath != DatapathChoice::Auto;
+        if removal == Removal::Done && (is_asked_for || session.is_moving()) {
             session.settle_datapath()?;
             session.put_host()?;
         }

@@ -354,7 +354,7 @@ impl Session {
         }
         let coming = self.coming_kind();
         match &self.record.datapath {
-            Some(datapath) if is_in_use && datapath.kind == coming => Ok(()),
+            Some(datapath) if is_in_use && datapath.kind == coming && !datapath.moving => Ok(()),
             Some(_) if is_in_use => switch::to(self, coming),
             _ => {
                 if coming == DatapathKind::Ebpf {
@@ -363,6 +363,20 @@ impl Session {
                 self.note_datapath(coming)
             }
         }
+    }
+
+    /// Whether a call that died was moving everything to the other datapath.
+    pub(super) fn is_moving(&self) -> bool {
+        let datapath = self.record.datapath.as_ref();
+        datapath.is_some_and(|datapath| datapath.moving)
+    }
+
+    /// Notes on record whether everything is moving to what carries packets.
+    pub(super) fn note_moving(&mut self, moving: bool) -> Result<(), Error> {
+        if let Some(datapath) = &mut self.record.datapath {
+            datapath.moving = moving;
+        }
+        self.put_host()
     }
 
     /// Notes what carries packets from now on. What was changed of the host stays noted.
@@ -374,6 +388,7 @@ impl Session {
         self.record.datapath = Some(DatapathRecord {
             kind,
             reason: self.unloadable.clone(),
+            moving: false,
             backend,
             sysctls: Vec::new(),
         });

@@ -208,6 +208,9 @@ impl Host {
                 .drift(),
             );
         }
+        if carrier.as_ref().is_some_and(|carrier| carrier.moving) {
+            found.push(drift::moving(kind));
+        }
         for mapping in &mappings {
             found.extend(drift::of_mapping(mapping, &view.mapping(mapping)?));
         }

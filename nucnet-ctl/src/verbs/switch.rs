@@ -41,9 +41,10 @@ pub(super) fn to(session: &mut Session, kind: DatapathKind) -> Result<(), Error>
     let mut mappings = session.state.sound_mappings()?;
     mappings.retain(|mapping| mapping.state == State::Active);
     match kind {
-        DatapathKind::Iptables => to_rules(session, whole, &networks, &mappings),
-        DatapathKind::Ebpf => to_programs(session, whole, &networks, &mappings),
+        DatapathKind::Iptables => to_rules(session, whole, &networks, &mappings)?,
+        DatapathKind::Ebpf => to_programs(session, whole, &networks, &mappings)?,
     }
+    session.note_moving(false)
 }
 
 fn datapath(session: &Session) -> Result<Option<Datapath>, Error> {
@@ -147,7 +148,7 @@ fn to_rules(
     mappings: &[MappingRecord],
 ) -> Result<(), Error> {
     session.note_datapath(DatapathKind::Iptables)?;
-    session.put_host()?;
+    session.note_moving(true)?;
     for endpoint in &mut endpoints {
         endpoint.datapath = DatapathKind::Iptables;
         endpoint.keeps_open = false;
@@ -178,9 +179,8 @@ fn to_programs(
 ) -> Result<(), Error> {
     // Where the programs cannot be loaded, everything stays as it is.
     drop(Datapath::open_or_load(session.bpffs(), &session.bpf_host)?);
-    let before = session.record.datapath.clone();
     session.note_datapath(DatapathKind::Ebpf)?;
-    session.put_host()?;
+    session.note_moving(true)?;
     for endpoint in &mut endpoints {
         endpoint.datapath = DatapathKind::Ebpf;
         session.state.put_endpoint(endpoint)?;
@@ -201,11 +201,9 @@ fn to_programs(
         }
         netfilter::route_loopback(network, "0")?;
     }
-    let now = std::mem::replace(&mut session.record.datapath, before);
-    let left = netfilter::leave(session);
-    session.record.datapath = now;
-    left?;
-    session.put_host()?;
+    // Whichever tables they are in: a call that died may have noted another one since.
+    netfilter::clear_left_over()?;
+    netfilter::leave(session)?;
     let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
     let forgotten = conntrack.forget_all(|tracked| tracked.is_of(&addresses));
     forgotten.map(drop).map_err(Error::Conntrack)

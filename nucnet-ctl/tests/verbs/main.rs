@@ -1,5 +1,6 @@
 //! The verbs by way of the program, on hosts that each test makes.
 
+mod datapath;
 mod egress;
 mod endpoints;
 mod faults;
