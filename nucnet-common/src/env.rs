@@ -12,10 +12,10 @@ use crate::{
         Usage,
     },
     answer::Account,
-    flow::Place,
     fragment,
     packet::{Family, Frame, Packet, Rewrite, same},
     path::{Drop, Way},
+    place::Place,
     step::Steps,
 };
 
@@ -182,8 +182,18 @@ pub trait Tables {
 
     /// Writes a consistent copy of a place to `held`; false: there is no such place.
     fn slot(&self, index: u32, held: &mut Held) -> bool;
-    /// Gives a place to a holder, if it has not changed hands since `version`.
-    fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool;
+    /// Gives a place to a holder, if it has not changed hands since `version`, and writes what it
+    /// was until then to `held`.
+    fn take_slot(
+        &self,
+        index: u32,
+        version: u32,
+        holds: SlotUse,
+        key: &FlowKey,
+        held: &mut Held,
+    ) -> bool;
+    /// Gives a place back, if it has not changed hands since `version`.
+    fn free_slot(&self, index: u32, version: u32);
 
     /// What an endpoint uses.
     fn usage(&self, endpoint: u32) -> Option<Usage>;

@@ -11,13 +11,12 @@ use crate::{
         Reason, UNJUDGED, flow_flag,
     },
     env::{Dead, Env, Scratch, Tables},
-    flow::{
-        SECOND, bound_key, is_dead, outside_key, retire_flow, same_binding, same_flow, timeout,
-    },
+    flow::{SECOND, bound_key, is_dead, outside_key, same_binding, same_flow, timeout},
     guard,
     nat::open,
     packet::{Kind, TCP, UDP},
     path::find_way_back,
+    place::retire_flow,
 };
 
 /// The permission of a flow's peer to use the flow's binding.

@@ -1,34 +1,22 @@
-//! Flows: their life, their idle times, and the places that they take.
+//! Flows: their life, their idle times, and who of them can be spared.
 
 use crate::{
     abi::{
         Address, Binding, Flow, FlowKey, FlowState, MAPPED, NO_ADDRESS, Network, OutsideKey,
-        Reason, SlotUse, flow_flag, size,
+        flow_flag,
     },
-    env::{Dead, Env, Held, Tables},
+    env::{Env, Tables},
     event,
-    filter::{allow_every_port, is_permitting},
-    mapping::forget_inside_view,
     packet::{Kind, Packet, TCP, UDP, same, tcp_flag},
 };
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;
 
-/// How many places a newcomer looks at before it is refused.
-const DRAWS: u32 = 16;
-
-/// How many of these are among the places near the beginning of its endpoint's window, which
-/// are about as many as its quota: what it may take when it has no more to spend is then dense.
-const NEAR_DRAWS: u32 = 12;
-
 /// After how many draws, of places or ports, a newcomer is content with what has served its
 /// purpose: where a busy endpoint has filled all there are with closed connections, there is
 /// nothing better to be found.
 const FEW_DRAWS: u32 = 4;
-
-/// Fewest places near the beginning of a window.
-const LEAST_NEAR: u32 = 1_024;
 
 /// For how long what nobody has answered is left alone even under pressure, in nanoseconds.
 const PATIENCE: u64 = SECOND;
@@ -94,7 +82,7 @@ impl Standing {
         let is_question = is_question(protocol, flow);
         if flow.state == FlowState::Closed as u32
             || is_question && !is_opening && flow.packets_in >= flow.packets_out
-            || protocol == u32::from(UDP) && !is_inbound && flow.packets_out == 0
+            || protocol == u32::from(UDP) && !is_inbound && !is_opening && flow.packets_out == 0
         {
             return Self::Done;
         }
@@ -330,93 +318,6 @@ pub fn bound_key(protocol: u32, external: &Address, external_port: u16) -> Outsi
     }
 }
 
-/// A place that may be taken.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
-    /// Which.
-    pub index: u32,
-    /// Its version when it was looked at.
-    pub version: u32,
-}
-
-impl Place {
-    /// No place.
-    pub const NONE: Self = Self {
-        index: u32::MAX,
-        version: 0,
-    };
-}
-
-/// Looks for a place for a newcomer, `dead.place`: one that is free or whose holder is dead, else
-/// the one whose holder can be spared best. Live flows keep theirs. It begins with the one that
-/// `dead.place` is already, which was given back for the newcomer's sake, unless that is none.
-///
-/// # Errors
-/// [`Reason::FlowQuota`] if the endpoint has as many flows as it may have and none that was
-/// drawn can be spared; [`Reason::FlowTableFull`] if all places drawn are taken by live flows.
-#[inline(always)]
-pub fn find_place<E: Env>(env: &E, dead: &mut Dead, endpoint: u32, now: u64) -> Result<(), Reason> {
-    let settings = env.settings().ok_or(Reason::Helper)?;
-    let usage = env.usage(endpoint).ok_or(Reason::NoEndpoint)?;
-    // All mapped hosts share a number: they draw from all places, and leave half to others.
-    let quota = match endpoint {
-        MAPPED => size::SLOTS as u32 / 2,
-        _ => settings.flows_per_endpoint,
-    };
-    let own_only = usage.flows + usage.bindings >= u64::from(quota);
-    // Spreads the windows of neighbouring endpoint numbers (Knuth's multiplicative hash).
-    let window = endpoint.wrapping_mul(0x9e37_79b1) >> 13;
-    let near = near(quota);
-    dead.best = 0;
-    let mut draw = 0;
-    while draw < DRAWS {
-        let mask = if endpoint == MAPPED {
-            size::SLOTS as u32 - 1
-        } else if draw < NEAR_DRAWS {
-            near - 1
-        } else {
-            2 * near - 1
-        };
-        let index = if draw == 0 && dead.place.index != Place::NONE.index {
-            dead.place.index
-        } else {
-            window.wrapping_add(env.random() & mask)
-        };
-        draw += 1;
-        let index = index & (size::SLOTS as u32 - 1);
-        let merit = env.weigh(dead, index, if own_only { endpoint } else { 0 }, now);
-        if merit > dead.best {
-            dead.best = merit;
-            dead.place = Place {
-                index,
-                version: dead.held.version,
-            };
-        }
-        if is_enough(dead.best, draw) {
-            break;
-        }
-    }
-    if dead.best != 0 {
-        return Ok(());
-    }
-    Err(if own_only {
-        Reason::FlowQuota
-    } else {
-        Reason::FlowTableFull
-    })
-}
-
-/// How many places are near the beginning of a window; a power of two.
-#[inline(always)]
-fn near(quota: u32) -> u32 {
-    let most = size::SLOT_WINDOW as u32 / 2;
-    let mut near = LEAST_NEAR;
-    while near < quota && near < most {
-        near *= 2;
-    }
-    near
-}
-
 /// Whom nobody misses.
 pub const GONE: u64 = u64::MAX;
 
@@ -434,42 +335,6 @@ pub fn merit(standing: Standing, last_seen: u64, now: u64) -> u64 {
     }
 }
 
-/// Whether a newcomer looks no further, after so many draws.
-#[inline(always)]
-pub fn is_enough(best: u64, draws: u32) -> bool {
-    best == GONE || draws >= FEW_DRAWS && best >= (Standing::Done as u64) << 61
-}
-
-/// The merit of the holder of a place, to which `held` is set. `only`: the number of the endpoint
-/// whose places alone may be taken; 0: anybody's may.
-#[inline(always)]
-pub fn weigh<E: Env>(env: &E, held: &mut Held, index: u32, only: u32, now: u64) -> u64 {
-    if !env.slot(index, held) {
-        return 0;
-    }
-    if held.holds == SlotUse::Free as u32 {
-        return if only == 0 { GONE } else { 0 };
-    }
-    if only != 0 && held.key.endpoint != only {
-        return 0;
-    }
-    holder(env, held, index, now)
-}
-
-#[inline(always)]
-fn holder<E: Env>(env: &E, held: &Held, index: u32, now: u64) -> u64 {
-    if held.holds == SlotUse::Binding as u32 {
-        return match env.peek_binding(&held.key) {
-            Some(binding) if binding.slot == index => binding_merit(&binding, now),
-            _ => GONE,
-        };
-    }
-    match env.peek_flow(&held.key) {
-        Some(flow) if flow.slot == index => flow_merit(held.key.protocol, &flow, now),
-        _ => GONE,
-    }
-}
-
 /// That of a flow.
 #[inline(always)]
 pub fn flow_merit(protocol: u32, flow: &Flow, now: u64) -> u64 {
@@ -482,114 +347,8 @@ pub fn binding_merit(binding: &Binding, now: u64) -> u64 {
     merit(Standing::of_binding(binding, now), binding.last_seen, now)
 }
 
-/// Takes the place `dead.place` for an entry that is in its table already, and removes the former
-/// holder. False: somebody else was faster.
-#[inline(never)]
-pub fn take_place<E: Env>(env: &E, holds: SlotUse, key: &FlowKey, dead: &mut Dead) -> bool {
-    let place = dead.place;
-    if !env.slot(place.index, &mut dead.held)
-        || dead.held.version != place.version
-        || !env.take_slot(place.index, place.version, holds, key)
-    {
-        return false;
-    }
-    if dead.held.holds != SlotUse::Free as u32 {
-        env.remove_holder(dead, place.index);
-    }
-    true
-}
-
-/// Removes the flow or binding `dead.held` that has, or had, the place `index`; nothing if it
-/// lives elsewhere by now.
+/// Whether a newcomer looks no further, after so many draws.
 #[inline(always)]
-pub fn remove_holder<E: Env>(env: &E, dead: &mut Dead, index: u32) {
-    if dead.held.holds == SlotUse::Flow as u32 {
-        remove_flow(env, dead, index);
-    } else {
-        remove_binding(env, dead, index);
-    }
-}
-
-#[inline(always)]
-fn remove_flow<E: Env>(env: &E, dead: &mut Dead, index: u32) {
-    let Dead {
-        held,
-        outside,
-        named,
-        ..
-    } = dead;
-    let key = &held.key;
-    let Some(flow) = env.peek_flow(key) else {
-        return;
-    };
-    if flow.slot != index || flow.slot_version != held.version {
-        return;
-    }
-    *outside = outside_key(key.protocol, &flow);
-    if env.remove_flow(key) {
-        event::removed(env, key, &flow);
-        env.remove_outside(outside);
-        if key.endpoint == MAPPED {
-            forget_inside_view(env, key, outside);
-        }
-        env.count(key.endpoint, SlotUse::Flow, false);
-        if is_permitting(key, &flow) {
-            allow_every_port(outside);
-            if env.outside(outside, named) && same_flow(named, key) {
-                env.remove_outside(outside);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn remove_binding<E: Env>(env: &E, dead: &mut Dead, index: u32) {
-    let Dead { held, outside, .. } = dead;
-    let key = &held.key;
-    let Some(binding) = env.peek_binding(key) else {
-        return;
-    };
-    if binding.slot != index || binding.slot_version != held.version {
-        return;
-    }
-    *outside = bound_key(key.protocol, &binding.external, binding.external_port);
-    if env.remove_binding(key) {
-        env.remove_outside(outside);
-        env.count(key.endpoint, SlotUse::Binding, false);
-    }
-}
-
-/// Removes a flow and gives its place back.
-#[inline(never)]
-pub fn retire_flow<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
-    let Some(flow) = env.peek_flow(key) else {
-        return;
-    };
-    let index = flow.slot;
-    dead.held.version = flow.slot_version;
-    dead.held.holds = SlotUse::Flow as u32;
-    dead.held.key = *key;
-    clear(env, dead, index);
-}
-
-/// Removes a binding and gives its place back.
-#[inline(never)]
-pub fn retire_binding<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
-    let Some(binding) = env.peek_binding(key) else {
-        return;
-    };
-    let index = binding.slot;
-    dead.held.version = binding.slot_version;
-    dead.held.holds = SlotUse::Binding as u32;
-    dead.held.key = *key;
-    clear(env, dead, index);
-}
-
-/// Removes the holder of a place and gives the place back: `dead.place`.
-#[inline(always)]
-fn clear<E: Env>(env: &E, dead: &mut Dead, index: u32) {
-    env.remove_holder(dead, index);
-    dead.place.index = index;
-    dead.held.key = FlowKey::default();
-    env.take_slot(index, dead.held.version, SlotUse::Free, &dead.held.key);
+pub fn is_enough(best: u64, draws: u32) -> bool {
+    best == GONE || draws >= FEW_DRAWS && best >= (Standing::Done as u64) << 61
 }

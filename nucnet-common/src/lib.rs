@@ -25,6 +25,7 @@ pub mod nat;
 pub mod neighbour;
 pub mod packet;
 pub mod path;
+pub mod place;
 pub mod policy;
 pub mod renewal;
 mod reset;

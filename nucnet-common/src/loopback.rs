@@ -17,11 +17,12 @@ use crate::{
     abi::{Address, EventKind, Flow, FlowKey, Owner, PeerKind, Reason, flow_flag},
     env::{Env, Scratch},
     event,
-    flow::{is_dead, retire_flow},
+    flow::is_dead,
     guard, mapping,
     nat::{begin, find_publish, open, published_port},
     packet::{Balance, Delta, ETHERNET, Family, Fragment, Frame, Packet},
     path::{self, Drop, Noted, Way},
+    place::retire_flow,
 };
 
 const LOOPBACK4: [u8; 4] = [127, 0, 0, 1];

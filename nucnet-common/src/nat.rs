@@ -12,14 +12,19 @@ use crate::{
     env::{Dead, Env, Scratch, Tables},
     filter::permit,
     flow::{
-        GONE, Place, Standing, binding_key, binding_merit, bound_key, flow_merit, is_enough,
-        is_question, is_unbound, outside_key, retire_binding, retire_flow, take_place, timeout,
+        GONE, Standing, binding_key, binding_merit, bound_key, flow_merit, is_enough, is_question,
+        is_unbound, outside_key, timeout,
     },
     packet::{Family, TCP, UDP},
+    place::{Place, retire_binding, retire_flow},
 };
 
 /// How many external ports are tried before a packet is dropped.
 const PORT_DRAWS: u32 = 16;
+
+/// How often a port is looked for before a packet is dropped because another processor was faster
+/// each time, which is rarer than with places: there are more.
+const PORT_TRIES: u32 = 2;
 
 /// How many other ports are tried where two flows to a sibling would look alike to it.
 const VIEW_DRAWS: u32 = 4;
@@ -103,7 +108,7 @@ fn evict<E: Env>(
     true
 }
 
-/// Makes the flow `scratch.flow` with the key `scratch.key`. It lacks its place only.
+/// Makes the flow `scratch.flow` with the key `scratch.key`.
 ///
 /// # Errors
 /// [`Reason::PortsExhausted`] if a live flow has that external view; [`Reason::FlowQuota`],
@@ -121,24 +126,22 @@ pub fn open<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reas
     *outside = outside_key(key.protocol, flow);
     dead.place = Place::NONE;
     reserve(env, outside, key, found, dead, now)?;
-    if let Err(reason) = env.find_place(dead, key.endpoint, now) {
-        env.remove_outside(outside);
+    open_reserved(env, scratch, now)
+}
+
+/// The half of [`open`] after its external view, `scratch.outside`, is reserved.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+fn open_reserved<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    if let Err(reason) = env.settle(scratch, SlotUse::Flow, now) {
+        env.remove_outside(&scratch.outside);
         return Err(reason);
     }
-    flow.slot = dead.place.index;
-    flow.slot_version = dead.place.version.wrapping_add(1);
-    if !env.insert_flow(key, flow) {
-        env.remove_outside(outside);
-        return Err(Reason::FlowTableFull);
-    }
-    env.count(key.endpoint, SlotUse::Flow, true);
-    if !take_place(env, SlotUse::Flow, key, dead) {
-        if env.remove_flow(key) {
-            env.count(key.endpoint, SlotUse::Flow, false);
-        }
-        env.remove_outside(outside);
-        return Err(Reason::FlowTableFull);
-    }
+    let Scratch {
+        key, flow, dead, ..
+    } = scratch;
     permit(env, key, flow, dead, now);
     Ok(())
 }
@@ -246,12 +249,10 @@ pub fn open_unbound<E: Env>(
     if !choose_own_port(env, settings, network, scratch, now) {
         return Err(Reason::PortsExhausted);
     }
-    // Another processor may take it first, once in a great while: the packet is then dropped, and
-    // its sender tries again.
-    open(env, scratch, now)
+    open_reserved(env, scratch, now)
 }
 
-/// Chooses an external port for the flow that is being made, which has no binding: one that
+/// Reserves an external port for the flow that is being made, which has no binding: one that
 /// nobody uses towards its peer, else that of the flow that can be spared best.
 #[inline(never)]
 fn choose_own_port<E: Env>(
@@ -269,21 +270,44 @@ fn choose_own_port<E: Env>(
         dead,
         ..
     } = scratch;
-    let mut ports = PortDraw::new(settings, network, key.inside_port);
-    dead.best = 0;
+    dead.place = Place::NONE;
     *outside = outside_key(key.protocol, flow);
-    while let Some(port) = ports.next(env.random()) {
-        outside.external_port = port;
-        let merit = env.weigh_view(outside, found, dead.best, now);
-        if merit > dead.best {
-            dead.best = merit;
-            flow.external_port = port;
+    let mut tries = 0;
+    while tries < PORT_TRIES {
+        tries += 1;
+        let mut ports = PortDraw::new(settings, network, key.inside_port);
+        dead.best = 0;
+        while let Some(port) = ports.next(env.random()) {
+            outside.external_port = port;
+            let merit = env.weigh_view(outside, found, dead.best, now);
+            if merit > dead.best {
+                dead.best = merit;
+                flow.external_port = port;
+            }
+            if is_enough(dead.best, ports.draws()) {
+                break;
+            }
         }
-        if is_enough(dead.best, ports.draws()) {
-            break;
+        if dead.best == 0 {
+            return false;
+        }
+        outside.external_port = flow.external_port;
+        if env.insert_outside(outside, key) {
+            return true;
+        }
+        // One that can be spared, or another processor was faster.
+        let is_spared = env.outside(outside, found)
+            && env
+                .peek_flow(found)
+                .is_some_and(|other| flow_merit(found.protocol, &other, now) != 0);
+        if is_spared {
+            retire_flow(env, found, dead);
+            if env.insert_outside(outside, key) {
+                return true;
+            }
         }
     }
-    dead.best != 0
+    false
 }
 
 /// How gladly a newcomer is given an external view; 0: not at all, or no better than `best`.
@@ -423,33 +447,8 @@ fn bind<E: Env>(env: &E, network: &Network, scratch: &mut Scratch, now: u64) -> 
     if !choose_port(env, settings, network, scratch, now) {
         return Err(Reason::PortsExhausted);
     }
-    let Scratch {
-        key,
-        binding,
-        inside,
-        bound,
-        dead,
-        ..
-    } = scratch;
-    if let Err(reason) = env.find_place(dead, key.endpoint, now) {
-        env.remove_outside(bound);
-        return Err(reason);
-    }
-    binding.slot = dead.place.index;
-    binding.slot_version = dead.place.version.wrapping_add(1);
-    if !env.insert_binding(inside, binding) {
-        env.remove_outside(bound);
-        return Err(Reason::FlowTableFull);
-    }
-    env.count(key.endpoint, SlotUse::Binding, true);
-    if !take_place(env, SlotUse::Binding, inside, dead) {
-        if env.remove_binding(inside) {
-            env.count(key.endpoint, SlotUse::Binding, false);
-        }
-        env.remove_outside(bound);
-        return Err(Reason::FlowTableFull);
-    }
-    Ok(())
+    env.settle(scratch, SlotUse::Binding, now)
+        .inspect_err(|_| env.remove_outside(&scratch.bound))
 }
 
 /// Reserves an external port for the binding that is being made: `scratch.bound`. Where none of
@@ -473,39 +472,46 @@ fn choose_port<E: Env>(
         dead,
         ..
     } = scratch;
-    let mut ports = PortDraw::new(settings, network, key.inside_port);
-    dead.best = 0;
     dead.place = Place::NONE;
     *bound = bound_key(key.protocol, &flow.external, 0);
     *outside = outside_key(key.protocol, flow);
-    while let Some(port) = ports.next(env.random()) {
-        bound.external_port = port;
-        outside.external_port = port;
-        let merit = env.weigh_bound(bound, outside, found, dead.best, now);
-        if merit > dead.best {
-            dead.best = merit;
-            binding.external_port = port;
+    let mut tries = 0;
+    while tries < PORT_TRIES {
+        tries += 1;
+        let mut ports = PortDraw::new(settings, network, key.inside_port);
+        dead.best = 0;
+        while let Some(port) = ports.next(env.random()) {
+            bound.external_port = port;
+            outside.external_port = port;
+            let merit = env.weigh_bound(bound, outside, found, dead.best, now);
+            if merit > dead.best {
+                dead.best = merit;
+                binding.external_port = port;
+            }
+            if dead.best == GONE {
+                break;
+            }
         }
-        if dead.best == GONE {
-            break;
+        if dead.best == 0 {
+            return false;
+        }
+        bound.external_port = binding.external_port;
+        if env.insert_outside(bound, inside) {
+            return true;
+        }
+        // One that can be spared, or another processor was faster.
+        let is_spared = env.outside(bound, found)
+            && env
+                .peek_binding(found)
+                .is_some_and(|other| binding_merit(&other, now) != 0);
+        if is_spared {
+            retire_binding(env, found, dead);
+            if env.insert_outside(bound, inside) {
+                return true;
+            }
         }
     }
-    if dead.best == 0 {
-        return false;
-    }
-    bound.external_port = binding.external_port;
-    if env.insert_outside(bound, inside) {
-        return true;
-    }
-    // Another processor may have been faster, and its binding is alive.
-    let is_spared = env.outside(bound, found)
-        && env
-            .peek_binding(found)
-            .is_some_and(|other| binding_merit(&other, now) != 0);
-    if is_spared {
-        retire_binding(env, found, dead);
-    }
-    is_spared && env.insert_outside(bound, inside)
+    false
 }
 
 /// Begins the flow of `scratch.key` in `scratch.flow`: untranslated; its way is still to be

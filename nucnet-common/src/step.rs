@@ -6,15 +6,16 @@
 //!
 //! So a step gets its notes in two ways: a caller hands them over, as to any function; the kernel's
 //! side (`nucnet-ebpf/src/step.rs`) drops them and finds them again among those of the journey. All
-//! references are therefore to parts of [`Scratch`](crate::env::Scratch), each to the part that
-//! the method names; a key may be anybody's, since it is copied.
+//! references are therefore to parts of [`Scratch`], each to the part that the method names; a key may be
+//! anybody's, since it is copied.
 
 use crate::{
-    abi::{FlowKey, OutsideKey, Reason},
+    abi::{FlowKey, OutsideKey, Reason, SlotUse},
     embedded,
-    env::{Dead, Env},
-    flow, nat,
+    env::{Dead, Env, Scratch},
+    nat,
     packet::{self, Delta, Packet, Rewrite},
+    place,
 };
 
 /// The steps, each of which is what it does wherever there is no verifier.
@@ -104,7 +105,7 @@ pub trait Steps {
         nat::weigh_bound(self, bound, outside, found, best, now)
     }
 
-    /// [`flow::find_place`] with `Scratch::dead`.
+    /// [`place::find_place`] with `Scratch::dead`.
     ///
     /// # Errors
     /// As there.
@@ -113,24 +114,36 @@ pub trait Steps {
     where
         Self: Env,
     {
-        flow::find_place(self, dead, endpoint, now)
+        place::find_place(self, dead, endpoint, now)
     }
 
-    /// [`flow::weigh`] with `Scratch::dead`.
+    /// [`place::settle`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline(always)]
+    fn settle(&self, scratch: &mut Scratch, holds: SlotUse, now: u64) -> Result<(), Reason>
+    where
+        Self: Env,
+    {
+        place::settle(self, scratch, holds, now)
+    }
+
+    /// [`place::weigh`] with `Scratch::dead`.
     #[inline(always)]
     fn weigh(&self, dead: &mut Dead, index: u32, only: u32, now: u64) -> u64
     where
         Self: Env,
     {
-        flow::weigh(self, &mut dead.held, index, only, now)
+        place::weigh(self, &mut dead.held, index, only, now)
     }
 
-    /// [`flow::remove_holder`] with `Scratch::dead`.
+    /// [`place::remove_holder`] with `Scratch::dead`.
     #[inline(always)]
     fn remove_holder(&self, dead: &mut Dead, index: u32)
     where
         Self: Env,
     {
-        flow::remove_holder(self, dead, index);
+        place::remove_holder(self, dead, index);
     }
 }

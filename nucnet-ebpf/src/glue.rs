@@ -461,8 +461,17 @@ impl Tables for Skb {
     }
 
     #[inline(always)]
-    fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool {
+    fn take_slot(
+        &self,
+        index: u32,
+        version: u32,
+        holds: SlotUse,
+        key: &FlowKey,
+        held: &mut Held,
+    ) -> bool {
         if dry_run::is_dry() {
+            // Nothing is removed, whoever has it.
+            held.holds = SlotUse::Free as u32;
             return true;
         }
         let Some(slot) = SLOTS.get_ptr_mut(index) else {
@@ -473,12 +482,35 @@ impl Tables for Skb {
             bpf_spin_lock((&raw mut (*slot).lock).cast());
             let is_same = (*slot).version == version;
             if is_same {
+                held.version = version;
+                held.holds = (*slot).holds;
+                held.key = (*slot).key;
                 (*slot).version = version.wrapping_add(1);
                 (*slot).holds = holds as u32;
                 (*slot).key = *key;
             }
             bpf_spin_unlock((&raw mut (*slot).lock).cast());
             is_same
+        }
+    }
+
+    #[inline(always)]
+    fn free_slot(&self, index: u32, version: u32) {
+        if dry_run::is_dry() {
+            return;
+        }
+        let Some(slot) = SLOTS.get_ptr_mut(index) else {
+            return;
+        };
+        // SAFETY: as above.
+        unsafe {
+            bpf_spin_lock((&raw mut (*slot).lock).cast());
+            if (*slot).version == version {
+                (*slot).version = version.wrapping_add(1);
+                (*slot).holds = SlotUse::Free as u32;
+                (*slot).key = FlowKey::default();
+            }
+            bpf_spin_unlock((&raw mut (*slot).lock).cast());
         }
     }
 

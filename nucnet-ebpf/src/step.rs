@@ -9,11 +9,12 @@ use core::arch::asm;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use nucnet_common::{
-    abi::{FlowKey, OutsideKey, Reason},
+    abi::{FlowKey, OutsideKey, Reason, SlotUse},
     embedded,
     env::{Dead, Scratch, Tables as _},
-    flow, nat,
+    nat,
     packet::{self, Delta, Packet, Rewrite},
+    place,
     step::Steps,
 };
 
@@ -85,6 +86,15 @@ impl Steps for Skb {
     fn find_place(&self, dead: &mut Dead, endpoint: u32, now: u64) -> Result<(), Reason> {
         hand_over(dead);
         outcome(step_find_place(self.ctx.skb.skb, endpoint, now))
+    }
+
+    #[inline(always)]
+    fn settle(&self, scratch: &mut Scratch, holds: SlotUse, now: u64) -> Result<(), Reason> {
+        hand_over(scratch);
+        outcome(match holds {
+            SlotUse::Binding => step_settle_binding(self.ctx.skb.skb, now),
+            _ => step_settle_flow(self.ctx.skb.skb, now),
+        })
     }
 
     #[inline(always)]
@@ -251,7 +261,23 @@ extern "C" fn step_weigh_bound(ctx: *mut __sk_buff, best: u64, now: u64) -> u64 
 #[inline(never)]
 extern "C" fn step_find_place(ctx: *mut __sk_buff, endpoint: u32, now: u64) -> u32 {
     step(ctx, |skb, scratch| {
-        flow::find_place(skb, &mut scratch.dead, endpoint, now)
+        place::find_place(skb, &mut scratch.dead, endpoint, now)
+    })
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_settle_flow(ctx: *mut __sk_buff, now: u64) -> u32 {
+    step(ctx, |skb, scratch| {
+        place::settle(skb, scratch, SlotUse::Flow, now)
+    })
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_settle_binding(ctx: *mut __sk_buff, now: u64) -> u32 {
+    step(ctx, |skb, scratch| {
+        place::settle(skb, scratch, SlotUse::Binding, now)
     })
 }
 
@@ -260,7 +286,7 @@ extern "C" fn step_find_place(ctx: *mut __sk_buff, endpoint: u32, now: u64) -> u
 extern "C" fn step_weigh(ctx: *mut __sk_buff, index: u32, only: u32, now: u64) -> u64 {
     let skb = skb(ctx);
     match skb.scratch() {
-        Some(mut scratch) => flow::weigh(&skb, &mut scratch.dead.held, index, only, now),
+        Some(mut scratch) => place::weigh(&skb, &mut scratch.dead.held, index, only, now),
         None => 0,
     }
 }
@@ -269,7 +295,7 @@ extern "C" fn step_weigh(ctx: *mut __sk_buff, index: u32, only: u32, now: u64) -
 #[inline(never)]
 extern "C" fn step_remove_holder(ctx: *mut __sk_buff, index: u32) -> u32 {
     step(ctx, |skb, scratch| {
-        flow::remove_holder(skb, &mut scratch.dead, index);
+        place::remove_holder(skb, &mut scratch.dead, index);
         Ok(())
     })
 }

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use nucnet_common::{
-    abi::{Reason, Settings},
+    abi::{Flow, FlowState, Reason, Settings},
+    flow::Standing,
+    packet::{TCP, UDP},
     path::Way,
 };
 use nucnet_ctl::model::behaviour::BehaviourWish;
@@ -208,6 +210,53 @@ fn flood_of_half_open_connections_keeps_nobody_out() {
         world.pass(PACE);
     }
     old.is_alive(&mut world);
+}
+
+/// What one finds another may take first. Once it cost the one its packet.
+#[test]
+fn newcomer_that_another_processor_outruns_finds_another_port_and_place() {
+    let (client, host) = ((CLIENT4, 40_000), (HOST4, 8080));
+    let (web, server) = ((WEB.v4, 5_000), (SERVER4, 443));
+    for (hook, frame, entries) in [
+        (OUT, out(&tcp("S", web, server)), 1),
+        (OUT, out(&udp(web, server)), 2),
+        (IN, back(&tcp("S", client, host)), 1),
+    ] {
+        for (ports, places) in [(1, 0), (0, 1), (0, 3), (1, 3)] {
+            let mut world = world();
+            world.outrun(ports, places);
+            carried(&mut world, hook, &frame);
+            let state = world.state();
+            assert_eq!(state.problems(), Vec::<String>::new());
+            let usage = state.usage[&WEB.number];
+            assert_eq!(usage.flows + usage.bindings, entries, "{hook:?} {usage:?}");
+        }
+        // It does not try for ever.
+        let mut world = world();
+        world.outrun(0, 4);
+        let (outcome, _) = world.run(hook, &frame);
+        let (Outcome::Dropped { reason, .. } | Outcome::Refused { reason, .. }) = outcome else {
+            panic!("{hook:?}: {outcome:?}");
+        };
+        assert_eq!(reason, Reason::FlowTableFull);
+        let state = world.state();
+        assert_eq!(state.problems(), Vec::<String>::new());
+        assert_eq!((state.flows.len(), state.bindings.len()), (0, 0));
+        assert!(state.outside.is_empty(), "{:?}", state.outside);
+    }
+}
+
+/// Another processor may meet it between its entry and its first packet.
+#[test]
+fn flow_that_is_being_opened_has_not_served_its_purpose() {
+    let flow = Flow {
+        state: FlowState::Opening as u32,
+        timeout_s: 5,
+        ..Flow::default()
+    };
+    for protocol in [TCP, UDP].map(u32::from) {
+        assert_eq!(Standing::of(protocol, &flow, 0), Standing::Live);
+    }
 }
 
 /// Where every port and place is a closed connection's, all of which are as good.

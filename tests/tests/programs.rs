@@ -2,13 +2,19 @@
 //! those that the packet logic alone leaves.
 
 use std::{
+    collections::BTreeMap,
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::{Arc, Barrier, Mutex},
 };
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use nix::{net::if_::if_nametoindex, unistd::geteuid};
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CpuSet, sched_getaffinity},
+    unistd::{Pid, geteuid},
+};
 use nucnet_common::abi::{Reason, program};
+use nucnet_tests::measure::worker::pin;
 use nucnet_tests::packets::{
     bench::{Bench, Egress, Frame as _},
     engine::{Engine as _, Hook, Outcome},
@@ -72,6 +78,11 @@ fn main() -> ExitCode {
         "packet_that_a_monitor_is_told_about_fares_like_any".to_owned(),
         loaded.clone(),
         packet_that_a_monitor_is_told_about_fares_like_any,
+    ));
+    trials.push(trial(
+        "newcomers_on_two_processors_cost_each_other_no_packet".to_owned(),
+        loaded.clone(),
+        newcomers_on_two_processors_cost_each_other_no_packet,
     ));
     trials.push(trial(
         "no_place_is_left_taken_when_all_tables_are_empty".to_owned(),
@@ -263,5 +274,46 @@ fn packet_that_a_monitor_is_told_about_fares_like_any(
         let (alone, told) = (measure(false, port), measure(true, port));
         println!("ns a packet {what}: {alone}, {told} with a monitor that is told");
     }
+    Ok(Completion::Completed)
+}
+
+/// Both draw from few places, of which they may take nearly every one: now and then both find the
+/// same.
+fn newcomers_on_two_processors_cost_each_other_no_packet(
+    loaded: &mut Loaded,
+) -> Result<Completion, Failed> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let mut processors = (0..CpuSet::count()).filter(|it| allowed.is_set(*it) == Ok(true));
+    let (Some(one), Some(other)) = (processors.next(), processors.next()) else {
+        return Ok(Completion::ignored_with("skipped: there is one processor"));
+    };
+    loaded.reset();
+    let mut bench = Bench::new(loaded);
+    bench.set(|settings| settings.flows_per_endpoint = 1_024);
+    let runner = loaded.runner(Hook::FromEndpoint { link: WEB.link })?;
+    let both = Barrier::new(2);
+    let send = |processor, peer_port| -> Result<(), Failed> {
+        // One that was reset may be spared at once.
+        let frames: Vec<Vec<u8>> = (1_024..21_024)
+            .flat_map(|port| ["S", "R"].map(|flags| (flags, port)))
+            .map(|(flags, port)| tcp(flags, (WEB.v4, port), (SERVER4, peer_port)))
+            .map(|packet| packet.framed(WEB.gateway_mac(), WEB.mac))
+            .collect();
+        pin(processor)?;
+        both.wait();
+        for _ in 0..5 {
+            frames.iter().try_for_each(|frame| runner.send(frame))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let send = &send;
+        [(one, 443), (other, 444)]
+            .map(|(processor, peer_port)| scope.spawn(move || send(processor, peer_port)))
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("a thread that sends"))
+    })?;
+    assert_eq!(loaded.dropped(), BTreeMap::new());
+    assert_eq!(loaded.state().problems(), Vec::<String>::new());
     Ok(Completion::Completed)
 }

@@ -12,12 +12,13 @@ use crate::{
     env::{Env, RouteKind, Scratch},
     event,
     filter::permit,
-    flow::{SECOND, Side, advance, binding_key, is_dead, retire_flow, set_timeout},
+    flow::{SECOND, Side, advance, binding_key, is_dead, set_timeout},
     fragment, guard, loopback, mapping,
     mtu::{self, fits},
     nat::{begin, choose_view, find_publish, open, open_masquerade, published_port},
     neighbour,
     packet::{Balance, ETHERNET, ETHERTYPE_ARP, Family, Kind, Rewrite, same},
+    place::retire_flow,
     policy, renewal,
 };
 

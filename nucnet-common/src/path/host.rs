@@ -5,11 +5,12 @@ use crate::{
     abi::{Endpoint, EventKind, FlowKey, PeerKind, Reason, flow_flag},
     env::{Env, Scratch},
     event,
-    flow::{Side, advance, is_dead, retire_flow},
+    flow::{Side, advance, is_dead},
     guard,
     mtu::fits,
     nat::{begin, open},
     packet::{ETHERNET, ETHERTYPE_ARP, Kind},
+    place::retire_flow,
 };
 
 /// From the host, by way of a network's bridge.

@@ -19,9 +19,10 @@ use crate::{
         policy_flag,
     },
     env::{Env, Scratch},
-    flow::{is_dead, retire_flow},
+    flow::is_dead,
     mtu,
     packet::{Balance, ETHERNET, Frame, Kind, Packet, same, tcp_flag},
+    place::retire_flow,
     policy,
 };
 

@@ -10,11 +10,12 @@ use crate::{
     env::{Env, RouteKind, Scratch},
     event,
     filter::{admit, is_for_binding, is_for_host},
-    flow::{Side, advance, is_dead, retire_flow},
+    flow::{Side, advance, is_dead},
     fragment, guard, mapping,
     mtu::fits,
     nat::{begin, find_publish, open, published_port},
     packet::{Kind, Rewrite, same},
+    place::retire_flow,
 };
 
 /// From an uplink: `header` bytes of link-layer header come before the IP packet.

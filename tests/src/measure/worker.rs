@@ -18,7 +18,7 @@ pub(super) const READY: &str = "ready";
 /// Seconds that a measurement may take longer than it should.
 const PATIENCE: u32 = 10;
 
-/// Keeps this process on one CPU.
+/// Keeps this thread on one CPU.
 ///
 /// # Errors
 /// There is no such CPU for it.

@@ -11,6 +11,7 @@ mod table;
 mod test_run;
 
 pub use namespace::{enter_bpffs, enter_site};
+pub use test_run::Runner;
 
 use std::{
     any::Any,
@@ -247,12 +248,6 @@ impl Loaded {
 
     /// All that packets change, but the places: whoever takes one has an entry.
     pub fn changeable(&self) -> impl PartialEq + fmt::Debug + use<> {
-        let drops = self.drops.iter().map(|entry| {
-            let (key, counts) = entry.expect("drop");
-            let packets: u64 = counts.iter().map(|count| count.packets).sum();
-            ((key.endpoint, key.reason), packets)
-        });
-        let drops: BTreeMap<_, _> = drops.collect();
         (
             entries(&self.flows),
             entries(&self.outside),
@@ -260,8 +255,18 @@ impl Loaded {
             entries(&self.usage),
             entries(&self.limits),
             entries(&self.budgets),
-            drops,
+            self.dropped(),
         )
+    }
+
+    /// How many packets of which endpoint's were dropped, by reason.
+    pub fn dropped(&self) -> BTreeMap<(u32, u32), u64> {
+        let drops = self.drops.iter().map(|entry| {
+            let (key, counts) = entry.expect("drop");
+            let packets = counts.iter().map(|count| count.packets).sum();
+            ((key.endpoint, key.reason), packets)
+        });
+        drops.collect()
     }
 
     fn free(&mut self, index: u32) {

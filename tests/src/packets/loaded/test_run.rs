@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
 use anyhow::{Context as _, Result};
@@ -70,6 +70,14 @@ impl Loaded {
         knows_sum: bool,
         runs: u32,
     ) -> io::Result<(i32, Vec<u8>, u32)> {
+        self.runner(hook)?.run(frame, knows_sum, runs)
+    }
+
+    /// A program, for any thread to run.
+    ///
+    /// # Errors
+    /// The program is not loaded.
+    pub fn runner(&self, hook: Hook) -> io::Result<Runner<'_>> {
         let (name, link, ingress, mark) = match hook {
             Hook::FromEndpoint { link } => (program::FROM_ENDPOINT, link, 0, 0),
             Hook::FromGuest { link } => (program::FROM_GUEST, link, link, 0),
@@ -92,16 +100,38 @@ impl Loaded {
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&link.to_ne_bytes());
         context[176..180].copy_from_slice(&self.segment.to_ne_bytes());
+        let program = program.fd().map_err(io::Error::other)?.as_fd();
+        Ok(Runner { program, context })
+    }
+}
+
+/// A program and where its frames come from.
+#[derive(Debug)]
+pub struct Runner<'l> {
+    program: BorrowedFd<'l>,
+    context: [u8; 192],
+}
+
+impl Runner<'_> {
+    /// Runs the program on a frame, whatever becomes of it.
+    ///
+    /// # Errors
+    /// The kernel refuses the run.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.run(frame, false, 1).map(drop)
+    }
+
+    fn run(&self, frame: &[u8], knows_sum: bool, runs: u32) -> io::Result<(i32, Vec<u8>, u32)> {
         let mut output = vec![0; frame.len() + 256];
         let mut attributes = TestRun {
-            prog_fd: program.fd().map_err(io::Error::other)?.as_fd().as_raw_fd() as u32,
+            prog_fd: self.program.as_raw_fd() as u32,
             data_size_in: frame.len() as u32,
             data_size_out: output.len() as u32,
             data_in: frame.as_ptr() as u64,
             data_out: output.as_mut_ptr() as u64,
             repeat: runs,
-            ctx_size_in: context.len() as u32,
-            ctx_in: context.as_ptr() as u64,
+            ctx_size_in: self.context.len() as u32,
+            ctx_in: self.context.as_ptr() as u64,
             flags: if knows_sum {
                 BPF_F_TEST_SKB_CHECKSUM_COMPLETE
             } else {

@@ -1,5 +1,7 @@
 //! What goes wrong because the test wants it to.
 
+use std::cell::Cell;
+
 use nucnet_common::abi::Reason;
 
 use super::World;
@@ -14,6 +16,13 @@ impl World {
     /// Whether the failure that was asked for has yet to come; it is then called off.
     pub fn call_off_failure(&mut self) -> bool {
         self.failing.take().is_some()
+    }
+
+    /// Another processor is faster so many times: what a newcomer has found is taken when it
+    /// comes to take it.
+    pub fn outrun(&mut self, ports: u32, places: u32) {
+        self.ports_lost.set(ports);
+        self.places_lost.set(places);
     }
 
     /// The next write to the frame but `after` is refused, and all that follow.
@@ -38,6 +47,13 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// Whether another processor is faster this time.
+    pub(super) fn is_outrun(times: &Cell<u32>) -> bool {
+        let left = times.get();
+        times.set(left.saturating_sub(1));
+        left != 0
     }
 
     pub(super) fn may_change(&self) -> bool {

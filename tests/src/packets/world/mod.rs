@@ -27,7 +27,7 @@ use nucnet_common::{
     },
     answer::Account,
     env::{Held, Scratch},
-    flow, fragment,
+    flow, fragment, place,
     step::Steps,
 };
 
@@ -79,6 +79,8 @@ pub struct World {
     segment: u32,
     changes: Cell<u64>,
     failing: Cell<Option<u64>>,
+    ports_lost: Cell<u32>,
+    places_lost: Cell<u32>,
     writes_left: Cell<Option<u64>>,
     refused: Cell<bool>,
 
@@ -137,6 +139,8 @@ impl World {
             segment: 0,
             changes: Cell::new(0),
             failing: Cell::new(None),
+            ports_lost: Cell::new(0),
+            places_lost: Cell::new(0),
             writes_left: Cell::new(None),
             refused: Cell::new(false),
             frame: RefCell::default(),
@@ -156,12 +160,12 @@ impl World {
         let mut dead = blank().dead;
         for (key, found) in values(&self.flows) {
             if flow::is_dead(&found, self.now) {
-                flow::retire_flow(self, &key, &mut dead);
+                place::retire_flow(self, &key, &mut dead);
             }
         }
         for (key, binding) in values(&self.bindings) {
             if flow::is_unbound(&binding, self.now) {
-                flow::retire_binding(self, &key, &mut dead);
+                place::retire_binding(self, &key, &mut dead);
             }
         }
     }

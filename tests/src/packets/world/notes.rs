@@ -10,10 +10,10 @@ use std::{
 use nucnet_common::{
     abi::{Binding, Flow, FlowKey, OutsideKey},
     env::{Dead, Held, Route, RouteKind, Scratch},
-    flow::Place,
     fragment,
     packet::{Family, Fragment, Kind, Packet, Rewrite},
     path::Way,
+    place::Place,
 };
 
 /// Room to write in of which there is one, as a processor has it: what is noted in it is what

@@ -129,7 +129,10 @@ impl Tables for World {
     }
 
     fn insert_outside(&self, key: &OutsideKey, flow: &FlowKey) -> bool {
-        if !self.may_change() || self.outside.borrow().contains_key(key) {
+        if !self.may_change()
+            || Self::is_outrun(&self.ports_lost)
+            || self.outside.borrow().contains_key(key)
+        {
             return false;
         }
         self.outside.borrow_mut().insert(*key, *flow);
@@ -157,22 +160,27 @@ impl Tables for World {
         (index as usize) < size::SLOTS
     }
 
-    fn take_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> bool {
-        // Giving a place back fails only if somebody has taken it.
-        if (index as usize) >= size::SLOTS || holds != SlotUse::Free && !self.may_change() {
+    fn take_slot(
+        &self,
+        index: u32,
+        version: u32,
+        holds: SlotUse,
+        key: &FlowKey,
+        held: &mut Held,
+    ) -> bool {
+        if !self.may_change() || Self::is_outrun(&self.places_lost) {
             return false;
         }
-        let mut slots = self.slots.borrow_mut();
-        let held = slots.entry(index).or_default();
-        if held.version != version {
-            return false;
-        }
-        *held = Held {
-            version: version.wrapping_add(1),
-            holds: holds as u32,
-            key: *key,
-        };
-        true
+        self.give_slot(index, version, holds, key)
+            .is_some_and(|before| {
+                *held = before;
+                true
+            })
+    }
+
+    fn free_slot(&self, index: u32, version: u32) {
+        // Somebody has taken it since: it is theirs.
+        let _ = self.give_slot(index, version, SlotUse::Free, &FlowKey::default());
     }
 
     fn usage(&self, endpoint: u32) -> Option<Usage> {
@@ -193,6 +201,20 @@ impl Tables for World {
                     .expect("more were removed than there were")
             };
         }
+    }
+}
+
+impl World {
+    /// What a place was, which has not changed hands since `version`, until now.
+    fn give_slot(&self, index: u32, version: u32, holds: SlotUse, key: &FlowKey) -> Option<Held> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = ((index as usize) < size::SLOTS).then(|| slots.entry(index).or_default())?;
+        let now = Held {
+            version: version.wrapping_add(1),
+            holds: holds as u32,
+            key: *key,
+        };
+        (slot.version == version).then(|| std::mem::replace(slot, now))
     }
 }
 
