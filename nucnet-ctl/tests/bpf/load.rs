@@ -288,20 +288,34 @@ fn many_first_uses_at_once_make_one_datapath() {
     });
 }
 
-/// Runs one of this file's ignored tests in a process of its own.
+/// Where a child of a test has its pins.
+const CHILD_BPFFS: &str = "NUCNET_TEST_BPFFS";
+
+/// Runs one of this file's children in a process of its own.
 fn child(test: &str, bpffs: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("own path"));
     command
         .args(["--ignored", "--exact", "--nocapture", test])
-        .env("NUCNET_TEST_BPFFS", bpffs);
+        .env(CHILD_BPFFS, bpffs);
     command
+}
+
+/// What a child was told; none: it was taken for a test.
+fn child_bpffs() -> Option<PathBuf> {
+    let bpffs = std::env::var_os(CHILD_BPFFS).map(PathBuf::from);
+    if bpffs.is_none() {
+        eprintln!("skipped: part of another test, which runs it");
+    }
+    bpffs
 }
 
 /// The child of `load_that_is_killed_at_any_moment_leaves_nothing_half`.
 #[test]
-#[ignore]
+#[ignore = "skipped: part of another test, which runs it"]
 fn child_that_loads_and_removes() {
-    let bpffs = PathBuf::from(std::env::var_os("NUCNET_TEST_BPFFS").expect("variable"));
+    let Some(bpffs) = child_bpffs() else {
+        return;
+    };
     loop {
         let mut datapath = load(&bpffs);
         let index = if_nametoindex("up0").expect("index");
@@ -352,9 +366,11 @@ fn load_that_is_killed_at_any_moment_leaves_nothing_half() {
 
 /// The child of `user_without_privilege_is_told_what_is_missing`.
 #[test]
-#[ignore]
+#[ignore = "skipped: part of another test, which runs it"]
 fn child_without_privilege() {
-    let bpffs = PathBuf::from(std::env::var_os("NUCNET_TEST_BPFFS").expect("variable"));
+    let Some(bpffs) = child_bpffs() else {
+        return;
+    };
     let Err(error) = load_unpinned() else {
         panic!("loaded")
     };
@@ -393,7 +409,7 @@ fn user_without_privilege_is_told_what_is_missing() {
                 "--nocapture",
                 "load::child_without_privilege",
             ])
-            .env("NUCNET_TEST_BPFFS", &bpffs)
+            .env(CHILD_BPFFS, &bpffs)
             .output();
         fs::remove_dir_all(&directory).expect("remove");
         let Ok(output) = output else {
