@@ -10,7 +10,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Change, Error, Mac, Netlink, PROTOCOL};
+use super::{Change, Error, Failure, Mac, Netlink, PROTOCOL};
 
 /// A permanent neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +43,8 @@ impl Netlink {
 
     /// Forgets a neighbour; one that is gone, or whose interface is, is no error.
     pub fn remove_neighbour(&self, link: u32, address: IpAddr) -> Result<Change, Error> {
-        match self.execute(RouteNetlinkMessage::DelNeighbour(about(link, address)), 0) {
-            Ok(()) => Ok(Change::Made),
-            Err(failure) => match failure.errno() {
-                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(Change::Unchanged),
-                _ => Err(failure.to("remove neighbour", address)),
-            },
-        }
+        self.forget(about(link, address))
+            .map_err(|failure| failure.to("remove neighbour", address))
     }
 
     /// Has the host answer for an address on a link, where that link does so (`proxy_ndp`).
@@ -67,13 +62,8 @@ impl Netlink {
 
     /// Has the host answer for an address no more; where it did not, that is no error.
     pub fn remove_proxy(&self, link: u32, address: IpAddr) -> Result<Change, Error> {
-        match self.execute(RouteNetlinkMessage::DelNeighbour(proxy(link, address)), 0) {
-            Ok(()) => Ok(Change::Made),
-            Err(failure) => match failure.errno() {
-                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(Change::Unchanged),
-                _ => Err(failure.to("stop answering for", address)),
-            },
-        }
+        self.forget(proxy(link, address))
+            .map_err(|failure| failure.to("stop answering for", address))
     }
 
     /// Says which port of a bridge a link-layer address is at, for good.
@@ -87,11 +77,17 @@ impl Netlink {
 
     /// Forgets what was said of a link-layer address; where nothing was, that is no error.
     pub fn remove_station(&self, port: u32, mac: Mac) -> Result<Change, Error> {
-        match self.execute(RouteNetlinkMessage::DelNeighbour(station(port, mac)), 0) {
+        self.forget(station(port, mac))
+            .map_err(|failure| failure.to("remove a station from interface", port))
+    }
+
+    /// Removes an entry, unless it or its interface is gone.
+    fn forget(&self, entry: NeighbourMessage) -> Result<Change, Failure> {
+        match self.execute(RouteNetlinkMessage::DelNeighbour(entry), 0) {
             Ok(()) => Ok(Change::Made),
             Err(failure) => match failure.errno() {
                 Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(Change::Unchanged),
-                _ => Err(failure.to("remove a station from interface", port)),
+                _ => Err(failure),
             },
         }
     }
