@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use nucnet_ctl::{
     Error, Host,
     kernel::account,
-    model::slot::{Guest, SlotNumbers, SlotRanges, Tap},
+    model::{
+        Invalid, Problem,
+        slot::{Guest, SlotNumbers, SlotRanges, Tap},
+    },
     verbs::{EndpointView, SlotRequest},
 };
 
@@ -98,6 +101,24 @@ pub(super) struct CreateArgs {
     tap_queue_len: u32,
 }
 
+/// What an option names, if it is given.
+fn found(
+    option: &Option<String>,
+    look_up: impl Fn(&str) -> Option<u32>,
+    field: &'static str,
+    problem: Problem,
+) -> Result<Option<u32>, Invalid> {
+    let Some(text) = option else {
+        return Ok(None);
+    };
+    let number = look_up(text).ok_or_else(|| Invalid {
+        field,
+        value: text.clone(),
+        problem,
+    })?;
+    Ok(Some(number))
+}
+
 impl CreateArgs {
     fn requests(&self) -> Result<Vec<SlotRequest>, Error> {
         let numbers: SlotNumbers = one(&self.slots, "slot")?;
@@ -116,14 +137,13 @@ impl CreateArgs {
         )?;
         let tap = Tap {
             name: one(&self.tap, "--tap")?,
-            owner: match &self.tap_owner {
-                Some(text) => Some(account::user("--tap-owner", text)?),
-                None => None,
-            },
-            group: match &self.tap_group {
-                Some(text) => Some(account::group("--tap-group", text)?),
-                None => None,
-            },
+            owner: found(&self.tap_owner, account::user, "--tap-owner", Problem::User)?,
+            group: found(
+                &self.tap_group,
+                account::group,
+                "--tap-group",
+                Problem::Group,
+            )?,
             multi_queue: self.tap_multi_queue,
             queue_len: self.tap_queue_len,
         };

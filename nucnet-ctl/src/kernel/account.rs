@@ -2,28 +2,17 @@
 
 use nix::unistd::{Group, User};
 
-use crate::model::{Invalid, Problem};
-
-/// The number of a user.
-///
-/// # Errors
-/// There is no such user.
-pub fn user(field: &'static str, text: &str) -> Result<u32, Invalid> {
+/// The number of a user; none: there is no such user.
+pub fn user(text: &str) -> Option<u32> {
+    // Of a name that nobody has, some databases make an error (getpwnam(3)).
     let named = || User::from_name(text).ok().flatten();
     let number = text.parse().ok();
-    number
-        .or_else(|| named().map(|user| user.uid.as_raw()))
-        .ok_or_else(|| Invalid::new(field, text, Problem::User))
+    number.or_else(|| named().map(|user| user.uid.as_raw()))
 }
 
-/// The number of a group.
-///
-/// # Errors
-/// There is no such group.
-pub fn group(field: &'static str, text: &str) -> Result<u32, Invalid> {
+/// The number of a group; none: there is no such group.
+pub fn group(text: &str) -> Option<u32> {
     let named = || Group::from_name(text).ok().flatten();
     let number = text.parse().ok();
-    number
-        .or_else(|| named().map(|group| group.gid.as_raw()))
-        .ok_or_else(|| Invalid::new(field, text, Problem::Group))
+    number.or_else(|| named().map(|group| group.gid.as_raw()))
 }
