@@ -1,4 +1,4 @@
-//! Egress policies, and what the maps hold of them.
+//! What the maps hold of a policy.
 //!
 //! Rules are a set: a packet is judged by all the rules that cover its destination, however
 //! long their prefixes; deny beats allow, allow beats the default. A longest-prefix-match trie
@@ -7,9 +7,10 @@
 //! ports, cut into prefixes. The rules about the host's own addresses, which no prefix can name,
 //! are one more class.
 
-use super::{
+use super::{Action, Policy, Said};
+use crate::model::{
     Invalid, Problem,
-    address::{Cidr, parse_ip, to_abi},
+    address::{Cidr, to_abi},
     ports::PortRange,
     rule::{Rule, RuleProtocol, Target},
 };
@@ -18,270 +19,13 @@ use nucnet_common::abi::{
     self, PolicyAction, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyProtocol, PolicyRule,
     policy_flag,
 };
-use serde::{Deserialize, Serialize};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, hash_map},
-    fmt,
-    net::IpAddr,
     rc::Rc,
-    str::FromStr,
 };
 
-/// What happens where no rule says otherwise.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// Goes on.
-    #[default]
-    Allow,
-    /// Is dropped, and answered if the policy says so.
-    Deny,
-}
-
-impl Action {
-    /// As the maps hold it.
-    pub fn abi(self) -> PolicyAction {
-        match self {
-            Self::Allow => PolicyAction::Allow,
-            Self::Deny => PolicyAction::Deny,
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-        })
-    }
-}
-
-/// The address of a resolver: unicast, and not a loopback address, which would be the
-/// endpoint's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Resolver(IpAddr);
-
-impl Resolver {
-    /// The address.
-    pub fn address(self) -> IpAddr {
-        self.0
-    }
-}
-
-impl FromStr for Resolver {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let address = parse_ip("--dns", text)?;
-        let link_local = match address {
-            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        // 169.254.169.253 and the like are resolvers of clouds, but the datapath carries no
-        // link-local packets.
-        if address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
-        {
-            return Err(Invalid::new("--dns", text, Problem::Resolver));
-        }
-        Ok(Self(address))
-    }
-}
-
-impl TryFrom<String> for Resolver {
-    type Error = Invalid;
-
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        text.parse()
-    }
-}
-
-impl From<Resolver> for String {
-    fn from(resolver: Resolver) -> Self {
-        resolver.0.to_string()
-    }
-}
-
-impl fmt::Display for Resolver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// An egress policy as the user gave it, each rule once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Policy {
-    default: Action,
-    allow: Vec<Rule>,
-    deny: Vec<Rule>,
-    dns: Vec<Resolver>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    guard: Vec<Rule>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    allow_dns: Option<bool>,
-    #[serde(default = "yes", skip_serializing_if = "is_yes")]
-    log_denied: bool,
-    #[serde(default)]
-    reject: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn is_yes(flag: &bool) -> bool {
-    *flag
-}
-
-impl Default for Policy {
-    /// No policy: everything may leave.
-    fn default() -> Self {
-        Self::new(None, Vec::new(), Vec::new(), Vec::new())
-    }
-}
-
 impl Policy {
-    /// The policy of a command line. Without a stated default, any allow makes it deny.
-    pub fn new(
-        default: Option<Action>,
-        allow: Vec<Rule>,
-        deny: Vec<Rule>,
-        dns: Vec<Resolver>,
-    ) -> Self {
-        let (allow, deny, dns) = (once(allow), once(deny), once(dns));
-        let implied = if allow.is_empty() {
-            Action::Allow
-        } else {
-            Action::Deny
-        };
-        Self {
-            default: default.unwrap_or(implied),
-            allow,
-            deny,
-            dns,
-            guard: Vec::new(),
-            allow_dns: None,
-            log_denied: true,
-            reject: false,
-        }
-    }
-
-    /// What happens where no rule says otherwise.
-    pub fn default_action(&self) -> Action {
-        self.default
-    }
-
-    /// What may leave.
-    pub fn allow(&self) -> &[Rule] {
-        &self.allow
-    }
-
-    /// What may not.
-    pub fn deny(&self) -> &[Rule] {
-        &self.deny
-    }
-
-    /// The resolvers.
-    pub fn dns(&self) -> &[Resolver] {
-        &self.dns
-    }
-
-    /// What may not leave unless it is allowed by a rule about nothing else.
-    pub fn guard(&self) -> &[Rule] {
-        &self.guard
-    }
-
-    /// The same with destinations that no rule about a larger prefix opens, nor the default: only
-    /// an allow of something within them does. A guard is whole: its rules have no ports.
-    #[must_use]
-    pub fn with_guard(mut self, guard: Vec<Rule>) -> Self {
-        self.guard = once(guard);
-        self
-    }
-
-    /// The same with those resolvers in place of its own.
-    #[must_use]
-    pub fn with_resolvers(mut self, resolvers: Vec<Resolver>) -> Self {
-        self.dns = once(resolvers);
-        self
-    }
-
-    /// The same with the resolvers allowed on port 53 or not, whether there are rules or not.
-    #[must_use]
-    pub fn with_dns_allowed(mut self, allowed: bool) -> Self {
-        self.allow_dns = Some(allowed);
-        self
-    }
-
-    /// Whether the resolvers are allowed whatever rules there are; none: where there are rules.
-    pub fn allow_dns(&self) -> Option<bool> {
-        self.allow_dns
-    }
-
-    /// Whether denials are told to those who watch; they are counted in any case.
-    pub fn log_denied(&self) -> bool {
-        self.log_denied
-    }
-
-    /// The same with denials told, or only counted.
-    #[must_use]
-    pub fn with_denied_logged(mut self, logged: bool) -> Self {
-        self.log_denied = logged;
-        self
-    }
-
-    /// Whether what is denied is answered; without that, it is as if lost.
-    pub fn rejects(&self) -> bool {
-        self.reject
-    }
-
-    /// The same with what is denied answered, or not.
-    #[must_use]
-    pub fn with_denied_rejected(mut self, rejected: bool) -> Self {
-        self.reject = rejected;
-        self
-    }
-
-    /// Whether there is anything to enforce.
-    pub fn is_in_force(&self) -> bool {
-        self.has_rules() || !self.guard.is_empty() || self.default == Action::Deny
-    }
-
-    fn has_rules(&self) -> bool {
-        !(self.allow.is_empty() && self.deny.is_empty())
-    }
-
-    /// The rules as numbered from 1 on: allows, denies, resolvers, guards. Resolvers count where
-    /// there is another rule, unless the policy says otherwise.
-    pub fn rules(&self) -> impl Iterator<Item = (u32, Action, Rule)> {
-        self.ranked().map(|(number, said, rule)| {
-            let action = match said {
-                Said::Allow => Action::Allow,
-                Said::Deny | Said::Guard => Action::Deny,
-            };
-            (number, action, rule)
-        })
-    }
-
-    fn ranked(&self) -> impl Iterator<Item = (u32, Said, Rule)> {
-        let resolvers = match self.allow_dns.unwrap_or_else(|| self.has_rules()) {
-            true => self.dns.as_slice(),
-            false => &[],
-        };
-        let allow = self.allow.iter().map(|rule| (Said::Allow, rule.clone()));
-        let deny = self.deny.iter().map(|rule| (Said::Deny, rule.clone()));
-        let dns = resolvers
-            .iter()
-            .map(|dns| (Said::Allow, Rule::resolver(dns.0)));
-        let guard = self.guard.iter().map(|rule| (Said::Guard, rule.clone()));
-        (1..)
-            .zip(allow.chain(deny).chain(dns).chain(guard))
-            .map(|(number, (said, rule))| (number, said, rule))
-    }
-
     /// The policy as the maps hold it. `first_class` and those after it must be numbers that
     /// no class had before. The same arguments give the same entries.
     pub fn compile(&self, policy: u32, first_class: u32) -> Result<Compiled, Invalid> {
@@ -292,22 +36,6 @@ impl Policy {
         compiled.rejects = self.reject;
         Ok(compiled)
     }
-}
-
-/// What a rule says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
-    Allow,
-    Deny,
-    Guard,
-}
-
-fn once<T: PartialEq + Eq + std::hash::Hash + Clone>(values: Vec<T>) -> Vec<T> {
-    let mut seen = std::collections::HashSet::with_capacity(values.len());
-    values
-        .into_iter()
-        .filter(|value| seen.insert(value.clone()))
-        .collect()
 }
 
 /// One policy as the maps have it: entries of `policy_cidrs` and `policy_ports` (length of the key
@@ -656,36 +384,6 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    #[test]
-    fn resolvers_are_a_rule_where_there_is_another_unless_stated() {
-        let dns: Vec<Resolver> = vec!["9.9.9.9".parse().unwrap()];
-        let policy =
-            |allow: &[&str]| Policy::new(Some(Action::Deny), rules(allow), vec![], dns.clone());
-        let last = |policy: Policy| {
-            let last = policy.rules().last();
-            last.map(|(number, _, rule)| (number, rule.to_string()))
-        };
-        let resolver = |number| Some((number, "9.9.9.9/32:53".to_owned()));
-        assert_eq!(last(policy(&["10.0.0.0/8"])), resolver(2));
-        assert_eq!(last(policy(&[])), None, "DNS neither");
-        assert_eq!(last(policy(&[]).with_dns_allowed(true)), resolver(1));
-        let without = policy(&["10.0.0.0/8"]).with_dns_allowed(false);
-        assert_eq!(last(without), Some((1, "10.0.0.0/8".to_owned())));
-    }
-
-    #[test]
-    fn any_allow_makes_the_default_deny_unless_stated() {
-        let policy = |default, allow: &[&str]| Policy::new(default, rules(allow), vec![], vec![]);
-        assert_eq!(policy(None, &[]).default_action(), Action::Allow);
-        assert!(!policy(None, &[]).is_in_force());
-        assert_eq!(policy(None, &["any"]).default_action(), Action::Deny);
-        assert_eq!(
-            policy(Some(Action::Allow), &["any"]).default_action(),
-            Action::Allow
-        );
-        assert!(policy(Some(Action::Deny), &[]).is_in_force());
-    }
-
     /// What the maps say about TCP to a destination; none: nothing.
     fn said(compiled: &Compiled, to: &str, port: u16) -> Option<Action> {
         let to = u128::from_be_bytes(to_abi(to.parse().unwrap()));
@@ -768,15 +466,6 @@ mod tests {
     }
 
     #[test]
-    fn a_record_from_before_there_were_answers_has_none() {
-        let record = r#"{"default": "deny", "allow": [], "deny": [], "dns": []}"#;
-        let policy: Policy = serde_json::from_str(record).unwrap();
-        assert!(!policy.rejects() && policy.log_denied());
-        let shown = serde_json::to_value(&policy).unwrap();
-        assert_eq!(shown["reject"], false);
-    }
-
-    #[test]
     fn ten_thousand_prefixes_take_well_under_a_second() {
         let allow: Vec<Rule> = (0..10_000u32)
             .map(|n| {
@@ -815,21 +504,5 @@ mod tests {
             limit: abi::size::POLICY_PORTS,
         };
         assert_eq!(error.problem, problem);
-    }
-
-    #[test]
-    fn resolvers_are_unicast_and_not_loopback() {
-        assert!("2620:fe::fe".parse::<Resolver>().is_ok());
-        for bad in [
-            "",
-            "127.0.0.53",
-            "::1",
-            "0.0.0.0",
-            "224.0.0.1",
-            "fe80::1",
-            "example.org",
-        ] {
-            assert!(bad.parse::<Resolver>().is_err(), "{bad:?}");
-        }
     }
 }
