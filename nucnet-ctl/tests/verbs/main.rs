@@ -1,5 +1,6 @@
 //! The verbs by way of the program, on hosts that each test makes.
 
+mod commands;
 mod datapath;
 mod egress;
 mod endpoints;
@@ -8,6 +9,8 @@ mod flows;
 mod ip6tables;
 mod lab;
 mod nat;
+mod networks;
+mod recovery;
 mod repair;
 mod resolv;
 mod router;
