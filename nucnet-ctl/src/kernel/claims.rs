@@ -275,76 +275,18 @@ impl Locked {
         Ok(())
     }
 
-    /// Who has a host port that the publish wants, and for which publish.
-    pub fn publish_conflict(
-        &self,
-        spec: &PublishSpec,
-        number: u32,
-    ) -> Result<Option<(Holder, String)>, Error> {
-        self.publish_conflict_but(spec, &[number])
-    }
-
-    /// The same, with several who may have it.
-    pub fn publish_conflict_but(
-        &self,
-        spec: &PublishSpec,
-        numbers: &[u32],
-    ) -> Result<Option<(Holder, String)>, Error> {
-        let Some(ports) = spec.host_ports() else {
-            return Ok(None);
-        };
+    /// Who has which host ports, for several questions while nobody claims any.
+    pub fn port_claims(&self) -> Result<PortClaims<'_>, Error> {
         let claims = self.claims()?;
-        let protocol = spec.protocol();
-        let other = |directory: &Directory, name: &str, host: HostAddress, ports: PortRange| {
-            if !host.overlaps(spec.host()) {
-                return Ok(None);
-            }
-            let holder = self.live_holder(directory, name)?;
-            let shown = format!("{host}:{ports}/{protocol}");
-            Ok::<_, Error>(
-                holder
-                    .filter(|h| !numbers.contains(&h.number))
-                    .map(|holder| (holder, shown)),
-            )
+        let ranges = match claims.enter(RANGES)? {
+            Some(directory) => Some((directory.names()?, directory)),
+            None => None,
         };
-        let mut single: Vec<u16> = Vec::new();
-        if ports.count() <= FEW_PORTS {
-            single.extend(ports.iter());
-        } else {
-            let prefix = format!("port.{protocol}.");
-            let named = claims.names()?;
-            let claimed = named
-                .iter()
-                .filter_map(|name| name.strip_prefix(&prefix)?.parse().ok());
-            single.extend(claimed.filter(|port| ports.overlaps(PortRange::one(*port))));
-        }
-        for port in single {
-            let Some(directory) = claims.enter(&format!("port.{protocol}.{port}"))? else {
-                continue;
-            };
-            for name in directory.names()? {
-                let Some(host) = host_address(&name) else {
-                    continue;
-                };
-                if let Some(found) = other(&directory, &name, host, PortRange::one(port))? {
-                    return Ok(Some(found));
-                }
-            }
-        }
-        let Some(ranges) = claims.enter(RANGES)? else {
-            return Ok(None);
-        };
-        for name in ranges.names()? {
-            let Some((theirs, host)) = range_claim(&name, &format!("{protocol}.")) else {
-                continue;
-            };
-            if theirs.overlaps(ports)
-                && let Some(found) = other(&ranges, &name, host, theirs)?
-            {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+        Ok(PortClaims {
+            state: self,
+            claims,
+            ranges,
+        })
     }
 
     /// Takes the host ports of a publish, which nobody else has.
@@ -382,6 +324,81 @@ impl Locked {
                 )
             }
         }))
+    }
+}
+
+/// The claims on host ports.
+#[derive(Debug)]
+pub struct PortClaims<'a> {
+    state: &'a Locked,
+    claims: Directory,
+    /// Those on several ports at once: their names, and where they are.
+    ranges: Option<(Vec<String>, Directory)>,
+}
+
+impl PortClaims<'_> {
+    /// Who has a host port that the publish wants, and for which publish; but for the holders of
+    /// those numbers.
+    pub fn conflict(
+        &self,
+        spec: &PublishSpec,
+        numbers: &[u32],
+    ) -> Result<Option<(Holder, String)>, Error> {
+        let Some(ports) = spec.host_ports() else {
+            return Ok(None);
+        };
+        let protocol = spec.protocol();
+        let other = |directory: &Directory, name: &str, host: HostAddress, ports: PortRange| {
+            if !host.overlaps(spec.host()) {
+                return Ok(None);
+            }
+            let holder = self.state.live_holder(directory, name)?;
+            let shown = format!("{host}:{ports}/{protocol}");
+            Ok::<_, Error>(
+                holder
+                    .filter(|h| !numbers.contains(&h.number))
+                    .map(|holder| (holder, shown)),
+            )
+        };
+        let mut single: Vec<u16> = Vec::new();
+        if ports.count() <= FEW_PORTS {
+            single.extend(ports.iter());
+        } else {
+            let prefix = format!("port.{protocol}.");
+            let named = self.claims.names()?;
+            let claimed = named
+                .iter()
+                .filter_map(|name| name.strip_prefix(&prefix)?.parse().ok());
+            single.extend(claimed.filter(|port| ports.overlaps(PortRange::one(*port))));
+        }
+        for port in single {
+            let place = format!("port.{protocol}.{port}");
+            let Some(directory) = self.claims.enter(&place)? else {
+                continue;
+            };
+            for name in directory.names()? {
+                let Some(host) = host_address(&name) else {
+                    continue;
+                };
+                if let Some(found) = other(&directory, &name, host, PortRange::one(port))? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        let Some((names, ranges)) = &self.ranges else {
+            return Ok(None);
+        };
+        for name in names {
+            let Some((theirs, host)) = range_claim(name, &format!("{protocol}.")) else {
+                continue;
+            };
+            if theirs.overlaps(ports)
+                && let Some(found) = other(ranges, name, host, theirs)?
+            {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -560,6 +577,12 @@ pub(super) mod tests {
         text.parse().unwrap()
     }
 
+    /// Who has what the publish wants, but for the one who asks.
+    fn conflict(state: &Locked, spec: &PublishSpec, asks: &Holder) -> Option<(Holder, String)> {
+        let claims = state.port_claims().unwrap();
+        claims.conflict(spec, &[asks.number]).unwrap()
+    }
+
     #[test]
     fn what_is_claimed_belongs_to_one_and_names_him() {
         let (_place, state) = state();
@@ -584,10 +607,7 @@ pub(super) mod tests {
         state.claim_publish(&spec("80:80"), &gone).unwrap();
         // Its id has come to mean another endpoint.
         endpoint(&state, 3, "gone");
-        assert_eq!(
-            state.publish_conflict(&spec("80:80"), db.number).unwrap(),
-            None
-        );
+        assert_eq!(conflict(&state, &spec("80:80"), &db), None);
         assert_eq!(state.claim(1, claim, &db).unwrap(), None);
         assert_eq!(state.claimed(1, claim).unwrap(), Some(db));
     }
@@ -602,10 +622,7 @@ pub(super) mod tests {
             "9000-9099:1000-1099",
             "[::]:443:443",
         ] {
-            assert_eq!(
-                state.publish_conflict(&spec(taken), web.number).unwrap(),
-                None
-            );
+            assert_eq!(conflict(&state, &spec(taken), &web), None);
             state.claim_publish(&spec(taken), &web).unwrap();
         }
         for (wanted, owner) in [
@@ -623,16 +640,13 @@ pub(super) mod tests {
             ("0.0.0.0:443:443", None),
             ("0:80", None),
         ] {
-            let found = state.publish_conflict(&spec(wanted), db.number).unwrap();
+            let found = conflict(&state, &spec(wanted), &db);
             assert_eq!(
                 found,
                 owner.map(|shown| (web.clone(), shown.to_owned())),
                 "{wanted}"
             );
-            assert_eq!(
-                state.publish_conflict(&spec(wanted), web.number).unwrap(),
-                None
-            );
+            assert_eq!(conflict(&state, &spec(wanted), &web), None);
         }
         for given_up in [
             "8080:80",
@@ -641,10 +655,7 @@ pub(super) mod tests {
             "[::]:443:443",
         ] {
             state.release_publish(&spec(given_up), web.number).unwrap();
-            assert_eq!(
-                state.publish_conflict(&spec(given_up), db.number).unwrap(),
-                None
-            );
+            assert_eq!(conflict(&state, &spec(given_up), &db), None);
         }
         assert_eq!(state.claims().unwrap().names().unwrap(), [RANGES]);
     }

@@ -244,7 +244,7 @@ impl World {
             Operation::Publish { id: of, port, more } => {
                 if let Some(own) = own(of) {
                     let ports = (port, port + more);
-                    let conflict = state.publish_conflict(&spec(ports), 0)?;
+                    let conflict = state.port_claims()?.conflict(&spec(ports), &[])?;
                     let expected = (ports.0..=ports.1).any(|p| model.publisher_of(p).is_some());
                     assert_eq!(conflict.is_some(), expected, "{ports:?}");
                     if conflict.is_none() {
@@ -287,8 +287,9 @@ impl World {
                 return Some(format!("holder of .{last}: {found:?}"));
             }
         }
+        let claims = state.port_claims().unwrap();
         for port in PORTS.start..PORTS.end + 2 {
-            let found = state.publish_conflict(&spec((port, port)), 0).unwrap();
+            let found = claims.conflict(&spec((port, port)), &[]).unwrap();
             if found.clone().map(|(by, _)| by) != model.publisher_of(port).map(holder) {
                 return Some(format!("publisher of {port}: {found:?}"));
             }

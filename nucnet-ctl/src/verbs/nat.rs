@@ -372,9 +372,9 @@ fn refuse_conflicts(
         .filter(|record| is_pair(record))
         .map(|record| record.number)
         .collect();
-    let sockets = Sockets::default();
+    let (claims, sockets) = (session.state.port_claims()?, Sockets::default());
     for publish in spec.publishes() {
-        if let Some((owner, taken)) = session.state.publish_conflict_but(&publish, &pairs)? {
+        if let Some((owner, taken)) = claims.conflict(&publish, &pairs)? {
             return conflict(taken, owner_name(session, &owner)?);
         }
         if let Some(listener) = sockets.in_the_way(&publish)? {
@@ -402,24 +402,22 @@ fn owner_name(session: &Session, owner: &Holder) -> Result<String, Error> {
     Ok(format!("{kind} {}", owner.id))
 }
 
-/// Why a publish cannot have its ports, if a mapping has one of them.
-pub(super) fn in_the_way(session: &Session, spec: &PublishSpec) -> Result<Option<Error>, Error> {
-    let Some(wanted) = spec.host_ports() else {
-        return Ok(None);
-    };
-    for record in session.state.sound_mappings()? {
+/// Why a publish cannot have its ports, if one of these mappings has one of them.
+pub(super) fn in_the_way(mappings: &[MappingRecord], spec: &PublishSpec) -> Option<Error> {
+    let wanted = spec.host_ports()?;
+    for record in mappings {
         for own in record.spec.publishes() {
             if own.overlaps(spec) {
                 let ports = own.host_ports().unwrap_or(wanted);
-                return Ok(Some(Error::PortMapped {
+                return Some(Error::PortMapped {
                     spec: spec.to_string(),
                     taken: format!("{}:{ports}/{}", own.host(), own.protocol()),
-                    owner: record.id,
-                }));
+                    owner: record.id.clone(),
+                });
             }
         }
     }
-    Ok(None)
+    None
 }
 
 /// Removes a mapping with all that it has.

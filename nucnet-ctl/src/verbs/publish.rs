@@ -188,14 +188,17 @@ pub(super) fn choose(
     v4: bool,
     v6: bool,
 ) -> Result<Vec<PublishSpec>, Error> {
-    let sockets = Sockets::default();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mappings = session.state.sound_mappings()?;
+    let (claims, sockets) = (session.state.port_claims()?, Sockets::default());
     let taken = |spec: &PublishSpec| -> Result<Option<Error>, Error> {
         let narrow = spec.narrowed(v4, v6);
-        if let Some(error) = nat::in_the_way(session, &narrow)? {
+        if let Some(error) = nat::in_the_way(&mappings, &narrow) {
             return Ok(Some(error));
         }
-        // No endpoint has the number 0.
-        if let Some((owner, taken)) = session.state.publish_conflict(&narrow, 0)? {
+        if let Some((owner, taken)) = claims.conflict(&narrow, &[])? {
             let (spec, owner) = (spec.to_string(), owner.id);
             return Ok(Some(Error::PortPublished { spec, taken, owner }));
         }
