@@ -299,24 +299,24 @@ impl Datapath {
 
     /// What is attached to host interfaces, with the index of each interface (0: gone).
     pub(super) fn attached(&self) -> Result<Vec<(Hook, u32)>, BpfError> {
-        let mut attached = Vec::new();
+        self.recorded(|hook, record| match record {
+            Record::Tcx { index, .. } | Record::Clsact { index, .. } => (hook, index),
+        })
+    }
+
+    /// What to say of everything that is noted as attached to interfaces. Of very many links, one
+    /// at a time is open.
+    pub(super) fn recorded<T>(&self, say: impl Fn(Hook, Record) -> T) -> Result<Vec<T>, BpfError> {
+        let mut said = Vec::new();
         for name in names(&self.pins.links())? {
             let Some(hook) = Hook::parse(&name) else {
                 continue;
             };
-            match read_record(&self.pins.links().join(&name))? {
-                Some(Record::Tcx { index, .. } | Record::Clsact { index, .. }) => {
-                    attached.push((hook, index));
-                }
-                None => {}
+            if let Some(record) = read_record(&self.pins.links().join(&name))? {
+                said.push(say(hook, record));
             }
         }
-        Ok(attached)
-    }
-
-    /// Where a hook is noted.
-    pub(super) fn record_of(&self, hook: &Hook) -> PathBuf {
-        self.pins.links().join(hook.file_name())
+        Ok(said)
     }
 
     /// Notes that the interface of a hook has another name now.

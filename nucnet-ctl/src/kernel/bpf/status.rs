@@ -15,7 +15,7 @@ use nucnet_common::abi::{map, size};
 
 use super::{
     AttachKind, BpfError, Datapath,
-    attach::{BIND_HOOKS, Record, open_link, read_record},
+    attach::{BIND_HOOKS, Record, open_link},
     error::errno,
     object::program_error,
     pins::{Pins, file_error, names},
@@ -138,23 +138,19 @@ impl Datapath {
 
     /// What is noted as attached to interfaces of the host.
     pub fn attachments(&self) -> Result<Vec<Attachment>, BpfError> {
-        let mut attachments = Vec::new();
-        for (hook, _) in self.attached()? {
-            let (kind, index, linked) = match read_record(&self.record_of(&hook))? {
-                Some(Record::Tcx { index, program, .. }) => (AttachKind::Tcx, index, Some(program)),
-                Some(Record::Clsact { index, .. }) => (AttachKind::Clsact, index, None),
-                // It went meanwhile.
-                None => continue,
+        self.recorded(|hook, record| {
+            let (kind, index, linked) = match record {
+                Record::Tcx { index, program, .. } => (AttachKind::Tcx, index, Some(program)),
+                Record::Clsact { index, .. } => (AttachKind::Clsact, index, None),
             };
-            attachments.push(Attachment {
+            Attachment {
                 program: hook.program,
                 interface: hook.interface,
                 index,
                 kind,
                 linked,
-            });
-        }
-        Ok(attachments)
+            }
+        })
     }
 
     /// The bind hooks that are on no cgroup.
