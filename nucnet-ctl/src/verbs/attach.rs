@@ -391,6 +391,7 @@ fn attach(
     let repair = intent.network.repair();
 
     let mut world = World::new(session);
+    world.opened = intent.network.datapath;
     world.network = Some(intent.network.record);
     world.endpoint = Some(intent.endpoint);
     world.policy = intent.policy;

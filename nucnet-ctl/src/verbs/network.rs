@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     kernel::{
+        bpf::Datapath,
         netlink::{self, Owner},
         sysctl::{self, Family, Sysctl},
     },
@@ -35,6 +36,8 @@ pub(super) const DEFAULT_SUBNET: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 42, 0), 
 pub(super) struct Prepared {
     pub(super) record: NetworkRecord,
     condition: Condition,
+    /// The datapath, where it was opened to see what the network lacks.
+    pub(super) datapath: Option<Datapath>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,7 @@ pub(super) fn for_attach(session: &mut Session, name: &NetworkName) -> Result<Pr
             Ok(Prepared {
                 record,
                 condition: Condition::New,
+                datapath: None,
             })
         }
         None => Err(Error::NoNetwork(name.clone())),
@@ -102,6 +106,7 @@ pub(super) fn for_slot(session: &mut Session, ranges: SlotRanges) -> Result<Prep
     Ok(Prepared {
         record,
         condition: Condition::New,
+        datapath: None,
     })
 }
 
@@ -125,11 +130,16 @@ pub(super) fn slot_ranges(
 }
 
 fn recorded(session: &Session, record: NetworkRecord) -> Result<Prepared, Error> {
-    let condition = match repair::of_network(session, &record)?.is_empty() {
+    let (lacks, datapath) = repair::of_network(session, &record)?;
+    let condition = match lacks.is_empty() {
         true => Condition::Sound,
         false => Condition::Damaged,
     };
-    Ok(Prepared { record, condition })
+    Ok(Prepared {
+        record,
+        condition,
+        datapath,
+    })
 }
 
 /// Makes a recorded network whole.
@@ -262,6 +272,7 @@ fn create(
     session.put_host()?;
     let (make, repairs) = (prepared.make(), prepared.repair());
     let mut world = World::new(session);
+    world.opened = prepared.datapath;
     world.network = Some(prepared.record);
     if !repairs.is_empty() {
         repair(&mut world, repairs)?;
@@ -293,6 +304,7 @@ fn prepare(
         return Ok(Prepared {
             record,
             condition: Condition::New,
+            datapath: None,
         });
     };
     let old = record.wish.clone().unwrap_or_default();

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf,
+        bpf::{self, Datapath},
         netlink::Direction,
         netns::NetnsFd,
         resolv::{self, Root},
@@ -85,13 +85,17 @@ fn look(
     })
 }
 
-/// What a network lacks.
-pub(super) fn of_network(session: &Session, network: &NetworkRecord) -> Result<Vec<Drift>, Error> {
+/// What a network lacks; and the datapath, which was opened to see that.
+pub(super) fn of_network(
+    session: &Session,
+    network: &NetworkRecord,
+) -> Result<(Vec<Drift>, Option<Datapath>), Error> {
     let datapath = session.open_datapath()?;
     let link = session.netlink.find_link(network.bridge.as_str())?;
     let mut view = View::new(&session.netlink, link, datapath.as_ref(), Vec::new())?;
     view.carried_by(session.kind(), rules::serves_v6(Some(&session.record))?);
-    Ok(drift::of_network(network, &view.network(network)?))
+    let lacks = drift::of_network(network, &view.network(network)?);
+    Ok((lacks, datapath))
 }
 
 /// The steps that bring a network back.

@@ -128,6 +128,15 @@ impl Datapath {
     /// a kernel that lacks something. [`Kind::Conflict`](crate::model::Kind::Conflict): the pins
     /// are those of another host or ABI.
     pub fn open_or_load(bpffs: &Path, host: &Host) -> Result<(Self, Origin), BpfError> {
+        Self::go_on_or_load(None, bpffs, host)
+    }
+
+    /// The same for who has opened it already, if it was there; its maps are used on.
+    pub fn go_on_or_load(
+        opened: Option<Self>,
+        bpffs: &Path,
+        host: &Host,
+    ) -> Result<(Self, Origin), BpfError> {
         let pins = Pins::prepare(bpffs)?;
         let mut origin = Origin::Found;
         if pins.version()?.as_ref() != Some(&Version::ours()) {
@@ -155,7 +164,13 @@ impl Datapath {
                 }
             }
         }
-        Ok((Self::open(pins, host)?, origin))
+        // Other programs would have been loaded on the same maps.
+        let same = opened.filter(|opened| origin == Origin::Found && opened.pins == pins);
+        let datapath = match same {
+            Some(datapath) => datapath,
+            None => Self::open(pins, host)?,
+        };
+        Ok((datapath, origin))
     }
 
     /// Opens what is pinned under `bpffs`. `None`: nothing is.

@@ -39,7 +39,7 @@ use super::{
 };
 
 /// Paths of pins.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pins {
     root: PathBuf,
 }

@@ -14,7 +14,7 @@ impl World<'_> {
             return Ok(());
         }
         let (bpffs, host) = (self.session.bpffs(), &self.session.bpf_host);
-        let (datapath, origin) = Datapath::open_or_load(bpffs, host)?;
+        let (datapath, origin) = Datapath::go_on_or_load(self.opened.take(), bpffs, host)?;
         self.loaded = origin == Origin::Loaded;
         let hooked = self.hook_host(&datapath);
         if hooked.is_err() && self.loaded {

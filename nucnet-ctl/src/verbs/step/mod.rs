@@ -184,6 +184,8 @@ impl fmt::Display for Step {
 pub(super) struct World<'a> {
     pub(super) session: &'a Session,
     pub(super) datapath: Option<Datapath>,
+    /// The datapath as whoever planned found it.
+    pub(super) opened: Option<Datapath>,
     /// Whether this process loaded the datapath.
     pub(super) loaded: bool,
     pub(super) network: Option<NetworkRecord>,
@@ -216,6 +218,7 @@ impl<'a> World<'a> {
         Self {
             session,
             datapath: None,
+            opened: None,
             loaded: false,
             network: None,
             endpoint: None,
