@@ -10,13 +10,15 @@ use nucnet_ctl::{
 };
 use serde_json::Value;
 
-use crate::lab::{command, has_faults, inside, ip, on_a_host};
+use crate::lab::{command, has_faults, inside, ip, on_a_host, try_addresses};
 
 #[test]
 fn a_container_gets_address_routes_and_neighbours_and_loses_everything_again() {
     on_a_host(|lab| {
         let web = lab.container("web");
         let before = lab.snapshot();
+        // Its own must be of use at once all the same.
+        try_addresses(&NetnsFd::open(&web).expect("namespace"), true);
         let attach = format!(
             "attach --netns {} --id web -p 8080:80 --allow any:443",
             web.display()

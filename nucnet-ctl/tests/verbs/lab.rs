@@ -131,6 +131,7 @@ impl Lab {
         let netns = netns::create_named(&path).expect("namespace");
         // As runtimes do; a failing attach, which does it as well, lets it be.
         run_in(&netns, || ip("link set lo up")).expect("inside");
+        try_addresses(&netns, false);
         path
     }
 
@@ -323,6 +324,15 @@ pub(crate) fn ip(arguments: &str) -> String {
 pub(crate) fn inside(netns: &Path, arguments: &str) -> String {
     let netns = NetnsFd::open(netns).expect("namespace");
     run_in(&netns, || ip(arguments)).expect("inside")
+}
+
+/// Whether the kernel tries IPv6 addresses before it uses them, on interfaces to come: for a
+/// second or more, in its own time, which would differ between snapshots.
+pub(crate) fn try_addresses(netns: &NetnsFd, tries: bool) {
+    let sysctl = "/proc/sys/net/ipv6/conf/default/accept_dad";
+    let text = if tries { "1" } else { "0" };
+    let written = run_in(netns, || fs::write(sysctl, text)).expect("inside");
+    written.expect("sysctl");
 }
 
 pub(crate) fn json(text: &str) -> Value {
