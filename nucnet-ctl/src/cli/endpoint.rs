@@ -37,6 +37,8 @@ impl ListArgs {
 }
 
 /// Show one endpoint with its counters
+///
+/// What came by a publish is the sum of its live flows; those that have ended are not in it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  nucnet-ctl inspect web")]
 pub(super) struct InspectArgs {
@@ -71,6 +73,18 @@ fn inspected(out: &mut dyn Write, details: &EndpointDetails) -> io::Result<()> {
     show_details(out, &details.endpoint)?;
     writeln!(out, "  flows      {}", details.flows)?;
     writeln!(out, "  bindings   {}", details.bindings)?;
+    for sum in &details.forwarded {
+        writeln!(
+            out,
+            "  forwarded  {}: {} live flows, {} packets ({} bytes) in, {} ({}) out",
+            one_published(&sum.publish),
+            sum.flows,
+            sum.packets_in,
+            sum.bytes_in,
+            sum.packets_out,
+            sum.bytes_out
+        )?;
+    }
     for (reason, Dropped { packets, bytes }) in &details.dropped {
         writeln!(
             out,
@@ -106,21 +120,22 @@ pub(super) fn show_details(out: &mut dyn Write, view: &EndpointView) -> io::Resu
 }
 
 pub(super) fn published(view: &EndpointView) -> Vec<String> {
+    view.published.iter().map(one_published).collect()
+}
+
+fn one_published(publish: &Published) -> String {
     let ports = |first: u16, last: u16| match first == last {
         true => first.to_string(),
         false => format!("{first}-{last}"),
     };
-    let one = |p: &Published| {
-        let host = match p.host_ip {
-            None => "*".to_owned(),
-            Some(IpAddr::V4(v4)) => v4.to_string(),
-            Some(IpAddr::V6(v6)) => format!("[{v6}]"),
-        };
-        let (outside, inside) = (
-            ports(p.host_port, p.host_port_end),
-            ports(p.port, p.port_end),
-        );
-        format!("{host}:{outside}->{inside}/{}", p.protocol)
+    let host = match publish.host_ip {
+        None => "*".to_owned(),
+        Some(IpAddr::V4(v4)) => v4.to_string(),
+        Some(IpAddr::V6(v6)) => format!("[{v6}]"),
     };
-    view.published.iter().map(one).collect()
+    let (outside, inside) = (
+        ports(publish.host_port, publish.host_port_end),
+        ports(publish.port, publish.port_end),
+    );
+    format!("{host}:{outside}->{inside}/{}", publish.protocol)
 }

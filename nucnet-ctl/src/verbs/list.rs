@@ -3,10 +3,11 @@
 use super::{
     Error, Host, netfilter,
     step::endpoint_alias,
-    view::{Dropped, EndpointDetails, EndpointView},
+    view::{Dropped, EndpointDetails, EndpointView, Forwarded},
 };
 use crate::{
     kernel::{
+        bpf::Datapath,
         netfilter::Conntrack,
         netlink::{Link, Netlink},
         store,
@@ -14,7 +15,8 @@ use crate::{
     model::{
         EndpointId,
         netfilter::Family,
-        record::{DatapathKind, EndpointRecord, State},
+        publish::PublishSpec,
+        record::{DatapathKind, EndpointRecord, Published, State},
     },
 };
 use nucnet_common::abi;
@@ -53,6 +55,7 @@ impl Host {
             endpoint,
             flows: 0,
             bindings: 0,
+            forwarded: Vec::new(),
             dropped: BTreeMap::new(),
         };
         if record.datapath == DatapathKind::Iptables {
@@ -67,6 +70,7 @@ impl Host {
         if let Some(usage) = datapath.usage.get(&record.number)? {
             (details.flows, details.bindings) = (usage.flows, usage.bindings);
         }
+        details.forwarded = forwarded(&datapath, &record)?;
         for &reason in abi::Reason::ALL {
             let key = abi::DropKey {
                 endpoint: record.number,
@@ -134,6 +138,25 @@ impl Host {
         details.flows = own.count() as u64;
         Ok(())
     }
+}
+
+/// What came by each publish of an endpoint: its flows, and those that siblings opened to it.
+fn forwarded(datapath: &Datapath, record: &EndpointRecord) -> Result<Vec<Forwarded>, Error> {
+    let mut sums: Vec<(PublishSpec, Forwarded)> = record
+        .publishes
+        .iter()
+        .filter_map(|spec| Some((*spec, Forwarded::nothing(Published::of(spec)?))))
+        .collect();
+    if !sums.is_empty() {
+        let party = record.party();
+        datapath.for_each_live_flow(|key, flow, _| {
+            let mut sums = sums.iter_mut();
+            if let Some((_, sum)) = sums.find(|(spec, _)| party.came_by(spec, key, flow)) {
+                sum.add(flow, key.endpoint == record.number);
+            }
+        })?;
+    }
+    Ok(sums.into_iter().map(|(_, sum)| sum).collect())
 }
 
 /// Says what cannot be read.

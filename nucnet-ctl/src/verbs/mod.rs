@@ -43,4 +43,4 @@ pub use status::{
     HostStatus, MapReport, NetworkStatus, ObjectStatus, ProgramReport, Status, UplinkStatus,
 };
 pub use step::Step;
-pub use view::{Dropped, EndpointDetails, EndpointView, GuestView, NetworkView};
+pub use view::{Dropped, EndpointDetails, EndpointView, Forwarded, GuestView, NetworkView};

@@ -8,6 +8,7 @@ use crate::model::{
     slot::{GATEWAY_MAC, Slot, SlotNumber},
 };
 use ipnet::IpNet;
+use nucnet_common::abi::Flow;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -139,6 +140,54 @@ pub struct Dropped {
     pub bytes: u64,
 }
 
+/// What the live flows have carried that came by one publish. Those that have ended are not in it:
+/// to keep their sum would cost packets another count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Forwarded {
+    /// The publish.
+    #[serde(flatten)]
+    pub publish: Published,
+    /// How many flows there are.
+    pub flows: u64,
+    /// Packets to the endpoint.
+    pub packets_in: u64,
+    /// Bytes to the endpoint.
+    pub bytes_in: u64,
+    /// Packets from the endpoint.
+    pub packets_out: u64,
+    /// Bytes from the endpoint.
+    pub bytes_out: u64,
+}
+
+impl Forwarded {
+    pub(super) fn nothing(publish: Published) -> Self {
+        Self {
+            publish,
+            flows: 0,
+            packets_in: 0,
+            bytes_in: 0,
+            packets_out: 0,
+            bytes_out: 0,
+        }
+    }
+
+    /// Counts a flow, which is the endpoint's own or that of a sibling, who sees it from the other
+    /// side.
+    pub(super) fn add(&mut self, flow: &Flow, is_own: bool) {
+        let inward = (flow.packets_in, flow.bytes_in);
+        let outward = (flow.packets_out, flow.bytes_out);
+        let (inward, outward) = match is_own {
+            true => (inward, outward),
+            false => (outward, inward),
+        };
+        self.flows += 1;
+        self.packets_in += inward.0;
+        self.bytes_in += inward.1;
+        self.packets_out += outward.0;
+        self.bytes_out += outward.1;
+    }
+}
+
 /// An endpoint with its counters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EndpointDetails {
@@ -149,6 +198,8 @@ pub struct EndpointDetails {
     pub flows: u64,
     /// Endpoint-independent bindings in the table.
     pub bindings: u64,
+    /// What came by each of its publishes; nothing where rules carry packets.
+    pub forwarded: Vec<Forwarded>,
     /// What was dropped, by reason.
     pub dropped: BTreeMap<&'static str, Dropped>,
 }

@@ -109,6 +109,69 @@ fn a_hundred_thousand_flows_are_listed_in_two_seconds() {
 }
 
 #[test]
+fn an_endpoint_shows_what_its_live_flows_have_carried_by_each_publish() {
+    on_a_host(|lab| {
+        let (web, db) = (lab.container("web"), lab.container("db"));
+        let attach = |netns: &std::path::Path, rest: &str| {
+            lab.ok(&format!("attach --netns {} {rest}", netns.display()));
+        };
+        attach(&web, "--id web -p 8080:80 -p 9000-9009:90-99");
+        attach(&db, "--id db");
+        let ((web, link), (db, _)) = (endpoint(lab, "web"), endpoint(lab, "db"));
+        // Two from outside, the second of which is over.
+        let inbound = |n: u32, host_port: u16, timeout_s: u32| {
+            let (mut key, mut flow) = flow(web, n);
+            (key.inside_port, key.peer_port) = (80, 50_000);
+            (flow.external_port, flow.peer_port) = (host_port, 50_000);
+            flow.flags = flow_flag::INBOUND;
+            flow.timeout_s = timeout_s;
+            (key, flow)
+        };
+        // What the endpoint opened itself, and what a sibling opened to its publish.
+        let own = flow(web, 3);
+        let (mut key, mut flow) = flow(db, 4);
+        key.peer = to_abi("192.0.2.1".parse().expect("address"));
+        key.peer_port = 9003;
+        flow.peer = to_abi("10.0.42.9".parse().expect("address"));
+        flow.peer_port = 93;
+        (flow.peer_kind, flow.peer_link) = (PeerKind::Endpoint as u32, link);
+        let flows = [
+            inbound(1, 8080, 7440),
+            inbound(2, 8080, 0),
+            own,
+            (key, flow),
+        ];
+        insert(&mut lab.datapath(), &flows);
+
+        let shown = lab.json("inspect web");
+        let forwarded = list(&shown["forwarded"]);
+        let sums: Vec<_> = forwarded
+            .iter()
+            .map(|sum| {
+                [
+                    "host_port",
+                    "flows",
+                    "packets_in",
+                    "bytes_in",
+                    "packets_out",
+                    "bytes_out",
+                ]
+                .map(|key| sum[key].as_u64().expect("number"))
+            })
+            .collect();
+        assert_eq!(
+            sums,
+            [[8080, 1, 2, 3000, 3, 300], [9000, 1, 3, 300, 2, 3000]],
+            "{shown}"
+        );
+        let text = lab.ok("inspect web");
+        let line = "*:8080->80/tcp: 1 live flows, 2 packets (3000 bytes) in, 3 (300) out";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(lab.json("inspect db")["forwarded"], serde_json::json!([]));
+    });
+}
+
+#[test]
 fn what_lists_prints_one_array_also_when_it_is_empty() {
     on_a_host(|lab| {
         let lists = ["list", "network list", "nat list", "flows"];
