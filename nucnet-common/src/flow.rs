@@ -18,6 +18,13 @@ pub const SECOND: u64 = 1_000_000_000;
 /// nothing better to be found.
 const FEW_DRAWS: u32 = 4;
 
+/// The same for what has served its purpose for a while: each draw reads entries that no cache has.
+const FEWER_DRAWS: u32 = 2;
+
+/// How long a while that is, in nanoseconds: longer than who closes a connection usually has to
+/// repeat its last word.
+const WHILE: u64 = 4 * SECOND;
+
 /// For how long what nobody has answered is left alone even under pressure, in nanoseconds.
 const PATIENCE: u64 = SECOND;
 
@@ -350,5 +357,8 @@ pub fn binding_merit(binding: &Binding, now: u64) -> u64 {
 /// Whether a newcomer looks no further, after so many draws.
 #[inline(always)]
 pub fn is_enough(best: u64, draws: u32) -> bool {
-    best == GONE || draws >= FEW_DRAWS && best >= (Standing::Done as u64) << 61
+    let done = (Standing::Done as u64) << 61;
+    best == GONE
+        || draws >= FEW_DRAWS && best >= done
+        || draws >= FEWER_DRAWS && best >= done + WHILE
 }

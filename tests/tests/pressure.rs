@@ -278,6 +278,15 @@ fn connection_after_many_closed_ones_is_not_looked_for_a_place_for_long() {
     }
     // A port that is kept, four others, four places.
     assert!(most <= 9, "{most} draws");
+    // Those that are closed now are so for a while then: two others, two places.
+    world.pass(Duration::from_secs(5));
+    for number in 50_000..51_000 {
+        set_port(&mut syn, SOURCE, 1_024 + number);
+        let before = world.draws();
+        carried(&mut world, OUT, &syn);
+        let draws = world.draws() - before;
+        assert!(draws <= 5, "{draws} draws after a while");
+    }
 }
 
 #[test]
