@@ -188,6 +188,22 @@ pub struct Timeouts {
 }
 
 impl BehaviourWish {
+    /// What was asked for that netfilter does in its own way, by the flags. It lets in answers of
+    /// the very address and port that was asked, maps each flow by itself, keeps source ports
+    /// where it can, and has the host's idle times.
+    pub fn beyond_netfilter(&self) -> Vec<&'static str> {
+        let filters = |filtering| filtering != Filtering::AddressAndPortDependent;
+        let maps = |mapping| mapping != Mapping::PerFlow;
+        let flags = [
+            (self.filtering.is_some_and(filters), "--filtering"),
+            (self.udp_mapping.is_some_and(maps), "--udp-mapping"),
+            (self.tcp_mapping.is_some_and(maps), "--tcp-mapping"),
+            (!self.timeouts.is_empty(), "--timeout"),
+        ];
+        let flags = flags.into_iter().filter(|(is_beyond, _)| *is_beyond);
+        flags.map(|(_, flag)| flag).collect()
+    }
+
     /// With the defaults filled in.
     pub fn resolved(&self) -> Behaviour {
         let timeout = |kind: TimeoutKind| {
@@ -359,5 +375,20 @@ mod tests {
         }
         assert!("address".parse::<Filtering>().is_err());
         assert!("symmetric".parse::<Mapping>().is_err());
+    }
+
+    #[test]
+    fn only_what_netfilter_does_otherwise_is_beyond_it() {
+        let mut wish = BehaviourWish::default();
+        assert!(wish.beyond_netfilter().is_empty());
+        wish.filtering = Some(Filtering::AddressAndPortDependent);
+        wish.tcp_mapping = Some(Mapping::PerFlow);
+        wish.keep_ports = true;
+        assert!(wish.beyond_netfilter().is_empty());
+        wish.filtering = Some(Filtering::EndpointIndependent);
+        wish.udp_mapping = Some(Mapping::EndpointIndependent);
+        wish.timeouts.insert(TimeoutKind::Udp, 600);
+        let beyond = ["--filtering", "--udp-mapping", "--timeout"];
+        assert_eq!(wish.beyond_netfilter(), beyond);
     }
 }

@@ -1,5 +1,6 @@
 //! What `doctor` makes of what it saw: how bad it is, and what mends it.
 
+use super::netfilter::Backend;
 use ipnet::IpNet;
 use serde::Serialize;
 use std::fmt;
@@ -227,11 +228,18 @@ pub fn bridge_netfilter(value: Option<&str>) -> Finding {
 }
 
 /// Whether a firewall drops what is forwarded. `None`: nobody could say.
-pub fn forward(drops: Option<&[&str]>) -> Finding {
+pub fn forward(drops: Option<&[&str]>, by_rules: bool) -> Finding {
     let id = "forward-policy";
     match drops {
         None => Finding::unknown(id, "no firewall tool could be asked", "run as root"),
         Some([]) => Finding::ok(id, "no firewall drops by default what is forwarded"),
+        Some(tools) if by_rules => Finding::ok(
+            id,
+            format!(
+                "{}: FORWARD drops by default; nucnet's rules accept its packets before",
+                tools.join(", ")
+            ),
+        ),
         Some(tools) => Finding::ok(
             id,
             format!(
@@ -240,6 +248,49 @@ pub fn forward(drops: Option<&[&str]>) -> Finding {
                 tools.join(", ")
             ),
         ),
+    }
+}
+
+/// The programs by which rules are written, and the tables that they are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Iptables {
+    /// Where nucnet's rules go.
+    pub backend: Backend,
+    /// Whether there is `ip6tables`.
+    pub has_v6: bool,
+    /// Whether others have rules in tables of both kinds.
+    pub is_mixed: bool,
+}
+
+/// What there is for the iptables datapath. `None`: there are no programs.
+pub fn iptables(found: Option<Iptables>, by_rules: bool) -> Finding {
+    let id = "iptables";
+    let Some(found) = found else {
+        return match by_rules {
+            true => Finding::fail(
+                id,
+                "there is no iptables, and endpoints need it: no rule can be changed",
+                "install iptables, or: nucnet-ctl --datapath ebpf gc",
+            ),
+            false => Finding::ok(id, "not there; programs carry packets without"),
+        };
+    };
+    let backend = found.backend;
+    match (found.has_v6, found.is_mixed) {
+        (false, _) => Finding::warn(
+            id,
+            format!("{backend} without ip6tables: where rules carry packets, IPv6 is closed"),
+            "install ip6tables",
+        ),
+        (true, true) => Finding::warn(
+            id,
+            format!(
+                "there are rules of iptables-nft and of iptables-legacy, which do not see each \
+                 other; nucnet's go to {backend}"
+            ),
+            "move all rules to one of the two (update-alternatives --config iptables)",
+        ),
+        (true, false) => Finding::ok(id, format!("{backend}, for both families")),
     }
 }
 
@@ -465,8 +516,10 @@ mod tests {
             ":INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n type filter hook input priority 0; \
              policy drop;"
         ));
-        assert_eq!(severity(forward(Some(&["nft"]))), Severity::Ok);
-        assert_eq!(severity(forward(None)), Severity::Unknown);
+        assert_eq!(severity(forward(Some(&["nft"]), false)), Severity::Ok);
+        assert_eq!(severity(forward(None, false)), Severity::Unknown);
+        let text = forward(Some(&["nft"]), true).text;
+        assert!(text.contains("accept"), "{text}");
     }
 
     #[test]
@@ -496,5 +549,24 @@ mod tests {
         let routes: Vec<String> = found.iter().map(|o| o.route.to_string()).collect();
         assert_eq!(routes, ["10.0.0.0/8", "10.0.42.128/25"]);
         assert_eq!(severity(address_overlap(&found)), Severity::Warn);
+    }
+
+    #[test]
+    fn what_iptables_lacks_matters_where_rules_carry_packets() {
+        let found = |has_v6, is_mixed| {
+            Some(Iptables {
+                backend: Backend::Nft,
+                has_v6,
+                is_mixed,
+            })
+        };
+        let severity = |found, by_rules| iptables(found, by_rules).severity;
+        assert_eq!(severity(None, false), Severity::Ok);
+        assert_eq!(severity(None, true), Severity::Fail);
+        assert_eq!(severity(found(true, false), true), Severity::Ok);
+        assert_eq!(severity(found(true, true), true), Severity::Warn);
+        let finding = iptables(found(false, false), true);
+        assert_eq!(finding.severity, Severity::Warn);
+        assert!(finding.text.contains("IPv6 is closed"), "{}", finding.text);
     }
 }

@@ -63,10 +63,11 @@ pub struct FlowView<'a> {
     pub packets_in: u64,
     /// Bytes of them.
     pub bytes_in: u64,
-    /// Milliseconds since the first packet.
-    pub age_ms: u64,
-    /// Milliseconds since the packet that kept it alive last.
-    pub idle_ms: u64,
+    /// Milliseconds since the first packet; none: nobody has noted when that was.
+    pub age_ms: Option<u64>,
+    /// Milliseconds since the packet that kept it alive last; none: the kernel's table of
+    /// connections does not tell.
+    pub idle_ms: Option<u64>,
     /// Milliseconds after which it is dead if none comes.
     pub expires_ms: u64,
 }
@@ -111,18 +112,26 @@ impl<'a> FlowView<'a> {
             bytes_out: flow.bytes_out,
             packets_in: flow.packets_in,
             bytes_in: flow.bytes_in,
-            age_ms: since(flow.created),
-            idle_ms: since(flow.last_seen),
+            age_ms: Some(since(flow.created)),
+            idle_ms: Some(since(flow.last_seen)),
             expires_ms: end.saturating_sub(now) / MILLISECOND,
         }
     }
 }
 
-/// The place that a flow has in the datapath, and how often that has changed hands.
+/// The place that a flow has in the datapath, and how often that has changed hands. Of a connection
+/// of the kernel's, its number and when it began, for numbers are given again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowId {
     slot: u32,
     version: u32,
+}
+
+impl FlowId {
+    /// Of a number, and what tells flows apart that have it one after the other.
+    pub fn new(slot: u32, version: u32) -> Self {
+        Self { slot, version }
+    }
 }
 
 impl fmt::Display for FlowId {
@@ -140,6 +149,12 @@ impl Serialize for FlowId {
 /// An IP protocol by its name, or by its number where nucnet has no name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Protocol(u32);
+
+impl From<u8> for Protocol {
+    fn from(number: u8) -> Self {
+        Self(number.into())
+    }
+}
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,6 +187,12 @@ pub enum Direction {
 /// How far a flow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(u32);
+
+impl From<abi::FlowState> for State {
+    fn from(state: abi::FlowState) -> Self {
+        Self(state as u32)
+    }
+}
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

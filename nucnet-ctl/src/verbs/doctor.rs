@@ -7,14 +7,16 @@ use crate::{
     kernel::{
         bpf::{self, Datapath},
         capability::{self, Lacks},
-        diag,
+        diag, helper,
+        netfilter::{self, Netfilter},
         netlink::{Direction, Netlink, Uplink},
         probe,
         sysctl::{Family, LinkKey, Sysctl},
     },
     model::{
-        diagnosis::{self, FEATURES, Feature, Finding, Severity},
-        record::{EndpointRecord, NetworkRecord},
+        diagnosis::{self, FEATURES, Feature, Finding, Iptables, Severity},
+        netfilter as netfilter_model,
+        record::{DatapathKind, EndpointRecord, NetworkRecord},
     },
 };
 use ipnet::IpNet;
@@ -59,7 +61,11 @@ impl Host {
                 "use a kernel with rtnetlink",
             )),
         }
-        findings.extend(firewalls(&endpoints));
+        let by_rules = endpoints
+            .iter()
+            .any(|it| it.datapath == DatapathKind::Iptables);
+        findings.extend(firewalls(&endpoints, by_rules));
+        findings.push(iptables(by_rules));
         findings.extend(probe::managers().iter().map(|(manager, configuration)| {
             let is_told = diagnosis::is_told(configuration);
             match manager {
@@ -373,7 +379,24 @@ fn overlaps(networks: &[NetworkRecord], netlink: &Netlink) -> Finding {
     }
 }
 
-fn firewalls(endpoints: &[EndpointRecord]) -> [Finding; 2] {
+/// What the iptables datapath would have to work with, or has.
+fn iptables(by_rules: bool) -> Finding {
+    let look = || -> Result<Iptables, helper::Error> {
+        let backend = netfilter::detect()?;
+        Ok(Iptables {
+            backend,
+            has_v6: Netfilter::open(backend)?.has(netfilter_model::Family::Ipv6),
+            is_mixed: netfilter::has_foreign(backend)? && netfilter::has_foreign(backend.other())?,
+        })
+    };
+    match look() {
+        Ok(found) => diagnosis::iptables(Some(found), by_rules),
+        Err(helper::Error::Missing(_)) => diagnosis::iptables(None, by_rules),
+        Err(error) => Finding::unknown("iptables", chain(&error), AS_ROOT),
+    }
+}
+
+fn firewalls(endpoints: &[EndpointRecord], by_rules: bool) -> [Finding; 2] {
     let rules = probe::firewalls();
     let read: Vec<(&str, &str)> = rules
         .iter()
@@ -404,7 +427,7 @@ fn firewalls(endpoints: &[EndpointRecord]) -> [Finding; 2] {
         .map(|(protocol, port)| format!("{port}/{protocol}"))
         .collect();
     [
-        diagnosis::forward(could_look.then_some(&drops[..])),
+        diagnosis::forward(could_look.then_some(&drops[..]), by_rules),
         match could_look {
             true => diagnosis::translated_elsewhere(&twice),
             false => Finding::unknown("foreign-dnat", "no firewall tool could be asked", AS_ROOT),

@@ -1,6 +1,6 @@
 //! `flows` and `flows flush`.
 
-use super::{Error, Host};
+use super::{Error, Host, connections::Connections};
 use crate::{
     kernel::{bpf::Datapath, netfilter::Conntrack},
     model::{
@@ -13,24 +13,36 @@ use std::collections::HashMap;
 
 /// The live flows of a moment, still in the datapath.
 #[derive(Debug)]
-pub struct Flows {
-    datapath: Option<Datapath>,
-    owners: HashMap<u32, EndpointId>,
-    party: Option<Party>,
+pub struct Flows(Source);
+
+#[derive(Debug)]
+enum Source {
+    Nothing,
+    Programs {
+        datapath: Box<Datapath>,
+        owners: HashMap<u32, EndpointId>,
+        party: Option<Party>,
+    },
+    Rules(Connections),
 }
 
 impl Flows {
     /// Calls `visit` with each, in no order. Thousands of flows are read by one system call, and
-    /// none is kept: there may be very many.
+    /// those of programs are not kept: there may be very many.
     pub fn for_each<'a>(&'a self, mut visit: impl FnMut(FlowView<'a>)) -> Result<(), Error> {
-        let Some(datapath) = &self.datapath else {
-            return Ok(());
-        };
-        datapath.for_each_live_flow(|key, flow, now| {
-            if self.party.is_none_or(|party| party.takes_part(key, flow)) {
-                visit(FlowView::of(key, flow, self.owners.get(&key.endpoint), now));
-            }
-        })?;
+        match &self.0 {
+            Source::Nothing => {}
+            Source::Programs {
+                datapath,
+                owners,
+                party,
+            } => datapath.for_each_live_flow(|key, flow, now| {
+                if party.is_none_or(|party| party.takes_part(key, flow)) {
+                    visit(FlowView::of(key, flow, owners.get(&key.endpoint), now));
+                }
+            })?,
+            Source::Rules(connections) => connections.views().for_each(visit),
+        }
         Ok(())
     }
 }
@@ -38,26 +50,30 @@ impl Flows {
 impl Host {
     /// The live flows, of all endpoints or of those in which one takes part. Needs no lock.
     pub fn flows(&self, endpoint: Option<&EndpointId>) -> Result<Flows, Error> {
-        self.needs_programs("flows")?;
-        let none = Flows {
-            datapath: None,
-            owners: HashMap::new(),
-            party: None,
-        };
         let Some(store) = self.read()? else {
             return match endpoint {
                 Some(id) => Err(Error::NoEndpoint(id.clone())),
-                None => Ok(none),
+                None => Ok(Flows(Source::Nothing)),
             };
         };
         let (records, unreadable) = store.endpoints()?;
         super::list::report(&unreadable);
         let party = endpoint.map(|id| party(id, &records)).transpose()?;
-        Ok(Flows {
-            datapath: self.open_datapath()?,
-            owners: records.into_iter().map(|r| (r.number, r.id)).collect(),
-            party,
-        })
+        let datapath = store.host()?.and_then(|host| host.datapath);
+        if datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables) {
+            let (mappings, unreadable) = store.mappings()?;
+            super::list::report(&unreadable);
+            let connections = Connections::read(records, mappings, endpoint.cloned())?;
+            return Ok(Flows(Source::Rules(connections)));
+        }
+        Ok(Flows(match self.open_datapath()? {
+            Some(datapath) => Source::Programs {
+                datapath: Box::new(datapath),
+                owners: records.into_iter().map(|r| (r.number, r.id)).collect(),
+                party,
+            },
+            None => Source::Nothing,
+        }))
     }
 
     /// Ends the live flows, of all endpoints or of those in which one takes part, with the

@@ -18,9 +18,10 @@ use crate::{
     model::{
         Cidr, EndpointId, Invalid, Problem,
         mapping::MappingSpec,
+        netfilter::{Family, Saved, of_mapping},
         plan::{self, Plan},
         publish::PublishSpec,
-        record::{MappingRecord, State},
+        record::{HostRecord, MappingRecord, State},
     },
 };
 use nucnet_common::abi;
@@ -100,13 +101,13 @@ impl Host {
         };
         let (records, unreadable) = store.mappings()?;
         super::list::report(&unreadable);
-        let datapath = self.open_datapath()?;
+        let counters = Counters::open(self, store.host()?.as_ref())?;
         let netlink = Netlink::open()?;
         let mut records = records;
         records.sort_by_key(|record| record.number);
         records
             .into_iter()
-            .map(|record| view(&netlink, datapath.as_ref(), record))
+            .map(|record| view(&netlink, &counters, record))
             .collect()
     }
 
@@ -159,15 +160,58 @@ impl Host {
     }
 }
 
+/// Where mappings are counted.
+enum Counters {
+    Nowhere,
+    Programs(Box<Datapath>),
+    /// The rules of each family.
+    Rules(Vec<(Family, Saved)>),
+}
+
+impl Counters {
+    fn open(host: &Host, record: Option<&HostRecord>) -> Result<Self, Error> {
+        let netfilter = record.map(netfilter::of_host).transpose()?.flatten();
+        if let Some(netfilter) = netfilter {
+            let saved = Family::ALL.map(|family| Ok((family, netfilter.saved(family)?)));
+            let saved = saved.into_iter().collect::<Result<_, Error>>()?;
+            return Ok(Self::Rules(saved));
+        }
+        Ok(match host.open_datapath()? {
+            Some(datapath) => Self::Programs(Box::new(datapath)),
+            None => Self::Nowhere,
+        })
+    }
+
+    fn of(&self, record: &MappingRecord) -> Result<abi::MappingCount, Error> {
+        match self {
+            Self::Nowhere => Ok(abi::MappingCount::default()),
+            Self::Programs(datapath) => Ok(datapath.mapping_counts.get(record.number)?),
+            Self::Rules(saved) => {
+                let v6 = record.spec.ext_ip().is_ipv6();
+                let owner = of_mapping(record);
+                let target = match record.spec {
+                    MappingSpec::Snat { .. } => "SNAT",
+                    MappingSpec::Dnat { .. } | MappingSpec::Hairpin { .. } => "DNAT",
+                };
+                let mut count = abi::MappingCount::default();
+                for (_, saved) in saved.iter().filter(|(family, _)| family.is_v6() == v6) {
+                    let passed = saved.counted(&owner);
+                    count.flows += saved.translated(&owner, target);
+                    count.packets += passed.packets;
+                    count.bytes += passed.bytes;
+                }
+                Ok(count)
+            }
+        }
+    }
+}
+
 fn view(
     netlink: &Netlink,
-    datapath: Option<&Datapath>,
+    counters: &Counters,
     record: MappingRecord,
 ) -> Result<MappingView, Error> {
-    let counts = match datapath {
-        Some(datapath) => datapath.mapping_counts.get(record.number)?,
-        None => Default::default(),
-    };
+    let counts = counters.of(&record)?;
     Ok(MappingView {
         local: is_local(netlink, record.spec.ext_ip())?,
         id: record.id,
@@ -206,9 +250,9 @@ fn add(session: &mut Session, spec: &MappingSpec) -> Result<MappingView, Error> 
     let intent = intend(session, spec)?;
     // Whatever is to be told is asked for now: once the mapping is there, nothing may fail.
     let (Intent::Whole(record) | Intent::Damaged(record) | Intent::New(record)) = &intent;
-    let datapath = session.open_datapath()?;
-    let mut shown = view(&session.netlink, datapath.as_ref(), record.clone())?;
-    drop(datapath);
+    let counters = Counters::open(&session.host, Some(&session.record))?;
+    let mut shown = view(&session.netlink, &counters, record.clone())?;
+    drop(counters);
     shown.state = State::Active;
     let (record, is_new) = match intent {
         Intent::Whole(_) => return Ok(shown),

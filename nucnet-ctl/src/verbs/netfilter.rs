@@ -3,14 +3,18 @@
 use super::{Error, host::Session};
 use crate::{
     kernel::{
-        netfilter::{self, Netfilter},
+        netfilter::{self, Netfilter, Tracked},
+        netlink::Netlink,
         sysctl::{self, LinkKey, Sysctl},
     },
     model::{
+        behaviour::BehaviourWish,
+        mapping::MappingSpec,
         netfilter::{Family, Wanted, WantedEndpoint},
         record::{DatapathKind, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, State},
     },
 };
+use std::net::IpAddr;
 
 /// Whether something is in use, by its record.
 fn is_in_use(state: State) -> bool {
@@ -23,6 +27,8 @@ pub(super) struct Recorded {
     pub(super) networks: Vec<NetworkRecord>,
     pub(super) endpoints: Vec<EndpointRecord>,
     pub(super) mappings: Vec<MappingRecord>,
+    /// The host's own addresses.
+    pub(super) local: Vec<IpAddr>,
 }
 
 impl Recorded {
@@ -31,6 +37,7 @@ impl Recorded {
             networks: session.state.sound_networks()?,
             endpoints: session.state.sound_endpoints()?,
             mappings: session.state.sound_mappings()?,
+            local: local(&session.netlink)?,
         }
         .in_use())
     }
@@ -43,6 +50,15 @@ impl Recorded {
         });
         self.mappings.retain(|mapping| is_in_use(mapping.state));
         self
+    }
+
+    /// Whether a mapping may have an effect. What comes in is for an address of the host's or not
+    /// with each packet; what leaves would leave with any address.
+    fn serves(&self, mapping: &MappingRecord) -> bool {
+        match &mapping.spec {
+            MappingSpec::Snat { ext_ip, .. } => self.local.contains(ext_ip),
+            MappingSpec::Dnat { .. } | MappingSpec::Hairpin { .. } => true,
+        }
     }
 
     /// What is wanted of all that.
@@ -59,9 +75,15 @@ impl Recorded {
                     keeps_open: record.keeps_open,
                 })
                 .collect(),
-            mappings: self.mappings.iter().collect(),
+            mappings: self.mappings.iter().filter(|it| self.serves(it)).collect(),
         }
     }
+}
+
+/// The host's own addresses.
+pub(super) fn local(netlink: &Netlink) -> Result<Vec<IpAddr>, Error> {
+    let held = netlink.addresses()?;
+    Ok(held.iter().map(|held| held.address.addr()).collect())
 }
 
 /// What differs from the rules that are wanted.
@@ -136,6 +158,24 @@ pub(super) fn of_host(record: &HostRecord) -> Result<Option<Netfilter>, Error> {
     }
 }
 
+/// Whether a connection came by a mapping.
+pub(super) fn came_by(spec: &MappingSpec, tracked: &Tracked) -> bool {
+    let (asked, answer) = (&tracked.original, &tracked.reply);
+    match (spec, spec.ports()) {
+        (MappingSpec::Snat { int, ext_ip, .. }, _) => {
+            int.contains(asked.source) && answer.destination == *ext_ip
+        }
+        (_, Some((protocol, ports))) => {
+            let mut ranges = ports.ranges().iter();
+            asked.protocol == protocol.number()
+                && asked.destination == spec.ext_ip()
+                && Some(answer.source) == spec.int_ip()
+                && ranges.any(|r| (r.first()..=r.last()).contains(&asked.destination_port))
+        }
+        (_, None) => false,
+    }
+}
+
 /// Whether IPv6 is served. Nobody knows which rules of it there are where rules carry packets and
 /// there is no `ip6tables`, so it is off on nucnet's bridges there.
 pub(super) fn serves_v6(record: Option<&HostRecord>) -> Result<bool, Error> {
@@ -164,6 +204,21 @@ pub(super) fn report_closed_v6(record: &HostRecord, network: &NetworkRecord) -> 
         );
     }
     Ok(())
+}
+
+/// Says what was asked for of a network that has no effect where rules carry packets.
+pub(super) fn report_ineffective(network: &NetworkRecord) {
+    let asked = network.wish.as_ref().map(|wish| &wish.behaviour);
+    let flags = asked
+        .map(BehaviourWish::beyond_netfilter)
+        .unwrap_or_default();
+    if !flags.is_empty() {
+        tracing::warn!(
+            network = %network.name,
+            "of no effect where iptables carries packets, which has its own ways: {}",
+            flags.join(", ")
+        );
+    }
 }
 
 /// Has nothing of IPv6 come in by a bridge, nor leave by it.

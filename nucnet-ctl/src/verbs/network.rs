@@ -17,7 +17,7 @@ use crate::{
     model::{
         Cidr, IfName, Invalid, Mac, Mtu, NetworkName, Problem, Subnet,
         plan::{self, Plan},
-        record::{NetworkRecord, NetworkWish, State},
+        record::{DatapathKind, NetworkRecord, NetworkWish, State},
         slot::{self, SlotRanges},
     },
 };
@@ -202,6 +202,9 @@ impl Host {
             }
         };
         netfilter::report_closed_v6(&session.record, &record)?;
+        if session.kind() == DatapathKind::Iptables {
+            netfilter::report_ineffective(&record);
+        }
         Ok(NetworkView::new(&record))
     }
 

@@ -193,6 +193,7 @@ impl Host {
                 networks: networks.clone(),
                 endpoints: endpoints.clone(),
                 mappings: mappings.clone(),
+                local: rules::local(&netlink)?,
             };
             let recorded = recorded.in_use();
             let rules = rules::differences(&netfilter, &recorded.wanted())?;

@@ -161,6 +161,10 @@ fn to_rules(
         session.state.put_endpoint(endpoint)?;
     }
     carry(session, endpoints, networks, mappings)?;
+    for network in networks {
+        netfilter::report_closed_v6(&session.record, network)?;
+        netfilter::report_ineffective(network);
+    }
     let alias = mapping_routes_alias();
     session
         .netlink

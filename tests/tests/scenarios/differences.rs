@@ -94,14 +94,8 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
     ),
     (
         Which::Both,
-        &[
-            "flows_tell_both_ends_before_and_after_translation",
-            "flush_of_one_endpoint_costs_another_nothing",
-            "conversation_that_goes_on_after_a_flush_is_a_new_flow",
-            "unpublish_ends_what_came_by_the_publish",
-            "connections_that_a_rejecting_policy_ends_are_reset_at_once",
-        ],
-        "flows are the kernel's, and `conntrack -L` shows them",
+        &["connections_that_a_rejecting_policy_ends_are_reset_at_once"],
+        "rules see a connection again with its next packet only",
     ),
     (
         Which::Both,
@@ -122,14 +116,6 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
         Which::Both,
         &["resolver_may_answer_from_another_port"],
         "netfilter lets in answers from the very address and port that was asked",
-    ),
-    (
-        Which::Both,
-        &[
-            "dnat_leads_to_a_host_behind_this_one_and_keeps_the_clients_address",
-            "dnat_to_the_address_of_an_endpoint_is_a_publish",
-        ],
-        "flows, packets and bytes of a mapping are not counted",
     ),
     (
         Which::Both,

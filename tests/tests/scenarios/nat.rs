@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use nucnet_tests::lab::wait::{SOON, until};
 use nucnet_tests::lab::{
-    FAR, HOST, LAN_CLIENT, LAN_HOST, LAN_SERVER, OUTSIDE, Outcome, Snapshot, udp, web,
+    FAR, Family, HOST, LAN_CLIENT, LAN_HOST, LAN_SERVER, OUTSIDE, Outcome, Snapshot, udp, web,
 };
 
 use crate::case::{Case, Families, Scenario, connect, refused, silent_udp};
@@ -58,6 +58,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "a container that must be seen as a certain address",
         families: Families::Each,
         run: snat_of_endpoint,
+    },
+    Scenario {
+        name: "snat_to_an_address_that_is_not_the_hosts_is_inert",
+        what: "a floating address: nothing may leave with it from a host that does not have it",
+        families: Families::Each,
+        run: inert_snat,
     },
     Scenario {
         name: "hairpin_is_for_neighbours_and_the_dnat_beside_it_for_others",
@@ -357,6 +363,33 @@ fn snat_of_endpoint(case: &Case) -> Result<()> {
     );
     nat(case, "clear")?.expect(0)?;
     ensure!(case.who(&container, to)?.0.ip() == HOST.of(family));
+    Ok(())
+}
+
+fn inert_snat(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let lan = case.lab.lan()?;
+    let family = case.family;
+    let _web = case.web(&case.lab.outside, 80)?;
+    let (int, floating, length): (_, std::net::IpAddr, u8) = match family {
+        Family::V4 => ("10.77.0.0/24", "192.0.2.77".parse()?, 32),
+        Family::V6 => ("fd77::/64", "2001:db8:1::77".parse()?, 128),
+    };
+    let to = FAR.port(family, 80);
+    let words = format!("add snat --int {int} --ext-ip {floating}");
+    let added = nat(case, &words)?.expect(0)?.json()?;
+    ensure!(added["local"] == false, "{added}");
+    ensure!(lan.client.connect(to, SOON).is_err(), "it left");
+    case.lab.host.ip(&format!(
+        "addr add {floating}/{length} dev eth0 {}",
+        nodad(floating)
+    ))?;
+    case.lab.nucnet(&["gc"])?.expect(0)?;
+    until("the address is in use", SOON, || {
+        Ok(lan.client.connect(to, SOON).is_ok())
+    })?;
+    let (seen, _) = case.who(&lan.client, to)?;
+    ensure!(seen.ip() == floating, "the world saw {seen}");
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub struct Tuple {
     pub destination: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
-    /// The sender's port; 0: the protocol has none.
+    /// The sender's port; 0: the protocol has none. Of an ICMP query, its identifier.
     pub source_port: u16,
     /// The receiver's port; 0: the protocol has none.
     pub destination_port: u16,
@@ -37,6 +37,20 @@ pub struct Tracked {
     pub original: Tuple,
     /// As the answer to it is.
     pub reply: Tuple,
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Whether there was an answer.
+    pub is_answered: bool,
+    /// How far a TCP connection is.
+    pub tcp: Option<TcpState>,
+    /// What was sent in the first direction.
+    pub sent: Count,
+    /// What was sent in the other one.
+    pub answered: Count,
+    /// Nanoseconds since 1970 at its first packet; none: the kernel did not note it.
+    pub start: Option<u64>,
+    /// Seconds after which the kernel forgets it if no packet comes.
+    pub expires: u32,
     /// What names it to the kernel: the attributes of the first direction, and more.
     name: Vec<u8>,
     family: u8,
@@ -51,6 +65,40 @@ impl Tracked {
     }
 }
 
+/// What the kernel has counted, where it counts (`nf_conntrack_acct`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of them, from the IP header on.
+    pub bytes: u64,
+}
+
+/// How far a TCP connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// Not all of the handshake was seen.
+    Opening,
+    /// It was.
+    Established,
+    /// One side has said that it is done.
+    Closing,
+    /// Both have, or one has reset it.
+    Closed,
+}
+
+impl TcpState {
+    /// linux/netfilter/nf_conntrack_tcp.h, `enum tcp_conntrack`.
+    fn of(state: u8) -> Self {
+        match state {
+            3 => Self::Established,
+            4..=6 => Self::Closing,
+            7 | 8 => Self::Closed,
+            _ => Self::Opening,
+        }
+    }
+}
+
 /// linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
 mod abi {
     pub(super) const SUBSYSTEM: u16 = 1;
@@ -58,13 +106,28 @@ mod abi {
     pub(super) const DELETE: u16 = 2;
     pub(super) const TUPLE_ORIG: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
+    pub(super) const STATUS: u16 = 3;
+    pub(super) const PROTOINFO: u16 = 4;
+    pub(super) const TIMEOUT: u16 = 7;
+    pub(super) const COUNTERS_ORIG: u16 = 9;
+    pub(super) const COUNTERS_REPLY: u16 = 10;
     pub(super) const ID: u16 = 12;
     pub(super) const ZONE: u16 = 18;
+    pub(super) const TIMESTAMP: u16 = 20;
+    pub(super) const PROTOINFO_TCP: u16 = 1;
+    pub(super) const TCP_STATE: u16 = 1;
+    pub(super) const PACKETS: u16 = 1;
+    pub(super) const BYTES: u16 = 2;
+    pub(super) const START: u16 = 1;
+    /// `IPS_SEEN_REPLY`.
+    pub(super) const SEEN_REPLY: u32 = 2;
     pub(super) const TUPLE_IP: u16 = 1;
     pub(super) const TUPLE_PROTO: u16 = 2;
     pub(super) const PROTO_NUM: u16 = 1;
     pub(super) const PROTO_SRC_PORT: u16 = 2;
     pub(super) const PROTO_DST_PORT: u16 = 3;
+    pub(super) const PROTO_ICMP_ID: u16 = 4;
+    pub(super) const PROTO_ICMPV6_ID: u16 = 7;
     /// Nested, or in network order: not part of the type.
     pub(super) const TYPE_MASK: u16 = 0x3fff;
 }
@@ -187,10 +250,24 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
 
 fn tracked(payload: &[u8]) -> Option<Tracked> {
     let (mut original, mut reply, mut name) = (None, None, Vec::new());
+    let (mut id, mut expires, mut is_answered) = (0, 0, false);
+    let (mut tcp, mut start) = (None, None);
+    let (mut sent, mut answered) = (Count::default(), Count::default());
     for (kind, contents, whole) in attributes(payload.get(GENERAL..)?) {
         match kind {
             abi::TUPLE_ORIG => original = tuple(contents),
             abi::TUPLE_REPLY => reply = tuple(contents),
+            abi::ID => id = number(contents)?,
+            abi::TIMEOUT => expires = number(contents)?,
+            abi::STATUS => is_answered = number(contents)? & abi::SEEN_REPLY != 0,
+            abi::COUNTERS_ORIG => sent = count(contents),
+            abi::COUNTERS_REPLY => answered = count(contents),
+            abi::TIMESTAMP => start = inner(contents, abi::START).and_then(long),
+            abi::PROTOINFO => {
+                let state = inner(contents, abi::PROTOINFO_TCP);
+                let state = state.and_then(|tcp| inner(tcp, abi::TCP_STATE)?.first());
+                tcp = state.map(|state| TcpState::of(*state));
+            }
             _ => {}
         }
         if matches!(kind, abi::TUPLE_ORIG | abi::ID | abi::ZONE) {
@@ -201,9 +278,38 @@ fn tracked(payload: &[u8]) -> Option<Tracked> {
     Some(Tracked {
         original: original?,
         reply: reply?,
+        id,
+        is_answered,
+        tcp,
+        sent,
+        answered,
+        start,
+        expires,
         name,
         family: *payload.first()?,
     })
+}
+
+/// The contents of the first attribute of that type.
+fn inner(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut found = attributes(bytes).filter(|(kind, ..)| *kind == wanted);
+    found.next().map(|(_, contents, _)| contents)
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*bytes.first_chunk()?))
+}
+
+fn long(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*bytes.first_chunk()?))
+}
+
+fn count(bytes: &[u8]) -> Count {
+    let of = |kind| inner(bytes, kind).and_then(long).unwrap_or_default();
+    Count {
+        packets: of(abi::PACKETS),
+        bytes: of(abi::BYTES),
+    }
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
@@ -216,7 +322,10 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
                 (abi::TUPLE_IP, 1 | 3) => source = address(value),
                 (abi::TUPLE_IP, 2 | 4) => destination = address(value),
                 (abi::TUPLE_PROTO, abi::PROTO_NUM) => protocol = value.first().copied(),
-                (abi::TUPLE_PROTO, abi::PROTO_SRC_PORT) => source_port = port(value)?,
+                (
+                    abi::TUPLE_PROTO,
+                    abi::PROTO_SRC_PORT | abi::PROTO_ICMP_ID | abi::PROTO_ICMPV6_ID,
+                ) => source_port = port(value)?,
                 (abi::TUPLE_PROTO, abi::PROTO_DST_PORT) => destination_port = port(value)?,
                 _ => {}
             }

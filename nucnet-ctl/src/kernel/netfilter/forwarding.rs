@@ -53,6 +53,17 @@ pub fn forward_all(links: &[Link], v6: bool) -> Result<Changed, Error> {
     Ok(changes)
 }
 
+/// What must change so that packets and bytes of connections are counted, and when they began is
+/// noted. Connections that are open already are not.
+pub fn count_all() -> Result<Changed, Error> {
+    let mut changes = Changed::new();
+    for name in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
+        let sysctl = Sysctl::Recorded(format!("net/netfilter/{name}"));
+        plan(&sysctl, "1", &mut changes)?;
+    }
+    Ok(changes)
+}
+
 fn plan(sysctl: &Sysctl, value: &str, changes: &mut Changed) -> Result<(), Error> {
     let before = match sysctl.read() {
         // Without IPv6, or gone.

@@ -11,8 +11,8 @@ use std::{fs, time::Duration};
 use super::helper::{self, Helper};
 use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, change};
 
-pub use conntrack::{Conntrack, Tracked, Tuple};
-pub use forwarding::{Changed, forward_all, make, restore};
+pub use conntrack::{Conntrack, Count, TcpState, Tracked, Tuple};
+pub use forwarding::{Changed, count_all, forward_all, make, restore};
 
 /// How long another process may hold the lock of the old tables, in seconds.
 const LOCK_WAIT: &str = "5";
@@ -83,20 +83,22 @@ pub fn detect() -> Result<Backend, helper::Error> {
     let Some(default) = default_backend(Family::Ipv4)? else {
         return Err(helper::Error::Missing(Family::Ipv4.program().to_owned()));
     };
-    let has_rules = |backend: Backend| -> Result<bool, helper::Error> {
-        if backend == Backend::Legacy && !has_legacy_tables(Family::Ipv4) {
-            return Ok(false);
-        }
-        match Programs::find(Family::Ipv4, backend)? {
-            Some(programs) => Ok(Saved::has_foreign(&programs.text()?)),
-            None => Ok(false),
-        }
-    };
     let other = default.other();
-    Ok(match !has_rules(default)? && has_rules(other)? {
+    Ok(match !has_foreign(default)? && has_foreign(other)? {
         true => other,
         false => default,
     })
+}
+
+/// Whether somebody else has rules in the tables of that kind.
+pub fn has_foreign(backend: Backend) -> Result<bool, helper::Error> {
+    if backend == Backend::Legacy && !has_legacy_tables(Family::Ipv4) {
+        return Ok(false);
+    }
+    match Programs::find(Family::Ipv4, backend)? {
+        Some(programs) => Ok(Saved::has_foreign(&programs.text()?)),
+        None => Ok(false),
+    }
 }
 
 /// All netfilters that there are programs for and, of the old kind, tables.

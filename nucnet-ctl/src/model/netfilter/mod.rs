@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 pub use change::{Change, change};
-pub use rules::{Wanted, WantedEndpoint};
+pub use rules::{Wanted, WantedEndpoint, of_mapping};
 pub use saved::{Dropped, Saved};
 
 /// Chains of nucnet's begin so.
@@ -212,7 +212,10 @@ impl Chain {
             if !rule.matches.is_empty() {
                 line += &format!(" {}", rule.matches);
             }
-            line += &format!(" -m comment --comment \"{comment}\" {}", rule.target);
+            line += &format!(" -m comment --comment \"{comment}\"");
+            if !rule.target.is_empty() {
+                line += &format!(" {}", rule.target);
+            }
             lines.push(line);
         }
         lines

@@ -140,6 +140,32 @@ impl Saved {
         counts
     }
 
+    /// What rules of an owner's have counted that lead elsewhere: the connections that came by a
+    /// mapping.
+    pub fn translated(&self, owner: &str, target: &str) -> u64 {
+        let rules = self.of_owner(owner);
+        let rules = rules.filter(|rule| rule.value("-j") == Some(target));
+        rules.map(|rule| rule.count.packets).sum()
+    }
+
+    /// What rules of an owner's have counted that decide nothing.
+    pub fn counted(&self, owner: &str) -> Dropped {
+        let rules = self.of_owner(owner);
+        let rules = rules.filter(|rule| rule.value("-j").is_none() && rule.value("-g").is_none());
+        rules.fold(Dropped::default(), |sum, rule| Dropped {
+            packets: sum.packets.saturating_add(rule.count.packets),
+            bytes: sum.bytes.saturating_add(rule.count.bytes),
+        })
+    }
+
+    fn of_owner(&self, owner: &str) -> impl Iterator<Item = &SavedRule> {
+        self.chains.values().flatten().filter(move |rule| {
+            let comment = rule.comment();
+            let comment = comment.split(" =").next().unwrap_or(comment);
+            comment.strip_prefix(COMMENT_PREFIX) == Some(owner)
+        })
+    }
+
     /// What was dropped of an owner's, by reason: the rules whose comments name both.
     pub fn dropped(&self, owner: &str) -> BTreeMap<String, Dropped> {
         let mut dropped = BTreeMap::<String, Dropped>::new();

@@ -16,11 +16,11 @@ use crate::{
         netfilter::{Family, Wanted, WantedEndpoint},
         policy::Policy,
         publish::{HostAddress, PublishSpec},
-        record::{EndpointRecord, NetworkRecord, State},
+        record::{EndpointRecord, NetworkRecord, State, SysctlChange},
     },
     verbs::{
         Error, OpenFlows,
-        netfilter::{Recorded, close_v6, leave_unused, of_host, route_loopback},
+        netfilter::{Recorded, came_by, close_v6, leave_unused, of_host, route_loopback},
     },
 };
 use std::net::IpAddr;
@@ -80,16 +80,23 @@ impl World<'_> {
         let uplinks = self.session.netlink.uplinks()?;
         let links: Vec<Link> = uplinks.into_iter().map(|uplink| uplink.link).collect();
         let has_v6 = self.netfilter()?.has(Family::Ipv6);
-        let changes = netfilter::forward_all(&links, has_v6)?;
+        self.change_host(&netfilter::forward_all(&links, has_v6)?)
+    }
+
+    /// Changes settings of the host's, once what they were is on record.
+    fn change_host(&self, changes: &[SysctlChange]) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         let mut noted = self.session.sysctls.borrow_mut();
-        for change in &changes {
+        for change in changes {
             if noted.iter().all(|other| other.name != change.name) {
                 noted.push(change.clone());
             }
         }
         drop(noted);
         self.session.put_host()?;
-        Ok(netfilter::make(&changes)?)
+        Ok(netfilter::make(changes)?)
     }
 
     pub(super) fn netfilter(&self) -> Result<Netfilter, Error> {
@@ -211,7 +218,8 @@ impl World<'_> {
         {
             route_loopback(network, "1")?;
         }
-        Ok(())
+        // With the rules came what keeps the table of connections.
+        self.change_host(&netfilter::count_all()?)
     }
 
     fn publish_by_rules(&mut self, step: &Step) -> Result<(), Error> {
@@ -293,20 +301,8 @@ impl World<'_> {
     fn unmap_by_rules(&self, step: &Step) -> Result<(), Error> {
         self.write_rules(step, Standing::Undone)?;
         self.forget(|world, tracked| {
-            let Some(mapping) = &world.mapping else {
-                return false;
-            };
-            let external = mapping.spec.ext_ip();
-            match mapping.spec.int_ip() {
-                // What asked for the external address and got the internal one.
-                Some(internal) => {
-                    tracked.original.destination == external && tracked.reply.source == internal
-                }
-                // What left as the external address and began as another.
-                None => {
-                    tracked.reply.destination == external && tracked.original.source != external
-                }
-            }
+            let mapping = world.mapping.as_ref();
+            mapping.is_some_and(|mapping| came_by(&mapping.spec, tracked))
         })
     }
 

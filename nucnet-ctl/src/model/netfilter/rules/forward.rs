@@ -1,6 +1,6 @@
 //! What may pass between interfaces.
 
-use super::{Chains, Wanted, by, dropped, host, is_of, of_mapping, of_network};
+use super::{Chains, Wanted, by, dropped, host, is_of, of_mapping, of_network, ports};
 use crate::model::{
     mapping::MappingSpec,
     netfilter::{Family, Table},
@@ -8,11 +8,38 @@ use crate::model::{
 use nucnet_common::abi::Reason;
 
 impl Wanted<'_> {
+    /// What is counted of mappings, whoever lets it pass; rules without a target. The first packet
+    /// by an snat is not among it: what it leaves as is settled later.
+    fn counts(&self, chains: &mut Chains) {
+        let family = chains.family;
+        for mapping in self.mappings.iter().filter(|it| is_of(it, family)) {
+            let ext = host(mapping.spec.ext_ip());
+            let matches = match (&mapping.spec, mapping.spec.ports()) {
+                (MappingSpec::Snat { int, .. }, _) => {
+                    vec![format!("-m conntrack --ctorigsrc {int} --ctrepldst {ext}")]
+                }
+                (_, Some((protocol, list))) => {
+                    let ranges = list.ranges().iter().map(|&range| {
+                        let asked = format!("--ctorigdst {ext} --ctorigdstport {}", ports(range));
+                        format!("-p {protocol} -m conntrack --ctstate DNAT {asked}")
+                    });
+                    ranges.collect()
+                }
+                (_, None) => Vec::new(),
+            };
+            for matches in matches {
+                let forward = chains.hook(Table::Filter, "FORWARD");
+                forward.rule(matches, &of_mapping(mapping), "");
+            }
+        }
+    }
+
     /// What is forwarded.
     pub(super) fn passes(&self, chains: &mut Chains) {
         const PEERS: &str = "NUCNET-PEERS";
         let family = chains.family;
         let networks: Vec<_> = self.networks(family).map(|(network, ..)| network).collect();
+        self.counts(chains);
         for network in &networks {
             let (owner, bridge) = (of_network(network), &network.bridge);
             // What the kernel knows no connection for would leave with its own address.

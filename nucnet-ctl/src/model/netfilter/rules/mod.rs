@@ -67,7 +67,8 @@ fn of_network(network: &NetworkRecord) -> String {
     format!("network:{}", network.name)
 }
 
-fn of_mapping(mapping: &MappingRecord) -> String {
+/// Whose the rules of a mapping are, as their comments say.
+pub fn of_mapping(mapping: &MappingRecord) -> String {
     format!("mapping:{}", mapping.id)
 }
 

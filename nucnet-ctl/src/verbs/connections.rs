@@ -1,0 +1,121 @@
+//! Flows where rules carry packets: connections that the kernel tracks.
+
+use super::{Error, netfilter::came_by};
+use crate::{
+    kernel::netfilter::{Conntrack, TcpState, Tracked},
+    model::{
+        EndpointId,
+        flow::{Direction, FlowId, FlowView},
+        record::{EndpointRecord, MappingRecord},
+    },
+};
+use nucnet_common::abi::FlowState;
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// Those of endpoints and mappings, at a moment.
+#[derive(Debug)]
+pub(super) struct Connections {
+    tracked: Vec<Tracked>,
+    endpoints: Vec<EndpointRecord>,
+    mappings: Vec<MappingRecord>,
+    /// Only those in which this one takes part.
+    of: Option<EndpointId>,
+    /// Nanoseconds since 1970.
+    now: u64,
+}
+
+impl Connections {
+    pub(super) fn read(
+        endpoints: Vec<EndpointRecord>,
+        mappings: Vec<MappingRecord>,
+        of: Option<EndpointId>,
+    ) -> Result<Self, Error> {
+        let tracked = Conntrack::open().and_then(|conntrack| conntrack.list());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Self {
+            tracked: tracked.map_err(Error::Conntrack)?,
+            endpoints,
+            mappings,
+            of,
+            now: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
+        })
+    }
+
+    /// Each as a flow.
+    pub(super) fn views(&self) -> impl Iterator<Item = FlowView<'_>> {
+        self.tracked.iter().filter_map(|tracked| self.view(tracked))
+    }
+
+    fn view(&self, tracked: &Tracked) -> Option<FlowView<'_>> {
+        let (asked, answer) = (&tracked.original, &tracked.reply);
+        let holder = |address| {
+            let mut endpoints = self.endpoints.iter();
+            endpoints.find(|endpoint| endpoint.addresses.contains(&address))
+        };
+        let (opener, opened_to) = (holder(asked.source), holder(answer.source));
+        let mut mappings = self.mappings.iter();
+        let mapping = mappings.find(|mapping| came_by(&mapping.spec, tracked));
+        if opener.is_none() && opened_to.is_none() && mapping.is_none() {
+            return None;
+        }
+        let takes_part = |id: &EndpointId| {
+            let mut parties = [opener, opened_to].into_iter().flatten();
+            parties.any(|endpoint| endpoint.id == *id)
+        };
+        if !self.of.as_ref().is_none_or(takes_part) {
+            return None;
+        }
+        let (direction, out, back) = match opener {
+            Some(_) => (Direction::Out, tracked.sent, tracked.answered),
+            None => (Direction::In, tracked.answered, tracked.sent),
+        };
+        let age = tracked
+            .start
+            .map(|start| Duration::from_nanos(self.now.saturating_sub(start)).as_millis());
+        Some(FlowView {
+            // The lower half of when it began is enough to tell it from the one before.
+            id: FlowId::new(tracked.id, tracked.start.unwrap_or_default() as u32),
+            endpoint: opener.or(opened_to).map(|endpoint| &endpoint.id),
+            mapping: mapping.and_then(|mapping| NonZeroU32::new(mapping.number)),
+            protocol: asked.protocol.into(),
+            direction,
+            src: asked.source,
+            sport: asked.source_port,
+            dst: asked.destination,
+            dport: asked.destination_port,
+            nat_src: answer.destination,
+            nat_sport: match answer.destination_port {
+                // The identifier of an ICMP query.
+                0 => answer.source_port,
+                port => port,
+            },
+            nat_dst: answer.source,
+            nat_dport: match asked.destination_port {
+                0 => 0,
+                _ => answer.source_port,
+            },
+            state: state(tracked).into(),
+            packets: out.packets.saturating_add(back.packets),
+            bytes: out.bytes.saturating_add(back.bytes),
+            packets_out: out.packets,
+            bytes_out: out.bytes,
+            packets_in: back.packets,
+            bytes_in: back.bytes,
+            age_ms: age.map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
+            idle_ms: None,
+            expires_ms: u64::from(tracked.expires) * 1000,
+        })
+    }
+}
+
+fn state(tracked: &Tracked) -> FlowState {
+    match (tracked.tcp, tracked.is_answered) {
+        (Some(TcpState::Established), _) | (None, true) => FlowState::Established,
+        (Some(TcpState::Opening), _) | (None, false) => FlowState::Opening,
+        (Some(TcpState::Closing), _) => FlowState::Closing,
+        (Some(TcpState::Closed), _) => FlowState::Closed,
+    }
+}
