@@ -210,11 +210,7 @@ fn create(arguments: &CreateArgs, host: &Host, global: &Global) -> Result<(), Er
         }
         return show_plan(global, &lines);
     }
-    // Those that are new go again if one of them cannot be made.
-    let mut created = Vec::with_capacity(requests.len());
-    for request in &requests {
-        created.push(host.create_slot(request)?);
-    }
+    let created = host.create_slots(&requests)?;
     let slots: Vec<EndpointView> = created.into_iter().map(|slot| slot.keep()).collect();
     match slots.as_slice() {
         [slot] => show(global, slot, |out| {

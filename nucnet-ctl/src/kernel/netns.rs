@@ -6,9 +6,13 @@
 //! thread that ends afterwards: a thread that has joined a foreign namespace never returns to a
 //! pool.
 
+mod named;
+
+pub use named::{create_named, make_directory, named_in, remove_named};
+
 use std::any::Any;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,11 +21,10 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 use nix::sys::stat::fstat;
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 /// Why a network namespace cannot be used.
@@ -41,6 +44,15 @@ pub enum Error {
         /// On what.
         path: PathBuf,
         /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory of namespaces that have names cannot be used.
+    #[error("{}: cannot hold network namespaces", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -321,78 +333,4 @@ pub fn anonymous() -> Result<NetnsFd, Error> {
                 })
             })
     })
-}
-
-/// Makes a new namespace and holds it at `path` (a bind mount), in an existing directory. What
-/// exists at `path` already is an error and stays as it is.
-pub fn create_named(path: &Path) -> Result<NetnsFd, Error> {
-    let failed = |operation| {
-        move |source: io::Error| Error::File {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(failed("create"))?;
-    let mounted = thread::scope(|scope| {
-        thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_NEWNET)?;
-                mount(
-                    Some("/proc/thread-self/ns/net"),
-                    path,
-                    None::<&str>,
-                    MsFlags::MS_BIND,
-                    None::<&str>,
-                )
-            })?
-            .join()
-            .unwrap_or(Err(Errno::EIO))
-            .map_err(io::Error::from)
-    });
-    mounted
-        .map_err(failed("create"))
-        .and_then(|()| NetnsFd::open(path))
-        .inspect_err(|_| {
-            // The error that led here is the one to report.
-            let _ = remove_named(path);
-        })
-}
-
-/// Takes away the name that [`create_named`] gave; the namespace goes with its last user. What
-/// is gone is no error; what is not a namespace or an empty file stays and is one.
-pub fn remove_named(path: &Path) -> Result<(), Error> {
-    let failed = |operation| {
-        move |source: io::Error| Error::File {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    loop {
-        match statfs(path) {
-            Ok(found) if found.filesystem_type() == NSFS_MAGIC => {
-                umount2(path, MntFlags::MNT_DETACH)
-                    .map_err(|errno| failed("unmount")(errno.into()))?;
-            }
-            Ok(_) => break,
-            Err(Errno::ENOENT) => return Ok(()),
-            Err(errno) => return Err(failed("examine")(errno.into())),
-        }
-    }
-    let file = fs::symlink_metadata(path).map_err(failed("examine"))?;
-    if !file.is_file() || file.len() != 0 {
-        return Err(Error::NotANetns {
-            path: path.to_owned(),
-        });
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove")(error)),
-        _ => Ok(()),
-    }
 }

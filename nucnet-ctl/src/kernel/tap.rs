@@ -87,12 +87,28 @@ pub fn create(spec: &TapSpec<'_>) -> Result<(), Error> {
 /// # Errors
 /// Those of the kernel.
 pub fn open(spec: &TapSpec<'_>) -> Result<File, Error> {
-    change().map_err(spec.failed("make"))?;
-    let device = OpenOptions::new()
+    join(device(spec)?, spec)
+}
+
+/// The driver's device, which is no TAP yet.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn device(spec: &TapSpec<'_>) -> Result<File, Error> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .open(DEVICE)
-        .map_err(spec.failed("open /dev/net/tun for"))?;
+        .map_err(spec.failed("open /dev/net/tun for"))
+}
+
+/// Makes the driver's device a queue of a TAP, as [`open`] does. Who has no privileges may do it
+/// for the TAPs of its user or group.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn join(device: File, spec: &TapSpec<'_>) -> Result<File, Error> {
+    change().map_err(spec.failed("make"))?;
     if let Some(index) = &spec.index {
         // For a new one; one that is there keeps what it has.
         give(&device, TUNSETIFINDEX, index).map_err(spec.failed("choose the index of"))?;

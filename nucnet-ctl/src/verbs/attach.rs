@@ -410,10 +410,12 @@ fn attach(
         Ok(durations) => times.extend(plan.steps().iter().cloned().zip(durations)),
         Err(failure) => return Err(failed(&plan, failure)),
     }
-    let (endpoint, network) = (world.endpoint, world.network);
+    let (datapath, endpoint, network) = (world.datapath, world.endpoint, world.network);
+    let network = network.expect("an attach has a network");
+    session.settled.note(datapath, network.number);
     Ok(Attached {
         endpoint: endpoint.expect("an attach has an endpoint"),
-        network: network.expect("an attach has a network"),
+        network,
         steps: times,
         is_new: true,
     })
@@ -623,8 +625,7 @@ fn addresses(
     network: &NetworkRecord,
     wish: &AttachWish,
 ) -> Result<Vec<IpAddr>, Error> {
-    let on_host = session.netlink.addresses()?;
-    let excluded: HashSet<IpAddr> = on_host.iter().map(|a| a.address.addr()).collect();
+    let on_host = session.addresses_of_host()?;
     for address in &wish.addresses {
         let Some(subnet) = network.subnet_of(*address) else {
             let problem = Problem::NoSubnetOfFamily;
@@ -645,7 +646,6 @@ fn addresses(
             });
         }
     }
-    let leases = session.state.leases(network.number)?;
     let serves_v6 = will_serve_v6(session)?;
     let mut asked = wish.addresses.iter();
     if let Some(address) = asked.find(|address| !serves_v6 && address.is_ipv6()) {
@@ -661,7 +661,11 @@ fn addresses(
             .find(|address| address.is_ipv6() == v6);
         let drawn = match wanted {
             Some(address) => Some(address),
-            None => ipam::draw(subnet, &excluded, &leases, &mut rand::rng())?,
+            None => {
+                let excluded: HashSet<IpAddr> = on_host.iter().map(|a| a.address.addr()).collect();
+                let leases = session.state.leases(network.number)?;
+                ipam::draw(subnet, &excluded, &leases, &mut rand::rng())?
+            }
         };
         chosen.push(drawn.ok_or_else(|| Error::SubnetFull {
             network: network.name.clone(),

@@ -38,14 +38,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The directory of slots' network namespaces cannot be used.
-    #[error("{}: cannot hold network namespaces", path.display())]
-    SlotNamespaces {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// The id is a container's.
     #[error("endpoint {id} exists already, and is no slot")]
     IdTaken {
@@ -435,7 +427,6 @@ impl Error {
             Self::Helper(_) => Kind::Operation,
             Self::Conntrack(error) => io_kind(error),
             Self::Sysctl(error) => sysctl_kind(error),
-            Self::SlotNamespaces { source, .. } => io_kind(source),
             Self::Tap(error) => match error.cause().raw_os_error() {
                 // The driver is a module, and not there.
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Kind::Unsupported,
@@ -618,7 +609,9 @@ fn netns_kind(error: &netns::Error) -> Kind {
     match error {
         netns::Error::NotFound { .. } => Kind::NotFound,
         netns::Error::NotANetns { .. } | netns::Error::Own { .. } => Kind::Usage,
-        netns::Error::File { source, .. } | netns::Error::Thread { source, .. } => io_kind(source),
+        netns::Error::File { source, .. }
+        | netns::Error::Directory { source, .. }
+        | netns::Error::Thread { source, .. } => io_kind(source),
         netns::Error::Enter { source, .. } | netns::Error::Cookie { source, .. } => {
             errno_kind(*source)
         }

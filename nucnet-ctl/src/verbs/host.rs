@@ -1,6 +1,6 @@
 //! The host: where its state and its datapath are, and access to both.
 
-use super::{Error, netfilter, step::endpoint_alias, switch};
+use super::{Error, netfilter, settled::Settled, step::endpoint_alias, switch};
 use crate::{
     kernel::{
         boot,
@@ -189,6 +189,7 @@ impl Host {
             fresh,
             netlink,
             bpf_host: bpf::Host::current()?,
+            settled: Settled::default(),
         })
     }
 
@@ -294,6 +295,7 @@ pub(super) struct Session {
     pub(super) fresh: bool,
     pub(super) netlink: Netlink,
     pub(super) bpf_host: bpf::Host,
+    pub(super) settled: Settled,
 }
 
 impl Session {

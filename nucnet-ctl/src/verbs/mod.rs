@@ -22,6 +22,7 @@ mod network;
 mod permission;
 mod publish;
 mod repair;
+mod settled;
 mod sight;
 mod slot;
 mod status;

@@ -29,9 +29,7 @@ use crate::{
     },
 };
 use std::{
-    fs, io,
     net::IpAddr,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -124,50 +122,76 @@ fn directory(state_dir: &Path) -> PathBuf {
 
 /// The namespaces of slots that are named.
 pub(super) fn namespaces(state_dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let directory = directory(state_dir);
-    let failed = |source| Error::SlotNamespaces {
-        path: directory.clone(),
-        source,
-    };
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    entries
-        .map(|entry| Ok(entry.map_err(failed)?.path()))
-        .collect()
+    Ok(netns::named_in(&directory(state_dir))?)
 }
 
 /// Names a namespace for a slot that has none on record. What an earlier call left there is not
 /// used again.
 fn name_namespace(session: &Session, id: &EndpointId) -> Result<(NetnsFd, PathBuf), Error> {
     let directory = directory(session.state.path());
-    let made = fs::DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(&directory);
-    made.map_err(|source| Error::SlotNamespaces {
-        path: directory.clone(),
-        source,
-    })?;
+    netns::make_directory(&directory)?;
     let path = directory.join(id.as_str());
     netns::remove_named(&path)?;
     Ok((netns::create_named(&path)?, path))
 }
 
+/// How many slots are created before others get to change the host.
+const BATCH: usize = 256;
+
 impl Host {
     /// Creates a slot. The same again changes nothing, or repairs what is missing of it; on
     /// failure nothing stays.
     pub fn create_slot(&self, request: &SlotRequest) -> Result<Attachment, Error> {
-        let start = Instant::now();
+        let created = self.create_slots(std::slice::from_ref(request))?;
+        Ok(created.into_iter().next().expect("a slot was asked for"))
+    }
+
+    /// Creates slots, in the order of the requests. On failure nothing stays of those that are
+    /// new.
+    pub fn create_slots(&self, requests: &[SlotRequest]) -> Result<Vec<Attachment>, Error> {
         self.check_capabilities()?;
-        let mut session = self.open()?;
-        let created = create(&mut session, request);
-        if created.is_err() {
-            session.abandon_if_fresh();
+        let mut created = Vec::with_capacity(requests.len());
+        for batch in requests.chunks(BATCH) {
+            if let Err(error) = self.create_batch(batch, &mut created) {
+                self.take_back(created);
+                return Err(error);
+            }
         }
-        Ok(Attachment::of(self, created?, start))
+        Ok(created)
+    }
+
+    fn create_batch(
+        &self,
+        requests: &[SlotRequest],
+        created: &mut Vec<Attachment>,
+    ) -> Result<(), Error> {
+        let mut session = self.open()?;
+        for request in requests {
+            let start = Instant::now();
+            match create(&mut session, request) {
+                Ok(slot) => created.push(Attachment::of(self, slot, start)),
+                Err(error) => {
+                    session.abandon_if_fresh();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is new, together.
+    fn take_back(&self, created: Vec<Attachment>) {
+        let new = created.iter().filter(|slot| slot.is_new);
+        let new: Vec<_> = new.map(|slot| slot.endpoint.id.clone()).collect();
+        if let Err(error) = self.detach(&new) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "slots stay that were created before one could not be"
+            );
+        }
+        for slot in created {
+            slot.keep();
+        }
     }
 
     /// What creating a slot would do. Nothing is changed.

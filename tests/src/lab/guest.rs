@@ -99,16 +99,64 @@ impl Lab {
     }
 }
 
-fn open_tap(netns: &Path, name: &str) -> Result<File> {
-    let netns = NetnsFd::open(netns)?;
-    let spec = TapSpec {
+impl Lab {
+    /// Has a user and group without privileges open the TAP of a slot, once for each queue, as a
+    /// virtual machine monitor does that is put into the namespace and then jailed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn opens_tap(&self, slot: &Slot, who: (u32, u32), queues: usize) -> Result<()> {
+        let netns = NetnsFd::open(&self.host.path(slot.text("netns")?))?;
+        let name = slot.text("tap")?.to_owned();
+        let spec = TapSpec {
+            multi_queue: queues > 1,
+            ..tap_named(&name)
+        };
+        // The thread ends with what it has become.
+        run_in(&netns, || -> Result<()> {
+            // The device's own mode is the host's business: many let everybody open it.
+            let devices = (0..queues).map(|_| tap::device(&spec));
+            let devices: Vec<File> = devices.collect::<Result<_, _>>()?;
+            become_user(who)?;
+            let joined = devices.into_iter().map(|device| tap::join(device, &spec));
+            // All are open at once.
+            Ok(joined.collect::<Result<Vec<File>, _>>().map(drop)?)
+        })?
+    }
+}
+
+/// Gives up all privileges of the calling thread. Only system calls do that for a thread alone:
+/// the functions of the C library do it for the whole process.
+fn become_user((user, group): (u32, u32)) -> io::Result<()> {
+    let none = std::ptr::null::<libc::gid_t>();
+    // SAFETY: an empty list is not read, and the others take numbers.
+    let results = unsafe {
+        [
+            libc::syscall(libc::SYS_setgroups, 0, none),
+            libc::syscall(libc::SYS_setresgid, group, group, group),
+            libc::syscall(libc::SYS_setresuid, user, user, user),
+        ]
+    };
+    match results {
+        [0, 0, 0] => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A TAP as a virtual machine monitor asks for it.
+fn tap_named(name: &str) -> TapSpec<'_> {
+    TapSpec {
         name,
         index: None,
         owner: None,
         group: None,
         multi_queue: false,
-    };
-    let tap = run_in(&netns, || tap::open(&spec))??;
+    }
+}
+
+fn open_tap(netns: &Path, name: &str) -> Result<File> {
+    let netns = NetnsFd::open(netns)?;
+    let tap = run_in(&netns, || tap::open(&tap_named(name)))??;
     // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes an integer.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
     ensure!(result == 0, "TUNSETOFFLOAD: {}", io::Error::last_os_error());

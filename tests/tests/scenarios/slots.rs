@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nucnet_ctl::kernel::netns::{NetnsFd, run_in};
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
-use nucnet_tests::lab::{FAR, HOST, Lab, Node, OUTSIDE, Slot, web};
+use nucnet_tests::lab::{FAR, HOST, Lab, Node, OUTSIDE, Slot, Snapshot, web};
 
 use crate::case::{Case, Families, Scenario, silent};
 use crate::transfers::downloaded;
@@ -65,6 +65,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "list, inspect, publish, egress, flows, explain, gc and down know slot-N",
         families: Families::Together,
         run: verbs,
+    },
+    Scenario {
+        name: "slots_come_and_go_together_without_a_trace",
+        what: "a host that starts many microVMs from one snapshot",
+        families: Families::Together,
+        run: together,
+    },
+    Scenario {
+        name: "tap_of_a_slot_is_opened_by_its_owner_or_group_alone",
+        what: "a jailed virtual machine monitor has no privileges",
+        families: Families::Together,
+        run: owned,
+    },
+    Scenario {
+        name: "tap_of_several_queues_is_opened_several_times",
+        what: "a machine of several processors has a queue for each",
+        families: Families::Together,
+        run: queues,
     },
     Scenario {
         name: "slot_that_is_damaged_is_repaired_by_creating_it_again",
@@ -449,5 +467,72 @@ fn repaired(case: &Case) -> Result<()> {
         case.who_udp(&guest.node, at(OUTSIDE.v4, 53))
             .with_context(|| format!("after {damage}"))?;
     }
+    Ok(())
+}
+
+fn together(case: &Case) -> Result<()> {
+    let lab = with_slots(case)?;
+    // Of a slot that stays, programs and the network of slots are there.
+    lab.slot(40, &["-p", "8080:80"])?;
+    let before = Snapshot::of(&lab.host)?.without_pins();
+    let number = |slots: &serde_json::Value| slots.as_array().map_or(0, Vec::len);
+    let created = lab.nucnet(&["-o", "json", "slot", "create", "1-24"])?;
+    let created = created.expect(0)?.json()?;
+    ensure!(number(&created) == 24, "{created}");
+    let guest = lab.guest("guest", &lab.slot(24, &[])?)?;
+    let _server = server(&lab.outside, 80)?;
+    case.who(&guest.node, at(OUTSIDE.v4, 80))?;
+    // One of them is another slot already: those that are new go again, the others stay.
+    lab.nucnet(&["slot", "create", "20-40"])?.expect(4)?;
+    let there = lab.nucnet(&["-o", "json", "slot", "list"])?;
+    let there = there.expect(0)?.json()?;
+    ensure!(number(&there) == 25, "{there}");
+    case.who(&guest.node, at(OUTSIDE.v4, 80))?;
+    drop(guest);
+    let status = lab.nucnet(&["-o", "json", "status", "--sample", "0s"])?;
+    let drift = &status.expect(0)?.json()?["drift"];
+    ensure!(*drift == serde_json::json!([]), "{drift}");
+    lab.nucnet(&["slot", "remove", "1-24"])?.expect(0)?;
+    let left = before.difference(&Snapshot::of(&lab.host)?.without_pins());
+    ensure!(left.is_empty(), "{left}");
+    Ok(())
+}
+
+/// A user and a group that nobody is.
+const STRANGER: u32 = 64_001;
+
+fn owned(case: &Case) -> Result<()> {
+    const OWNER: u32 = 64_000;
+    let lab = with_slots(case)?;
+    let owner = OWNER.to_string();
+    for (number, option) in [(1, "--tap-owner"), (2, "--tap-group")] {
+        let slot = lab.slot(number, &[option, &owner])?;
+        let (by_owner, by_group) = match option {
+            "--tap-owner" => ((OWNER, STRANGER), (STRANGER, OWNER)),
+            _ => ((STRANGER, OWNER), (OWNER, STRANGER)),
+        };
+        lab.opens_tap(&slot, by_owner, 1)
+            .with_context(|| format!("{option}: its own"))?;
+        for (user, group) in [by_group, (STRANGER, STRANGER)] {
+            let error = lab.opens_tap(&slot, (user, group), 1);
+            ensure!(
+                error
+                    .as_ref()
+                    .is_err_and(|error| format!("{error:#}").contains("Operation not permitted")),
+                "{option}: user {user} of group {group}: {error:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn queues(case: &Case) -> Result<()> {
+    let lab = with_slots(case)?;
+    let owner = STRANGER.to_string();
+    let one = lab.slot(1, &["--tap-owner", &owner])?;
+    let several = lab.slot(2, &["--tap-owner", &owner, "--tap-multi-queue"])?;
+    lab.opens_tap(&several, (STRANGER, STRANGER), 4)?;
+    let error = lab.opens_tap(&one, (STRANGER, STRANGER), 4);
+    ensure!(error.is_err(), "four queues of a TAP that has one");
     Ok(())
 }

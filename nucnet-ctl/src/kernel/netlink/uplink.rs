@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{Error, Link, LinkType, Netlink};
+use super::{Error, Link, LinkType, Netlink, PROTOCOL};
 
 /// An interface that is not nucnet's own and leads somewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,11 @@ impl Netlink {
     pub fn uplinks(&self) -> Result<Vec<Uplink>, Error> {
         let mut addresses = BTreeMap::<u32, Vec<IpNet>>::new();
         for address in self.addresses()? {
+            // Where the kernel notes who made an address (Linux 5.18), that spares a question about
+            // the link of every slot.
+            if address.protocol == Some(PROTOCOL) {
+                continue;
+            }
             addresses
                 .entry(address.link)
                 .or_default()

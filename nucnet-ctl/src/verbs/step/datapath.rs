@@ -13,6 +13,11 @@ impl World<'_> {
         if self.datapath.is_some() {
             return Ok(());
         }
+        if let Some(datapath) = self.session.settled.take_datapath() {
+            self.datapath = Some(datapath);
+            self.settled = true;
+            return Ok(());
+        }
         let (bpffs, host) = (self.session.bpffs(), &self.session.bpf_host);
         let (datapath, origin) = Datapath::go_on_or_load(self.opened.take(), bpffs, host)?;
         self.loaded = origin == Origin::Loaded;
@@ -68,6 +73,9 @@ impl World<'_> {
 
     /// Puts programs on all uplinks and takes them off what is none any more.
     pub(super) fn sync_uplinks(&mut self) -> Result<(), Error> {
+        if self.settled {
+            return Ok(());
+        }
         let interfaces: Vec<HostInterface> = self
             .netlink()
             .uplinks()?

@@ -188,6 +188,8 @@ pub(super) struct World<'a> {
     pub(super) opened: Option<Datapath>,
     /// Whether this process loaded the datapath.
     pub(super) loaded: bool,
+    /// Whether an earlier endpoint of this call left the datapath open, and all programs in place.
+    settled: bool,
     pub(super) network: Option<NetworkRecord>,
     pub(super) endpoint: Option<EndpointRecord>,
     pub(super) mapping: Option<MappingRecord>,
@@ -220,6 +222,7 @@ impl<'a> World<'a> {
             datapath: None,
             opened: None,
             loaded: false,
+            settled: false,
             network: None,
             endpoint: None,
             mapping: None,
