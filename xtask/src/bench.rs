@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what a transaction costs by nucnet, beside no NAT at all, plain routing
 //! and iptables, in one interleaved run; and what attach and detach cost, beside `ip` and
-//! iptables and beside CNI's plugins.
+//! iptables and beside CNI's plugins; and what slots cost, beside `ip` and iptables.
 //!
 //! Figures of different minutes do not compare (the same path moves by a third on a shared
 //! machine), so every ratio is taken inside a round, and the median of those counts.
@@ -8,6 +8,7 @@
 pub(crate) mod figures;
 pub(crate) mod gates;
 mod report;
+mod slots;
 
 use std::{fs, time::Duration};
 
@@ -18,6 +19,7 @@ use nucnet_tests::lab::{Family, cni, seeds::Rules};
 use nucnet_tests::measure::{
     Direction, Kind, Sample, Track, Way,
     gate::{Gate, Means},
+    slots::Slots,
 };
 
 use crate::{
@@ -55,6 +57,9 @@ pub(crate) struct Arguments {
     /// How many containers are there when one more is attached in a crowd
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(..=i64::from(Gate::MOST)))]
     crowd: u16,
+    /// How many slots come and go
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=i64::from(Slots::MOST)))]
+    slots: u16,
     /// Measure this alone
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -73,6 +78,8 @@ enum Part {
     Transactions,
     /// What attach and detach cost
     Attach,
+    /// What slots of microVMs cost
+    Slots,
 }
 
 /// Runs the verb.
@@ -106,6 +113,10 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
         },
         passes: match is_wanted(Part::Attach) {
             true => gates::measure(&means, arguments.crowd, arguments.rounds)?,
+            false => Vec::new(),
+        },
+        slots: match is_wanted(Part::Slots) {
+            true => slots::measure(&means, arguments.slots, arguments.rounds)?,
             false => Vec::new(),
         },
     };

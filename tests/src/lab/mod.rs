@@ -25,6 +25,7 @@ pub mod monitor;
 mod node;
 mod nucnet;
 mod programs;
+pub mod seed_slots;
 pub mod seeds;
 mod snapshot;
 pub mod sniffer;

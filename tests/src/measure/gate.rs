@@ -243,7 +243,7 @@ fn allow_descriptors() -> Result<()> {
 }
 
 /// What a piece of work costs in time, and its children in CPU time.
-fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Cost)> {
+pub(super) fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Cost)> {
     let children = || -> Result<[Duration; 2]> {
         let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
         let time = |time: TimeVal| -> Result<_> {

@@ -6,6 +6,7 @@
 //! apart: there the elapsed time of the busy CPU has to do.
 
 pub mod gate;
+pub mod slots;
 pub mod worker;
 
 use std::fmt;

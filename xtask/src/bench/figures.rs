@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 
 use super::TESTS;
 use super::gates::{self, Pass};
+use super::slots;
 
 /// All figures of one run.
 pub(crate) struct Figures {
     pub(crate) machine: Machine,
     pub(crate) rounds: Vec<Round>,
     pub(crate) passes: Vec<Pass>,
+    pub(crate) slots: Vec<slots::Pass>,
 }
 
 /// One round: for every test one sample by every way.
@@ -172,6 +174,7 @@ impl Figures {
         }
         let mut bars = self.bars(ways, iptables);
         bars.extend(gates::bars(&self.passes));
+        bars.extend(slots::bars(&self.slots));
         let ratios: Vec<_> = bars
             .iter()
             .map(|bar| {
@@ -198,6 +201,7 @@ impl Figures {
             "ratios": ratios,
             "publishes_per_container": Gate::PUBLISHES,
             "containers": gates::json(&self.passes),
+            "slots": slots::json(&self.slots),
         });
         Ok(serde_json::to_string_pretty(&all)? + "\n")
     }

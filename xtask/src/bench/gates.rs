@@ -77,8 +77,9 @@ const WORK: [(&str, Work); 3] = [
         pass.attach[round] + pass.detach[round]
     }),
 ];
-type Measure = fn(&Cost) -> Duration;
-const MEASURES: [(&str, Measure); 2] = [("time", |cost| cost.wall), ("CPU", |cost| cost.cpu)];
+pub(super) type Measure = fn(&Cost) -> Duration;
+pub(super) const MEASURES: [(&str, Measure); 2] =
+    [("time", |cost| cost.wall), ("CPU", |cost| cost.cpu)];
 
 /// How many times as much one pass costs as another, round by round.
 fn ratio(one: &Pass, other: &Pass, work: Work, measure: Measure) -> Spread {
@@ -145,8 +146,12 @@ pub(crate) fn print(passes: &[Pass]) {
     }
 }
 
+pub(super) fn milliseconds_of(cost: &Cost, measure: Measure) -> f64 {
+    milliseconds(measure(cost))
+}
+
 fn spread(costs: &[Cost], measure: Measure) -> Spread {
-    Spread::of(costs.iter().map(|cost| milliseconds(measure(cost))))
+    Spread::of(costs.iter().map(|cost| milliseconds_of(cost, measure)))
 }
 
 fn shown(costs: &[Cost]) -> String {

@@ -3,7 +3,7 @@
 use nucnet_tests::measure::Way;
 
 use super::figures::{Bar, Clock, Figures, Spread};
-use super::{TESTS, gates};
+use super::{TESTS, gates, slots};
 
 /// Prints all tables.
 pub(crate) fn print(figures: &Figures, ways: &[Way], iptables: Way) {
@@ -19,6 +19,10 @@ pub(crate) fn print(figures: &Figures, ways: &[Way], iptables: Way) {
     if !figures.passes.is_empty() {
         gates::print(&figures.passes);
         ratios(&gates::bars(&figures.passes));
+    }
+    if !figures.slots.is_empty() {
+        slots::print(&figures.slots);
+        ratios(&slots::bars(&figures.slots));
     }
 }
 

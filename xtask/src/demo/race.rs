@@ -160,5 +160,6 @@ fn measure(story: &Story, machine: Machine, cpu: usize) -> Result<Figures> {
         machine,
         rounds,
         passes,
+        slots: Vec::new(),
     })
 }
