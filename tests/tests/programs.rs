@@ -122,9 +122,8 @@ fn run(case: &Case, loaded: &mut Loaded) -> Result<Completion, Failed> {
     }
     loaded.reset();
     let outcome = case.run(loaded);
-    if loaded.is_too_young() {
-        let why = "skipped: this machine was booted too short a time ago";
-        return Ok(Completion::ignored_with(why));
+    if let Some(why) = loaded.unfit() {
+        return Ok(Completion::ignored_with(format!("skipped: {why}")));
     }
     outcome?;
     let mut world = World::new();

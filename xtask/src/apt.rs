@@ -42,6 +42,7 @@ pub(crate) mod tool {
     pub(crate) const IPTABLES: Tool = Tool { program: "iptables", package: "iptables" };
     pub(crate) const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
     pub(crate) const PING: Tool = Tool { program: "ping", package: "iputils-ping" };
+    pub(crate) const STRIP: Tool = Tool { program: "strip", package: "binutils" };
     pub(crate) const TRACEROUTE: Tool = Tool { program: "traceroute", package: "traceroute" };
     pub(crate) const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
 }

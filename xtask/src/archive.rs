@@ -113,6 +113,9 @@ impl Archive {
             "Debug::NoLocking=true".to_owned(),
             "APT::Sandbox::User=root".to_owned(),
             "APT::Keep-Downloaded-Packages=true".to_owned(),
+            // A mirror that does not answer costs its users no more than this.
+            "Acquire::http::Timeout=60".to_owned(),
+            "Acquire::Retries=1".to_owned(),
         ] {
             command.args(["-o", &option]);
         }

@@ -19,7 +19,7 @@ use crate::{
     progress::{Seconds, Step},
     run,
     toolchain::Toolchain,
-    vm,
+    vm::{self, Compact},
     workspace::{OBJECT_VARIABLE, Profile, Workspace},
 };
 
@@ -38,6 +38,24 @@ const TOOLS: [Tool; 9] = [
 
 /// The package with the lab, the packet tables and the scenarios.
 const TESTS: &str = "nucnet-tests";
+
+/// All packages that are tested by themselves.
+const UNIT_TESTS: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    "nucnet-ebpf",
+    "--exclude",
+    TESTS,
+];
+
+/// Which packages are built together when that one is tested: cargo builds their dependencies
+/// again for every other choice.
+pub(crate) fn packages(package: &'static str) -> Vec<&'static str> {
+    match package {
+        TESTS => vec!["--package", TESTS],
+        _ => UNIT_TESTS.to_vec(),
+    }
+}
 
 /// Run all checks and tests
 ///
@@ -101,8 +119,11 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
         session.agreement(agreement, &record.rustc);
     }
     session.tests()?;
-    if arguments.full && arguments.filter.is_none() {
-        session.kernels(consent);
+    if arguments.filter.is_none() {
+        match arguments.full {
+            true => session.kernels(consent),
+            false => session.old_kernel(consent),
+        }
     }
     session.summary()
 }
@@ -187,13 +208,7 @@ impl Session<'_> {
 
     fn tests(&mut self) -> Result<()> {
         let mut unit = self.cargo("test");
-        unit.args([
-            "--workspace",
-            "--exclude",
-            "nucnet-ebpf",
-            "--exclude",
-            TESTS,
-        ]);
+        unit.args(UNIT_TESTS);
         self.test("unit tests", unit)?;
 
         let packages = &self.workspace.metadata.packages;
@@ -206,10 +221,34 @@ impl Session<'_> {
         // Building one test builds the package's programs too, which the lab starts.
         for tier in &tiers {
             let mut command = self.cargo("test");
-            command.args(["--package", TESTS, "--test", tier]);
+            command.args(["--package", TESTS]).args(["--test", tier]);
             self.test(tier, command)?;
         }
         Ok(())
+    }
+
+    /// A few tests on an old kernel.
+    fn old_kernel(&mut self, consent: Consent) {
+        let title = "an old kernel, emulated";
+        let step = Step::start(title);
+        let mut output = Vec::new();
+        let skipped = |reason: String| {
+            eprintln!("skipped: {title}: {reason}");
+            Count {
+                skipped: 1,
+                ..Count::default()
+            }
+        };
+        let count = match vm::compact(self.workspace, consent, self.rebuilt.as_deref()) {
+            Ok(Compact::Passed(_)) => Count::of(true),
+            Ok(Compact::Skipped(reason)) => skipped(reason),
+            Ok(Compact::Failed(report)) => {
+                output.push(report);
+                Count::of(false)
+            }
+            Err(error) => skipped(format!("{error:#}")),
+        };
+        self.end(title, step, count, &output);
     }
 
     /// The kernels that must pass.

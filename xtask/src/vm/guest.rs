@@ -2,7 +2,8 @@
 
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
     thread,
@@ -27,8 +28,8 @@ pub(super) const OWN_PROGRAMS: &str = "/nucnet";
 pub(super) const TESTS: &str = "/nucnet/tests";
 /// Where it has the modules to be loaded, in order.
 pub(super) const MODULES: &str = "/modules";
-/// What the names of the tests to run contain.
-pub(super) const FILTER: &str = "/etc/filter";
+/// What the names of the tests to run contain: for each tier a file, with a line for each.
+pub(super) const FILTERS: &str = "/etc/filters";
 
 /// How many files a process of the guest may open.
 const DESCRIPTORS: u64 = 524_288;
@@ -105,6 +106,8 @@ fn run() -> Result<()> {
         )
         .with_context(|| format!("cannot mount {target}"))?;
     }
+    // A filesystem in memory begins as everybody's; nucnet runs no program from such a place.
+    fs::set_permissions("/", Permissions::from_mode(0o755))?;
     println!(
         "{MARK}boot {}",
         fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
@@ -133,7 +136,6 @@ fn run() -> Result<()> {
             );
         }
     }
-    let filter = fs::read_to_string(FILTER).ok();
     thread::spawn(|| {
         if let Err(error) = tell_work() {
             println!("{MARK}error cannot tell whether the guest is at work: {error:#}");
@@ -142,12 +144,20 @@ fn run() -> Result<()> {
     for tier in files(Path::new(TESTS))? {
         let name = tier.file_name().unwrap_or_default().to_string_lossy();
         println!("{MARK}tier {name}");
-        let status = Command::new(&tier)
-            .args(["--test-threads=2", "--show-output", "--color=never"])
-            .args(&filter)
-            .status()
-            .with_context(|| format!("cannot run {}", tier.display()))?;
-        println!("{MARK}end {name}: {status}");
+        let filters = fs::read_to_string(Path::new(FILTERS).join(&*name))?;
+        // Not every harness takes several at once.
+        let mut filters: Vec<_> = filters.lines().map(Some).collect();
+        if filters.is_empty() {
+            filters.push(None);
+        }
+        for filter in filters {
+            let status = Command::new(&tier)
+                .args(["--test-threads=2", "--show-output", "--color=never"])
+                .args(filter)
+                .status()
+                .with_context(|| format!("cannot run {}", tier.display()))?;
+            println!("{MARK}end {name} {}: {status}", filter.unwrap_or_default());
+        }
     }
     Ok(())
 }

@@ -45,12 +45,7 @@ const TOOLS: [&str; 20] = [
 const PLUGINS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 /// Writes the archive.
-pub(super) fn write(
-    path: &Path,
-    kernel: &Kernel,
-    programs: &Programs,
-    filter: Option<&str>,
-) -> Result<()> {
+pub(super) fn write(path: &Path, kernel: &Kernel, programs: &Programs) -> Result<()> {
     let mut image = Image::create(path)?;
     // By the process: a build meanwhile may have replaced the file.
     let own = format!("/proc/{}/exe", std::process::id());
@@ -58,8 +53,10 @@ pub(super) fn write(
     for (name, program) in &programs.helpers {
         image.own_program(program, &Path::new(guest::OWN_PROGRAMS).join(name))?;
     }
-    for (name, program) in &programs.tiers {
+    for (name, program, filters) in &programs.tiers {
         image.own_program(program, &Path::new(guest::TESTS).join(name))?;
+        let path = Path::new(guest::FILTERS).join(name);
+        image.add(&path, 0o100_644, filters.join("\n").as_bytes())?;
     }
     for tool in TOOLS {
         if let Some(program) = apt::find_program(tool) {
@@ -78,9 +75,6 @@ pub(super) fn write(
         kernel::MODULES.into_iter().chain(kernel::EXTENSIONS),
     )?;
     image.add(Path::new("/etc/hostname"), 0o100_644, b"guest\n")?;
-    if let Some(filter) = filter {
-        image.add(Path::new(guest::FILTER), 0o100_644, filter.as_bytes())?;
-    }
     for directory in guest::MOUNTS
         .map(|mount| mount.target)
         .into_iter()

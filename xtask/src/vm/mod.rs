@@ -13,18 +13,22 @@ mod microvm;
 mod outcome;
 mod qemu;
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     apt::{self, Consent, tool},
-    object, run,
-    workspace::{OBJECT_VARIABLE, Workspace},
+    object, run, test,
+    workspace::{OBJECT_VARIABLE, Profile, Workspace},
 };
 use kernel::Kernel;
 pub(crate) use microvm::prepare as prepare_microvm;
-use outcome::Table;
+use outcome::{Outcome, Table};
 use qemu::Qemu;
 
 /// Test programs that depend on the kernel: package and target.
@@ -35,18 +39,46 @@ const TIERS: [(&str, &str); 4] = [
     ("nucnet-tests", "scenarios"),
 ];
 
+/// What `cargo xtask test` runs on [`OLD`]: of these tiers, the tests whose names contain these.
+/// Every test loads the programs, which takes an emulated verifier seconds, but for those of the
+/// tier `programs`, which all have the same.
+const COMPACT: [(&str, &[&str]); 2] = [
+    (
+        "bpf",
+        &[
+            "first_use_pins_every_map_and_program",
+            "endpoint_program_attaches_and_detaches_as_often_as_one_likes",
+            "filter_of_a_kernel_without_tcx_is_kept_and_removed_with_its_qdisc",
+        ],
+    ),
+    ("programs", &["published"]),
+];
+
+/// The kernel that `cargo xtask test` boots.
+const OLD: &str = "5.10";
+
+/// How long the guest of `cargo xtask test` may take, which is done in two minutes or three if
+/// nobody else wants the processors.
+const COMPACT_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long any other guest may take.
+const LIMIT: Duration = Duration::from_secs(6 * 3600);
+
 /// Run the tests of the loaded programs on other kernels, under QEMU
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Kernels of Debian: 5.10, 6.1, 6.12
     #[arg(default_values = DEFAULT)]
     kernels: Vec<String>,
-    /// Run only tests whose name contains this
-    #[arg(long)]
-    filter: Option<String>,
+    /// Run only tests whose name contains this; may be given several times
+    #[arg(long = "filter")]
+    filters: Vec<String>,
     /// Run only these tiers of tests: bpf, netlink, programs, scenarios [default: all]
     #[arg(long = "tier")]
     tiers: Vec<String>,
+    /// Run what `cargo xtask test` runs: a few tests on one old kernel
+    #[arg(long, exclusive = true)]
+    compact: bool,
 }
 
 /// The kernels that are run unless others are named.
@@ -56,42 +88,46 @@ impl Default for Arguments {
     fn default() -> Self {
         Self {
             kernels: DEFAULT.map(str::to_owned).to_vec(),
-            filter: None,
+            filters: Vec::new(),
             tiers: Vec::new(),
+            compact: false,
         }
     }
 }
 
 /// Runs the verb.
 pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Arguments) -> Result<()> {
-    ensure!(
-        cfg!(target_arch = "x86_64"),
-        "the guests are x86-64 and this machine is not"
-    );
-    ensure!(
-        apt::is_debian(),
-        "needs apt and dpkg to fetch Debian's kernels"
-    );
+    let object = object::built(workspace);
+    let object = object.exists().then_some(object.as_path());
+    if arguments.compact {
+        match compact(workspace, consent, object)? {
+            Compact::Passed(report) => println!("\n{report}"),
+            Compact::Skipped(reason) => println!("skipped: {reason}"),
+            Compact::Failed(report) => bail!("failed on {OLD}\n{report}"),
+        }
+        return Ok(());
+    }
     let wanted = arguments
         .kernels
         .iter()
         .map(|name| kernel::Release::named(name));
     let wanted = wanted.collect::<Result<Vec<_>>>()?;
     let tiers = tiers(&arguments.tiers)?;
-    apt::ensure_tools(&[tool::IP, tool::XZ], "the guests", consent)?;
+    let tiers: Vec<_> = tiers
+        .into_iter()
+        .map(|(package, target)| Tier {
+            package,
+            target,
+            filters: arguments.filters.clone(),
+        })
+        .collect();
 
-    let cache = workspace.target.join("vm");
-    let qemu = Qemu::ensure(&cache)?;
-    let programs = programs(workspace, &tiers)?;
+    let machine = Machine::ensure(workspace, consent)?;
+    let programs = programs(workspace, &tiers, object)?;
     let mut table = Table::default();
     for release in wanted {
-        let kernel = Kernel::ensure(&cache, release)?;
-        let image = cache.join(format!("{}.cpio", release.name));
-        initramfs::write(&image, &kernel, &programs, arguments.filter.as_deref())
-            .with_context(|| format!("cannot write {}", image.display()))?;
-        let log = cache.join(format!("{}.log", release.name));
-        table.add(release, qemu.boot(&kernel, &image, &log)?);
-        eprintln!("       all that the guest said: {}", log.display());
+        let kernel = Kernel::ensure(&machine.cache, release)?;
+        table.add(release, machine.boot(release, &kernel, &programs, LIMIT)?);
     }
     println!("\n{table}");
     let failed = table.unmet();
@@ -99,6 +135,73 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
         bail!("failed on {}, which must pass", failed.join(", "));
     }
     Ok(())
+}
+
+/// How the tests on an old kernel ended.
+pub(crate) enum Compact {
+    /// All passed; with what the guest reported.
+    Passed(String),
+    /// The same.
+    Failed(String),
+    /// They did not run, or not to their end, and why.
+    Skipped(String),
+}
+
+/// Runs a few tests on an old kernel; `object` is the one under test, by default the committed
+/// one.
+pub(crate) fn compact(
+    workspace: &Workspace,
+    consent: Consent,
+    object: Option<&Path>,
+) -> Result<Compact> {
+    let release = kernel::Release::named(OLD)?;
+    // A mirror that is away says nothing about the tests.
+    let fetched = Machine::ensure(workspace, consent).and_then(|machine| {
+        let kernel = Kernel::ensure(&machine.cache, release)?;
+        Ok((machine, kernel))
+    });
+    let (machine, kernel) = match fetched {
+        Ok(fetched) => fetched,
+        Err(error) => return Ok(Compact::Skipped(format!("{error:#}"))),
+    };
+    let tiers = COMPACT.map(|(name, filters)| {
+        let known = TIERS.iter().find(|(_, target)| *target == name);
+        let &(package, target) = known.with_context(|| format!("no tier {name}"))?;
+        Ok(Tier {
+            package,
+            target,
+            filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
+        })
+    });
+    let tiers = tiers.into_iter().collect::<Result<Vec<_>>>()?;
+    let programs = programs(workspace, &tiers, object)?;
+    let mut outcome = machine.boot(release, &kernel, &programs, COMPACT_LIMIT)?;
+    if !outcome.booted() {
+        // Nor does an emulator that cannot boot it.
+        return Ok(Compact::Skipped(Table::of(release, outcome).to_string()));
+    }
+    if outcome.failed() {
+        // Tests wait as long as is generous for a processor, not for an emulated one that shares
+        // its own with a whole test run: what counts against the kernel happens again.
+        eprintln!("{}", Table::of(release, outcome));
+        eprintln!("failed; once more:");
+        outcome = machine.boot(release, &kernel, &programs, COMPACT_LIMIT)?;
+    }
+    for tier in &tiers {
+        for filter in &tier.filters {
+            if !outcome.has_run(tier.target, filter) {
+                outcome.note(format!("no test of {} is called {filter}", tier.target));
+            }
+        }
+    }
+    Ok(if outcome.passed() {
+        Compact::Passed(Table::of(release, outcome).to_string())
+    } else if outcome.failed() {
+        Compact::Failed(Table::of(release, outcome).to_string())
+    } else {
+        let limit = COMPACT_LIMIT.as_secs();
+        Compact::Skipped(format!("the guest was not done within {limit} s"))
+    })
 }
 
 /// Those of [`TIERS`] that are named; all if none is.
@@ -114,59 +217,67 @@ fn tiers(names: &[String]) -> Result<Vec<(&'static str, &'static str)>> {
         .collect())
 }
 
+/// Tests that run in a guest.
+struct Tier {
+    package: &'static str,
+    target: &'static str,
+    /// What their names contain, one of these; all if there are none.
+    filters: Vec<String>,
+}
+
 /// What runs in the guest.
 struct Programs {
     /// `nucnet-ctl` and the lab's helper, by name.
     helpers: Vec<(String, PathBuf)>,
-    /// Test programs, by name.
-    tiers: Vec<(String, PathBuf)>,
+    /// Test programs, by name, with what the names of the tests contain that they run.
+    tiers: Vec<(String, PathBuf, Vec<String>)>,
 }
 
-/// Builds them, with the object of these sources if it has been built.
-fn programs(workspace: &Workspace, tiers: &[(&str, &str)]) -> Result<Programs> {
-    let mut build = workspace.cargo("build");
-    build.args([
-        "--locked",
-        "--bins",
-        "--message-format=json-render-diagnostics",
-    ]);
-    // Every tier runs `nucnet-ctl`.
-    let mut packages = vec!["nucnet-ctl"];
-    packages.extend(tiers.iter().map(|(package, _)| *package));
-    packages.dedup();
-    build.args(packages.iter().flat_map(|package| ["--package", *package]));
-    build.args(tiers.iter().flat_map(|(_, target)| ["--test", *target]));
-    let object = object::built(workspace);
-    if object.exists() {
-        build.env(OBJECT_VARIABLE, object);
-    }
-    let mut messages = String::new();
-    run::step_reading("building the tests", &mut build, |line| {
-        let for_people = !line.starts_with('{');
-        if !for_people {
-            messages.push_str(line);
-            messages.push('\n');
-        }
-        for_people
-    })?;
-
+/// Builds them, with `object` or else the committed one. The same packages together as
+/// `cargo xtask test` builds, which has then built them already.
+fn programs(workspace: &Workspace, tiers: &[Tier], object: Option<&Path>) -> Result<Programs> {
+    let ctl = workspace.build_ctl(Profile::Debug, object)?;
     let mut programs = Programs {
-        helpers: Vec::new(),
+        helpers: vec![("nucnet-ctl".to_owned(), ctl)],
         tiers: Vec::new(),
     };
-    for message in cargo_metadata::Message::parse_stream(messages.as_bytes()) {
-        let cargo_metadata::Message::CompilerArtifact(artifact) = message? else {
-            continue;
-        };
-        let Some(program) = artifact.executable else {
-            continue;
-        };
-        if artifact.target.is_test() {
-            programs.tiers.push((artifact.target.name, program.into()));
-        } else if artifact.target.is_bin() && !artifact.profile.test {
-            programs
-                .helpers
-                .push((artifact.target.name, program.into()));
+    for tier in tiers {
+        let mut build = workspace.cargo("test");
+        build.args([
+            "--no-run",
+            "--locked",
+            "--message-format=json-render-diagnostics",
+        ]);
+        build.args(test::packages(tier.package));
+        build.args(["--test", tier.target]);
+        if let Some(object) = object {
+            build.env(OBJECT_VARIABLE, object);
+        }
+        let mut messages = String::new();
+        let title = format!("building the tests ({})", tier.target);
+        run::step_reading(&title, &mut build, |line| {
+            let for_people = !line.starts_with('{');
+            if !for_people {
+                messages.push_str(line);
+                messages.push('\n');
+            }
+            for_people
+        })?;
+        for message in cargo_metadata::Message::parse_stream(messages.as_bytes()) {
+            let cargo_metadata::Message::CompilerArtifact(artifact) = message? else {
+                continue;
+            };
+            let (Some(program), name) = (artifact.executable, artifact.target.name) else {
+                continue;
+            };
+            if artifact.profile.test {
+                if name == tier.target {
+                    let filters = tier.filters.clone();
+                    programs.tiers.push((name, program.into(), filters));
+                }
+            } else if programs.helpers.iter().all(|(known, _)| *known != name) {
+                programs.helpers.push((name, program.into()));
+            }
         }
     }
     ensure!(
@@ -174,6 +285,46 @@ fn programs(workspace: &Workspace, tiers: &[(&str, &str)]) -> Result<Programs> {
         "cargo has not built every tier of tests"
     );
     Ok(programs)
+}
+
+/// What guests run on.
+struct Machine {
+    cache: PathBuf,
+    qemu: Qemu,
+}
+
+impl Machine {
+    fn ensure(workspace: &Workspace, consent: Consent) -> Result<Self> {
+        ensure!(
+            cfg!(target_arch = "x86_64"),
+            "the guests are x86-64 and this machine is not"
+        );
+        ensure!(
+            apt::is_debian(),
+            "needs apt and dpkg to fetch Debian's kernels"
+        );
+        apt::ensure_tools(&[tool::IP, tool::STRIP, tool::XZ], "the guests", consent)?;
+        let cache = workspace.target.join("vm");
+        let qemu = Qemu::ensure(&cache)?;
+        Ok(Self { cache, qemu })
+    }
+
+    /// Boots a kernel and has it run the tests.
+    fn boot(
+        &self,
+        release: &kernel::Release,
+        kernel: &Kernel,
+        programs: &Programs,
+        limit: Duration,
+    ) -> Result<Outcome> {
+        let image = self.cache.join(format!("{}.cpio", release.name));
+        initramfs::write(&image, kernel, programs)
+            .with_context(|| format!("cannot write {}", image.display()))?;
+        let log = self.cache.join(format!("{}.log", release.name));
+        let outcome = self.qemu.boot(kernel, &image, &log, limit)?;
+        eprintln!("       all that the guest said: {}", log.display());
+        Ok(outcome)
+    }
 }
 
 /// Whether this process is the init of a guest.

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, btree_map},
-    fmt,
+    fmt, mem,
+    time::Duration,
 };
 
 use super::{
@@ -17,6 +18,8 @@ pub(super) struct Outcome {
     tier: String,
     /// By tier and name of the test.
     tests: BTreeMap<(String, String), Verdict>,
+    /// A line that the guest broke into to say that it is at work, until there.
+    interrupted: String,
     /// The test whose output is being read.
     speaking: Option<(String, String)>,
     /// The next line of it says why it failed.
@@ -27,6 +30,8 @@ pub(super) struct Outcome {
     findings: Vec<String>,
     /// What kept the guest from doing all it should.
     notes: Vec<String>,
+    /// How long it was given, if that was not enough.
+    limit: Option<Duration>,
 }
 
 /// How a test ended.
@@ -38,18 +43,21 @@ pub(super) enum Verdict {
     Failed(String),
 }
 
-/// Whether a line of the console only says that the guest is at work.
-pub(super) fn is_breath(line: &str) -> bool {
-    let ours = line.strip_prefix(MARK);
-    ours.is_some_and(|ours| ours.starts_with(BUSY))
+/// What comes before it on a line of the console in which the guest says that it is at work: mostly
+/// nothing, or else the half of a line that it broke into.
+pub(super) fn before_breath(line: &str) -> Option<&str> {
+    let (before, ours) = line.split_once(MARK)?;
+    ours.starts_with(BUSY).then_some(before)
 }
 
 impl Outcome {
     /// Takes a line of the console.
     pub(super) fn line(&mut self, line: &str) {
-        if is_breath(line) {
+        if let Some(before) = before_breath(line) {
+            self.interrupted.push_str(before);
             return;
         }
+        let line = &(mem::take(&mut self.interrupted) + line);
         if let Some((_, ours)) = line.split_once(MARK) {
             self.speaking = None;
             match ours.split_once(' ') {
@@ -98,12 +106,29 @@ impl Outcome {
         self.booted
     }
 
-    fn passed(&self) -> bool {
-        let failed = self
-            .tests
-            .values()
-            .any(|verdict| matches!(verdict, Verdict::Failed(_)));
-        self.booted && self.notes.is_empty() && !self.tests.is_empty() && !failed
+    /// Notes that it was ended at work, for it took longer than it may.
+    pub(super) fn run_out(&mut self, limit: Duration) {
+        self.limit = Some(limit);
+    }
+
+    /// Whether all tests ran, and none failed.
+    pub(super) fn passed(&self) -> bool {
+        !self.failed() && self.limit.is_none()
+    }
+
+    /// Whether anything went wrong but the time.
+    pub(super) fn failed(&self) -> bool {
+        let mut verdicts = self.tests.values();
+        let ran = self.booted && !self.tests.is_empty();
+        !self.notes.is_empty()
+            || self.limit.is_none() && !ran
+            || verdicts.any(|verdict| matches!(verdict, Verdict::Failed(_)))
+    }
+
+    /// Whether a test of that tier ran whose name contains `part`, or the time was too short.
+    pub(super) fn has_run(&self, tier: &str, part: &str) -> bool {
+        let mut tests = self.tests.keys();
+        self.limit.is_some() || tests.any(|(of, name)| of == tier && name.contains(part))
     }
 }
 
@@ -144,6 +169,13 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// One kernel alone.
+    pub(super) fn of(release: &'static Release, outcome: Outcome) -> Self {
+        Self {
+            columns: vec![(release, outcome)],
+        }
+    }
+
     /// Adds a kernel.
     pub(super) fn add(&mut self, release: &'static Release, outcome: Outcome) {
         self.columns.push((release, outcome));
@@ -244,6 +276,10 @@ impl fmt::Display for Table {
             for note in &outcome.notes {
                 writeln!(f, "{}: {note}", release.name)?;
             }
+            if let Some(limit) = outcome.limit {
+                let limit = limit.as_secs();
+                writeln!(f, "{}: it was not done within {limit} s", release.name)?;
+            }
         }
         Ok(())
     }
@@ -315,6 +351,16 @@ mod tests {
         );
         let failed = Verdict::Failed("left is not right".to_owned());
         assert_eq!(verdict(&outcome, "a"), Some(failed));
+    }
+
+    #[test]
+    fn verdict_that_the_guest_broke_into_is_read_all_the_same() {
+        let outcome = outcome(
+            "@@ boot 6.1.0\n@@ tier t\n\
+             test a ... @@ busy at work for 60 s of processor time\n\
+             ok\n",
+        );
+        assert_eq!(verdict(&outcome, "a"), Some(Verdict::Passed));
     }
 
     #[test]

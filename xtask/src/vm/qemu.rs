@@ -19,7 +19,7 @@ use super::{
 use crate::{apt, archive::Archive, progress::Step, run};
 
 /// A guest that says nothing for so long is ended: it hangs, for while it is at work it says so.
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// A guest whose tests say nothing for so long is ended even if it is at work. They are rightly
 /// silent while they load the programs, which takes an emulated verifier minutes.
@@ -32,6 +32,7 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
+    /// Fetches one unless the machine or the cache has it.
     pub(super) fn ensure(cache: &Path) -> Result<Self> {
         const PROGRAM: &str = "qemu-system-x86_64";
         if let Some(program) = apt::find_program(PROGRAM) {
@@ -70,8 +71,14 @@ impl Qemu {
         command
     }
 
-    /// Boots a kernel and returns what the guest reports.
-    pub(super) fn boot(&self, kernel: &Kernel, image: &Path, log: &Path) -> Result<Outcome> {
+    /// Boots a kernel and returns what the guest reports until it ends, or until `limit`.
+    pub(super) fn boot(
+        &self,
+        kernel: &Kernel,
+        image: &Path,
+        log: &Path,
+        limit: Duration,
+    ) -> Result<Outcome> {
         let mut log = File::create(log)?;
         let mut command = self.command();
         command
@@ -103,14 +110,20 @@ impl Qemu {
             }
         });
         let mut outcome = Outcome::default();
-        let mut tests_spoke = Instant::now();
+        let started = Instant::now();
+        let mut tests_spoke = started;
         loop {
             let fault = match lines.recv_timeout(SILENCE) {
+                Ok(_) if started.elapsed() > limit => {
+                    outcome.run_out(limit);
+                    child.kill()?;
+                    break;
+                }
                 Ok(line) => {
                     step.note(&line);
                     writeln!(log, "{line}")?;
                     outcome.line(&line);
-                    if !outcome::is_breath(&line) {
+                    if outcome::before_breath(&line).is_none() {
                         tests_spoke = Instant::now();
                     }
                     if tests_spoke.elapsed() < PATIENCE {

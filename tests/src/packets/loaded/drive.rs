@@ -20,6 +20,7 @@ use super::{
     Loaded,
     namespace::ip_batch,
     table::{clear, entries, set},
+    test_run::asks_for_ingress,
 };
 use crate::packets::{
     engine::{Engine, Hook, Outcome, Socket, State},
@@ -121,7 +122,7 @@ impl Engine for Loaded {
     /// What counts is how old an entry is, so this makes all of them older.
     fn pass(&mut self, time: Duration) {
         let nanoseconds = time.as_nanos() as u64;
-        let mut too_young = self.too_young;
+        let mut too_young = false;
         let mut earlier = |then: u64| {
             let earlier = then.checked_sub(nanoseconds);
             too_young |= earlier.is_none();
@@ -161,7 +162,9 @@ impl Engine for Loaded {
             note[0] = earlier(note[0]);
             set(&mut self.fragments, key, Some(&note));
         }
-        self.too_young = too_young;
+        if too_young {
+            self.unfit = Some("this machine was booted too short a time ago");
+        }
     }
 
     fn neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) {
@@ -206,12 +209,16 @@ impl Engine for Loaded {
         frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
         while let Err(error) = self.test_run(hook, &frame, false) {
             assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{error}");
+            assert!(frame.len() < 64, "no frame is long enough");
             frame.push(0);
         }
         frame.len()
     }
 
     fn run(&mut self, hook: Hook, frame: &[u8]) -> (Outcome, Vec<u8>) {
+        if !self.knows_ingress && asks_for_ingress(hook) {
+            self.unfit = Some("this kernel's test runs know no interface that a frame came in by");
+        }
         self.forget_drops();
         let budgets = entries(&self.budgets);
         let knows_sum =

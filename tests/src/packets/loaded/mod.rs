@@ -84,8 +84,10 @@ pub struct Loaded {
     segment: u32,
     /// Whether the kernel can pretend to know the sums of frames.
     knows_sums: bool,
-    /// Whether entries should have become older than the machine is.
-    too_young: bool,
+    /// Whether it can pretend that a frame came in by an interface (5.10 cannot).
+    knows_ingress: bool,
+    /// Why what was asked of the programs says nothing about them here.
+    unfit: Option<&'static str>,
 }
 
 impl Loaded {
@@ -148,9 +150,11 @@ impl Loaded {
             shrunk: HashSet::new(),
             segment: 0,
             knows_sums: true,
-            too_young: false,
+            knows_ingress: true,
+            unfit: None,
         };
         loaded.knows_sums = loaded.probe_sums()?;
+        loaded.knows_ingress = loaded.probe_ingress()?;
         Ok(loaded)
     }
 
@@ -165,7 +169,7 @@ impl Loaded {
                 .collect();
             ip_batch(&commands).expect("mtu");
         }
-        self.too_young = false;
+        self.unfit = None;
         if !self.neighbours.is_empty() {
             let commands: Vec<String> = self.neighbours.drain().collect();
             ip_batch(&commands).expect("neighbours");
@@ -351,10 +355,9 @@ impl Loaded {
         Ok(program.try_into()?)
     }
 
-    /// Whether a row could not be run: the machine was booted too short a time ago for entries
-    /// that are as old as it wants them.
-    pub fn is_too_young(&self) -> bool {
-        self.too_young
+    /// Why a row could not be run on this machine, if it could not.
+    pub fn unfit(&self) -> Option<&'static str> {
+        self.unfit
     }
 
     /// Waits until a drop is counted on an endpoint's account.

@@ -12,6 +12,18 @@ use nucnet_common::abi::program;
 use super::Loaded;
 use crate::packets::{engine::Hook, site};
 
+/// Whether a program asks which interface a frame came in by, and it is one.
+pub(super) fn asks_for_ingress(hook: Hook) -> bool {
+    match hook {
+        Hook::FromHost { ingress, .. } | Hook::FromLoopback { ingress, .. } => ingress != 0,
+        Hook::FromEndpoint { .. }
+        | Hook::FromGuest { .. }
+        | Hook::ToGuest { .. }
+        | Hook::FromUplink { .. }
+        | Hook::FromUplinkL3 { .. } => false,
+    }
+}
+
 impl Loaded {
     /// Whether frames of known sum can be had (Linux 6.11).
     pub(super) fn probe_sums(&self) -> Result<bool> {
@@ -20,6 +32,16 @@ impl Loaded {
             Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
             Err(error) => Err(error).context("probing for known sums"),
+        }
+    }
+
+    /// Whether test runs take the interface that a frame came in by (Linux 5.10's do not).
+    pub(super) fn probe_ingress(&self) -> Result<bool> {
+        let hook = Hook::FromUplink { link: site::UPLINK };
+        match self.test_run(hook, &[0; 64], false) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(error) => Err(error).context("probing for interfaces"),
         }
     }
 
@@ -94,6 +116,8 @@ impl Loaded {
             .program(name)
             .and_then(|program| program.try_into().ok())
             .expect("program");
+        // Only programs of which `asks_for_ingress` says so read it.
+        let ingress = if self.knows_ingress { ingress } else { 0 };
         // `struct __sk_buff` (linux/bpf.h): all zero but mark, interfaces and segments.
         let mut context = [0; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
