@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
 use nucnet_tests::lab::{FAR, Family, HOST, Node, OUTSIDE, Pair, web};
 
-use crate::case::{Case, Families, Scenario, silent, silent_udp, skip};
+use crate::case::{Case, Datapath, Families, Scenario, Way, silent, silent_udp, skip};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -81,12 +81,92 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: keep_established,
     },
     Scenario {
+        name: "denials_by_rules_are_counted_and_logged_unless_nobody_wants_it",
+        what: "who looks for the reason of a time-out; and who has a log that others fill",
+        families: Families::Each,
+        run: logged_by_rules,
+    },
+    Scenario {
         name: "rule_about_the_host_covers_an_address_that_it_gets_later",
         what: "DHCP renewal: no nucnet-ctl call between the change and the next connection",
         families: Families::Each,
         run: host_gets_an_address,
     },
 ];
+
+/// How many packets a rule of a family has logged; none: there is none that logs.
+fn logged(case: &Case, prefix: &str) -> Result<Option<u64>> {
+    let program = match case.family {
+        Family::V4 => "iptables-save",
+        Family::V6 => "ip6tables-save",
+    };
+    let rules = case.lab.host.run(program, &["-c"])?;
+    let mut lines = rules.lines().filter(|line| line.contains("-j NFLOG"));
+    let Some(line) = lines.next() else {
+        return Ok(None);
+    };
+    ensure!(lines.next().is_none(), "more than one: {rules}");
+    ensure!(
+        line.contains("--nflog-group 110") && line.contains(prefix),
+        "{line}"
+    );
+    let count = line.trim_start_matches('[').split(':').next();
+    Ok(Some(count.unwrap_or_default().parse()?))
+}
+
+fn logged_by_rules(case: &Case) -> Result<()> {
+    if case.way != Way::Nucnet(Datapath::Iptables) {
+        return skip("programs tell monitors: the scenarios about events are theirs");
+    }
+    let (client, _) = case.attached("client", &["--deny", "any:81/tcp"])?;
+    let _allowed = case.web(&case.lab.outside, 80)?;
+    case.who(&client, OUTSIDE.port(case.family, 80))?;
+    ensure!(logged(case, "nucnet:client")? == Some(0), "it logs more");
+    silent(&client, OUTSIDE.port(case.family, 81))?;
+    let denied = || -> Result<u64> {
+        let shown = case.lab.nucnet(&["-o", "json", "inspect", "client"])?;
+        let shown = shown.expect(0)?.json()?;
+        let policy = &shown["dropped"]["policy"];
+        if policy.is_null() {
+            return Ok(0);
+        }
+        policy["packets"].as_u64().context("no number")
+    };
+    let first = denied()?;
+    let told = logged(case, "nucnet:client")?;
+    ensure!(first >= 1 && told == Some(first), "{first}, {told:?}");
+    // No more than 20 at once, and 20 a second.
+    let flood = client.udp(case.any(0))?;
+    case.lab
+        .nucnet(&["egress", "set", "client", "--deny", "any:81"])?
+        .expect(0)?;
+    for _ in 0..200 {
+        flood.send_to(b"x", OUTSIDE.port(case.family, 81))?;
+    }
+    until("all are denied", SOON, || Ok(denied()? >= first + 200))?;
+    let told = logged(case, "nucnet:client")?.context("no log")?;
+    ensure!((20..150).contains(&told), "{told} of 200 were logged");
+
+    let mut file = tempfile::Builder::new().suffix(".json").tempfile()?;
+    let policy = r#"{"default": "allow", "deny": ["any:81"], "log_denied": false}"#;
+    file.write_all(policy.as_bytes())?;
+    let file = file.path().to_str().context("a path that is no text")?;
+    case.lab
+        .nucnet(&["egress", "set", "client", "--file", file])?
+        .expect(0)?;
+    // ip6tables-nft (1.8.9) takes no counters with rules: those of a chain that changes are lost.
+    let before = denied()?;
+    let kept = if case.family == Family::V4 {
+        first + 200
+    } else {
+        0
+    };
+    ensure!(before >= kept, "{before} of {kept} are left");
+    silent(&client, OUTSIDE.port(case.family, 81))?;
+    ensure!(denied()? > before, "it is not counted");
+    ensure!(logged(case, "")?.is_none(), "it is logged");
+    Ok(())
+}
 
 fn target(pair: Pair, case: &Case, suffix: &str) -> String {
     format!(
