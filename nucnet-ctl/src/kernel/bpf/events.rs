@@ -60,25 +60,27 @@ impl Datapath {
     pub fn read_events(&mut self) -> Result<EventReader, BpfError> {
         let at = |name| (self.pins.map(name), name);
         let lost = Cells::open(at(map::EVENTS_LOST), size::MONITORS, 0)?;
-        let (claim, is_only) = Claim::take(&self.pins, 0..size::MONITORS, |holders| {
-            BpfError::MonitorsBusy { holders }
+        let busy = |holders| BpfError::MonitorsBusy { holders };
+        let (pins, limits) = (&self.pins, &mut self.event_limits);
+        let (claim, ring) = Claim::take(pins, 0..size::MONITORS, busy, |index, is_only| {
+            if is_only {
+                // What others were told is news to this one.
+                let mut told = Vec::new();
+                limits.for_each(|endpoint, _: &EventLimit| told.push(*endpoint))?;
+                limits.remove_all(&told, |_| {})?;
+            }
+            let name = map::EVENTS[index];
+            let ring = MapData::from_pin(pins.map(name)).map_err(open_error(name))?;
+            let mut ring: RingBuf<_> = Map::RingBuf(ring).try_into().map_err(open_error(name))?;
+            while ring.next().is_some() {}
+            Ok(ring)
         })?;
-        if is_only {
-            // What others were told is news to this one.
-            let mut limits = Vec::new();
-            self.event_limits
-                .for_each(|endpoint, _: &EventLimit| limits.push(*endpoint))?;
-            self.event_limits.remove_all(&limits, |_| {})?;
-        }
-        let name = map::EVENTS[claim.index as usize];
-        let ring = MapData::from_pin(self.pins.map(name)).map_err(open_error(name))?;
         let mut reader = EventReader {
             claim,
-            ring: Map::RingBuf(ring).try_into().map_err(open_error(name))?,
+            ring,
             lost,
             lost_before: 0,
         };
-        while reader.ring.next().is_some() {}
         reader.take_lost()?;
         Ok(reader)
     }

@@ -49,20 +49,22 @@ impl Datapath {
     /// # Errors
     /// [`BpfError::LogBusy`]: somebody reads it.
     pub fn read_log(&self) -> Result<LogReader, BpfError> {
-        let (claim, _) = Claim::take(&self.pins, size::MONITORS..size::READERS, |holders| {
-            BpfError::LogBusy { holders }
+        let busy = |holders| BpfError::LogBusy { holders };
+        let rings = size::MONITORS..size::READERS;
+        let (claim, (logger, lines)) = Claim::take(&self.pins, rings, busy, |_, _| {
+            // Every program writes to the same ring.
+            let name = program::FROM_ENDPOINT;
+            let info = ProgramInfo::from_pin(self.pins.program(name))
+                .map_err(|source| program_error(name, "opened", source))?;
+            let lines = Arc::new(Lines::default());
+            let mut logger = EbpfLogger::init_from_id_with_logger(info.id(), Arc::clone(&lines))
+                .map_err(|source| BpfError::Log {
+                    source: Box::new(source),
+                })?;
+            logger.flush();
+            lines.take();
+            Ok((logger, lines))
         })?;
-        // Every program writes to the same ring.
-        let name = program::FROM_ENDPOINT;
-        let info = ProgramInfo::from_pin(self.pins.program(name))
-            .map_err(|source| program_error(name, "opened", source))?;
-        let lines = Arc::new(Lines::default());
-        let mut logger = EbpfLogger::init_from_id_with_logger(info.id(), Arc::clone(&lines))
-            .map_err(|source| BpfError::Log {
-                source: Box::new(source),
-            })?;
-        logger.flush();
-        lines.take();
         Ok(LogReader {
             claim,
             logger,

@@ -33,13 +33,15 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Takes one of these rings, and tells whether nobody reads another of them. `busy`: what it
-    /// means that these processes read all of them.
-    pub(super) fn take(
+    /// Takes one of these rings. `busy`: what it means that these processes read all of them.
+    /// `prepare`: what is done with the ring of that number before the programs write to it for
+    /// this reader; told whether nobody reads another of them.
+    pub(super) fn take<T>(
         pins: &Pins,
         rings: Range<usize>,
         busy: impl FnOnce(Vec<u32>) -> BpfError,
-    ) -> Result<(Self, bool), BpfError> {
+        prepare: impl FnOnce(usize, bool) -> Result<T, BpfError>,
+    ) -> Result<(Self, T), BpfError> {
         let pin = (pins.map(map::MONITORS), map::MONITORS);
         let mut monitors = Cells::open(pin, size::READERS, 0)?;
         let _lock = pins.lock()?;
@@ -58,8 +60,10 @@ impl Claim {
         let Some(index) = free else {
             return Err(busy(holders));
         };
+        // What the programs write from the claim on is this reader's, and nothing may throw it away.
+        let prepared = prepare(index as usize, holders.is_empty())?;
         let claim = Monitor {
-            until: until(now),
+            until: until(monotonic()?),
             process: std::process::id(),
             token: rand::random(),
         };
@@ -70,7 +74,7 @@ impl Claim {
             index,
             claim,
         };
-        Ok((claim, holders.is_empty()))
+        Ok((claim, prepared))
     }
 
     /// Says that the reader is still there. `false`: somebody else took the ring meanwhile.
