@@ -1,6 +1,6 @@
 //! Requests: errors, other runtimes, lists that change while they are read.
 
-use std::thread;
+use std::{sync::mpsc, thread};
 
 use nix::errno::Errno;
 use nucnet_ctl::kernel::netlink::{Error, Netlink, Owner, Route, VethSpec};
@@ -61,27 +61,30 @@ fn lists_are_complete_while_links_come_and_go() {
     for number in 0..steady {
         host.ip(&format!("link add steady{number} type bridge"));
     }
-    let churn = Netlink::open_in(&host.netns).unwrap();
+    let other = Netlink::open_in(&host.netns).unwrap();
     let container = namespace();
+    let (change, changes) = mpsc::sync_channel(0);
     thread::scope(|scope| {
-        let done = scope.spawn(|| {
-            for _ in 0..50 {
+        scope.spawn(|| {
+            for () in changes {
                 let spec = VethSpec {
                     port: None,
                     ..veth(0, &container)
                 };
-                churn.create_veth(&spec).unwrap();
-                churn.delete_link("nuc-a", Owner::Nucnet).unwrap();
+                other.create_veth(&spec).unwrap();
+                other.delete_link("nuc-a", Owner::Nucnet).unwrap();
             }
         });
-        while !done.is_finished() {
+        for _ in 0..50 {
+            // One link for each list: where they change for ever, lists are given up.
+            change.send(()).unwrap();
             let links = host.netlink.links().unwrap();
-            let seen = links
+            let steady_ones = links
                 .iter()
                 .filter(|link| link.name.starts_with("steady"))
                 .count();
-            assert_eq!(seen, steady);
+            assert_eq!(steady_ones, steady);
         }
-        done.join().unwrap();
+        drop(change);
     });
 }
