@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use serde_json::Value;
 
-use crate::lab::{Lab, has_faults, json, list, on_a_host, text};
+use crate::lab::{Lab, firewall, has_faults, json, list, on_a_host, text};
 
 const NOTHING: [Value; 0] = [];
 const TO_RULES: &str = "--datapath iptables gc";
@@ -90,14 +90,6 @@ fn host_that_has_neither_programs_nor_iptables_says_so_and_stays_as_it_was() {
     });
 }
 
-/// What one kind of tables has, without the time in the comments.
-fn saved(program: &str) -> String {
-    let output = Command::new(program).output().expect(program);
-    let text = String::from_utf8(output.stdout).expect("text");
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines.map(|line| format!("{line}\n")).collect()
-}
-
 #[test]
 fn rules_go_where_the_hosts_own_are_and_leave_those_as_they_were() {
     on_a_host(|lab| {
@@ -115,10 +107,11 @@ fn rules_go_where_the_hosts_own_are_and_leave_those_as_they_were() {
                 })
             };
             if !rules(&own, "A") || !rules(&own6, "A") {
-                eprintln!("skipped: {own} does not work here");
+                eprintln!("skipped in part: {own} does not work here");
                 continue;
             }
-            let foreign = || [format!("{own}-save"), format!("{own6}-save")].map(|it| saved(&it));
+            let foreign =
+                || [format!("{own}-save"), format!("{own6}-save")].map(|it| firewall(&it));
             let before = foreign();
             lab.ok(&format!("--datapath iptables {}", attach(lab, kind)));
             let status = lab.json("--datapath iptables status");
@@ -131,7 +124,7 @@ fn rules_go_where_the_hosts_own_are_and_leave_those_as_they_were() {
                     "{text}"
                 );
             }
-            let others = saved(&format!("iptables-{other}-save"));
+            let others = firewall(&format!("iptables-{other}-save"));
             assert!(!others.contains("NUCNET"), "{others}");
             lab.ok("--datapath iptables down");
             // Chains that nobody had are there now where tables are of the old kind.
@@ -172,7 +165,7 @@ fn a_switch_that_dies_at_a_step_is_gone_on_with() {
 }
 
 #[test]
-#[ignore = "minutes"]
+#[ignore = "slow: takes minutes"]
 fn a_switch_that_dies_at_any_step_is_gone_on_with() {
     dying_switches(0, 1);
 }

@@ -19,6 +19,7 @@ use nucnet_ctl::{
     Host, Options,
     kernel::{
         bpf::{self, Datapath},
+        netlink::Netlink,
         netns::{self, NetnsFd, run_in},
     },
 };
@@ -349,6 +350,7 @@ pub(crate) fn list(value: &Value) -> &[Value] {
 
 /// Links and all that is on them, in the namespace of the calling thread.
 fn network() -> Vec<String> {
+    settle();
     vec![
         without_timers(&ip("-details link show")),
         ip("address show"),
@@ -361,10 +363,27 @@ fn network() -> Vec<String> {
     ]
 }
 
+/// Waits for what the kernel does in its own time: it says up to a second late in a list which
+/// links are up, and addresses of IPv6 with their routes come by a work queue.
+fn settle() {
+    let netlink = Netlink::open().expect("netlink");
+    loop {
+        // Twice: a bridge is up when one of its ports is.
+        for _ in 0..2 {
+            for link in netlink.links().expect("links") {
+                // Being asked for this one makes the kernel notice now (Linux 6.5).
+                netlink.find_link(link.index).expect("link");
+            }
+        }
+        if ip("-6 address show tentative").is_empty() {
+            break;
+        }
+    }
+}
+
 /// Rules, without comments, which have the time in them.
-fn firewall(tool: &str) -> String {
-    let text = Command::new(tool).output().expect(tool).stdout;
-    let text = String::from_utf8(text).expect("text");
+pub(crate) fn firewall(tool: &str) -> String {
+    let text = command(tool, "");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.collect::<Vec<_>>().join("\n")
 }

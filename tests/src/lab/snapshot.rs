@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nucnet_ctl::kernel::netlink::{self, Netlink};
 
 use super::{Node, wait};
 
@@ -59,6 +60,7 @@ impl Snapshot {
     pub fn of(node: &Node) -> Result<Self> {
         let mut sections = BTreeMap::new();
         wait::until("every address is proved unique", wait::SOON, || {
+            node.within(notice_links)??;
             Ok(node
                 .run("ip", &["-6", "-o", "addr", "show", "tentative"])?
                 .is_empty())
@@ -126,6 +128,19 @@ impl Snapshot {
         }
         text
     }
+}
+
+/// Has the kernel notice which links of this thread's network namespace are up: in a list it says
+/// so up to a second late, for one that is asked for at once (Linux 6.5).
+fn notice_links() -> Result<(), netlink::Error> {
+    let netlink = Netlink::open()?;
+    // Twice: a bridge is up when one of its ports is.
+    for _ in 0..2 {
+        for link in netlink.links()? {
+            netlink.find_link(link.index)?;
+        }
+    }
+    Ok(())
 }
 
 /// A line without what changes by itself.
