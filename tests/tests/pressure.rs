@@ -134,7 +134,7 @@ fn five_thousand_answered_questions_a_second_are_all_carried() {
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn two_minutes_of_answered_questions_are_all_carried() {
     ask(true, LONG);
 }
@@ -145,7 +145,7 @@ fn five_thousand_unanswered_questions_a_second_are_all_carried() {
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn two_minutes_of_unanswered_questions_are_all_carried() {
     ask(false, LONG);
 }
@@ -156,7 +156,7 @@ fn five_thousand_connections_a_second_from_distinct_clients_are_all_carried() {
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn two_minutes_of_connections_from_distinct_clients_are_all_carried() {
     connect(LONG);
 }

@@ -289,8 +289,7 @@ impl Session<'_> {
             // It did not build, or died of a signal.
             count.failed = 1;
         }
-        let told = [&report.skipped, &report.ignored, &report.partly];
-        for line in told.into_iter().flatten() {
+        for line in report.skipped.iter().chain(&report.partly) {
             eprintln!("  {line}");
         }
         self.end(title, step, count, &report.failures);
@@ -360,12 +359,14 @@ impl std::fmt::Display for Count {
 #[derive(Default)]
 struct Report {
     counted: Count,
-    /// Lines in which a test says why it cannot run. The harness takes it for passed.
+    /// What did not run, with the reason, whether the harness knows or only the test said so.
     skipped: Vec<String>,
+    /// Tests that said so. The harness takes them for passed.
+    taken_for_passed: usize,
+    /// The test whose output is being read, unless that was noted as skipped.
+    title: Option<String>,
     /// Lines in which a test that ran says what of it could not.
     partly: Vec<String>,
-    /// The same, where the harness knows.
-    ignored: Vec<String>,
     /// What failed and how.
     failures: Vec<String>,
     part: Part,
@@ -385,16 +386,11 @@ enum Part {
 
 impl Report {
     fn line(&mut self, line: &str) {
-        if self.part == Part::Successes && line.starts_with("skipped: ") {
-            self.skipped.push(line.to_owned());
+        if self.part == Part::Successes {
+            self.line_of_success(line);
         }
-        if self.part == Part::Successes && line.starts_with("skipped in part: ") {
-            self.partly.push(line.to_owned());
-        }
-        if let Some((name, reason)) = line.split_once(" ... ignored (skipped: ") {
-            let name = name.trim_start_matches("test ").trim_end();
-            self.ignored
-                .push(format!("skipped: {name}: {}", reason.trim_end_matches(')')));
+        if let Some((name, reason)) = ignored(line) {
+            self.skipped.push(format!("skipped: {name}: {reason}"));
         }
         match line {
             "successes:" => self.part = Part::Successes,
@@ -424,13 +420,42 @@ impl Report {
         }
     }
 
+    /// What a test says that the harness takes for passed.
+    fn line_of_success(&mut self, line: &str) {
+        if let Some(title) = line.strip_prefix("---- ") {
+            self.title = title.strip_suffix(" stdout ----").map(str::to_owned);
+        }
+        if let Some(reason) = line.strip_prefix("skipped: ")
+            && let Some(title) = self.title.take()
+        {
+            self.skipped.push(format!("skipped: {title}: {reason}"));
+            self.taken_for_passed += 1;
+        }
+        if line.starts_with("skipped in part: ") {
+            self.partly.push(line.to_owned());
+        }
+    }
+
     fn count(&self) -> Count {
         Count {
-            passed: self.counted.passed.saturating_sub(self.skipped.len()),
-            skipped: self.counted.skipped + self.skipped.len(),
+            passed: self.counted.passed.saturating_sub(self.taken_for_passed),
+            skipped: self.counted.skipped + self.taken_for_passed,
             ..self.counted
         }
     }
+}
+
+/// The test that a harness says it ignores, and why. Rust's own gives the reason behind a comma,
+/// that of the scenarios in brackets, and none where slow ones were not asked for.
+fn ignored(line: &str) -> Option<(&str, &str)> {
+    let (name, reason) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+    let reason = match reason.strip_prefix(", ") {
+        Some(reason) => reason,
+        None if reason.is_empty() => "slow: --full runs it",
+        None => reason.strip_prefix(" (")?.strip_suffix(')')?,
+    };
+    let reason = reason.strip_prefix("skipped: ").unwrap_or(reason);
+    Some((name.trim_end(), reason))
 }
 
 /// Whether a line only says that things go their way.
@@ -457,44 +482,53 @@ mod tests {
         report
     }
 
+    /// The report of a test `b` that says that, beside one that passes and says nothing.
+    fn report_of_one_that_says(lines: &str) -> Report {
+        report(&format!(
+            "running 2 tests\ntest a ... ok\ntest b ... ok\n\n\
+             successes:\n\n---- b stdout ----\n{lines}\n\nsuccesses:\n    a\n    b\n\n\
+             test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        ))
+    }
+
     #[test]
     fn test_that_says_skipped_does_not_count_as_passed() {
-        let report = report(
-            "running 2 tests\n\
-             test a ... ok\n\
-             test b ... ok\n\
-             \n\
-             successes:\n\
-             \n\
-             ---- b stdout ----\n\
-             skipped: not root\n\
-             \n\
-             \n\
-             successes:\n    a\n    b\n\
-             \n\
-             test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
-        );
+        let report = report_of_one_that_says("skipped: not root\nskipped: nor anything else\n");
         let count = report.count();
-        assert_eq!((count.passed, count.failed, count.skipped), (1, 0, 2));
-        assert_eq!(report.skipped, ["skipped: not root"]);
+        assert_eq!((count.passed, count.failed, count.skipped), (1, 0, 1));
+        assert_eq!(report.skipped, ["skipped: b: not root"]);
         assert!(report.failures.is_empty(), "{:?}", report.failures);
     }
 
     #[test]
     fn test_that_says_skipped_in_part_counts_and_is_told() {
-        let report = report(
-            "running 1 test\n\
-             test a ... ok\n\
-             \n\
-             successes:\n\
-             \n\
-             ---- a stdout ----\n\
-             skipped in part: no bpftool\n\
-             \n\
-             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
-        );
-        assert_eq!((report.count().passed, report.count().skipped), (1, 0));
+        let report = report_of_one_that_says("skipped in part: no bpftool\n");
+        assert_eq!((report.count().passed, report.count().skipped), (2, 0));
         assert_eq!(report.partly, ["skipped in part: no bpftool"]);
+    }
+
+    #[test]
+    fn test_that_its_harness_ignores_is_told_with_the_reason() {
+        let report = report(
+            "running 4 tests\n\
+             test a ... ignored, slow: takes a minute\n\
+             test b ... ignored, skipped: part of another test\n\
+             test c ... ignored (skipped: no IPv6)\n\
+             test d ... ignored\n\
+             \n\
+             test result: ok. 0 passed; 0 failed; 4 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        );
+        assert_eq!((report.count().passed, report.count().skipped), (0, 4));
+        assert_eq!(
+            report.skipped,
+            [
+                "skipped: a: slow: takes a minute",
+                "skipped: b: part of another test",
+                "skipped: c: no IPv6",
+                "skipped: d: slow: --full runs it",
+            ]
+        );
+        assert!(report.failures.is_empty(), "{:?}", report.failures);
     }
 
     #[test]

@@ -474,67 +474,67 @@ fn a_fault_in_a_change_of_policy_leaves_one_policy_in_force() {
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn no_fault_whatsoever_in_the_first_mapping_leaves_anything() {
     run(Extent::Everything, FIRST_MAPPING);
 }
 
 #[test]
-#[ignore = "minutes"]
+#[ignore = "slow: takes minutes"]
 fn no_fault_whatsoever_in_the_making_or_removal_of_a_mapping_leaves_anything() {
     run(Extent::Everything, MAPPING);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn a_mapping_whose_repair_met_any_fault_whatsoever_stays() {
     run(Extent::Everything, MAPPING_REPAIR);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn a_nat_clear_that_met_any_fault_whatsoever_can_be_repeated() {
     run(Extent::Everything, CLEAR_MAPPINGS);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn no_fault_whatsoever_in_a_change_of_policy_leaves_two_or_none() {
     run(Extent::Everything, EGRESS);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn no_fault_whatsoever_in_the_first_attach_leaves_anything() {
     run(Extent::Everything, FIRST_ATTACH);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn no_fault_whatsoever_in_an_attach_leaves_anything() {
     run(Extent::Everything, ATTACH);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn no_fault_whatsoever_in_a_publish_leaves_anything() {
     run(Extent::Everything, PUBLISH);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn no_fault_whatsoever_in_the_making_or_removal_of_a_network_leaves_anything() {
     run(Extent::Everything, NETWORK);
 }
 
 #[test]
-#[ignore = "a minute"]
+#[ignore = "slow: takes a minute"]
 fn a_detach_that_met_any_fault_whatsoever_can_be_repeated() {
     run(Extent::Everything, DETACH);
 }
 
 #[test]
-#[ignore = "minutes"]
+#[ignore = "slow: takes minutes"]
 fn a_down_that_met_any_fault_whatsoever_can_be_repeated() {
     run(Extent::Everything, DOWN);
 }
