@@ -135,6 +135,15 @@ fn name_namespace(session: &Session, id: &EndpointId) -> Result<(NetnsFd, PathBu
     Ok((netns::create_named(&path)?, path))
 }
 
+/// The namespace of that name; none: nothing is there, or something else.
+fn existing(path: &Path) -> Result<Option<NetnsFd>, Error> {
+    match NetnsFd::open(path) {
+        Ok(netns) => Ok(Some(netns)),
+        Err(netns::Error::NotFound { .. } | netns::Error::NotANetns { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// How many slots are created before others get to change the host.
 const BATCH: usize = 256;
 
@@ -146,26 +155,29 @@ impl Host {
         Ok(created.into_iter().next().expect("a slot was asked for"))
     }
 
-    /// Creates slots, in the order of the requests. On failure nothing stays of those that are
-    /// new.
+    /// Creates slots, in the order of the requests. On failure nothing stays of what is new.
     pub fn create_slots(&self, requests: &[SlotRequest]) -> Result<Vec<Attachment>, Error> {
         self.check_capabilities()?;
         let mut created = Vec::with_capacity(requests.len());
+        let mut is_first = false;
         for batch in requests.chunks(BATCH) {
-            if let Err(error) = self.create_batch(batch, &mut created) {
-                self.take_back(created);
+            if let Err(error) = self.create_batch(batch, &mut created, &mut is_first) {
+                self.take_back(created, is_first);
                 return Err(error);
             }
         }
         Ok(created)
     }
 
+    /// `is_first` becomes true where nothing of nucnet's was on the host.
     fn create_batch(
         &self,
         requests: &[SlotRequest],
         created: &mut Vec<Attachment>,
+        is_first: &mut bool,
     ) -> Result<(), Error> {
         let mut session = self.open()?;
+        *is_first |= session.fresh;
         for request in requests {
             let start = Instant::now();
             match create(&mut session, request) {
@@ -179,14 +191,18 @@ impl Host {
         Ok(())
     }
 
-    /// Removes what is new, together.
-    fn take_back(&self, created: Vec<Attachment>) {
+    /// Removes what is new, together; where it was the first, also what was made for it.
+    fn take_back(&self, created: Vec<Attachment>, is_first: bool) {
         let new = created.iter().filter(|slot| slot.is_new);
         let new: Vec<_> = new.map(|slot| slot.endpoint.id.clone()).collect();
-        if let Err(error) = self.detach(&new) {
+        let removed = self.detach(&new).and_then(|_| match is_first {
+            true => self.down_if_empty(),
+            false => Ok(()),
+        });
+        if let Err(error) = removed {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "slots stay that were created before one could not be"
+                "not all is gone of the slots that were created before one could not be"
             );
         }
         for slot in created {
@@ -239,7 +255,7 @@ fn create(session: &mut Session, request: &SlotRequest) -> Result<Attached, Erro
             return Err(Error::IdTaken { id });
         }
         // Its namespace is the one on record, as long as that is there.
-        if let Ok(netns) = NetnsFd::open(&record.netns) {
+        if let Some(netns) = existing(&record.netns)? {
             let wish = request.wish(ranges, &record.netns)?;
             if wish.is_there(session, &netns)? {
                 return wish.attach(session, &netns, record.netns);
@@ -264,7 +280,7 @@ fn plan(session: &mut Session, request: &SlotRequest) -> Result<Plan<Step>, Erro
     let ranges = network::slot_ranges(session, request.ranges)?;
     let path = directory(session.state.path()).join(id.as_str());
     let wish = request.wish(ranges, &path)?;
-    if let Ok(netns) = NetnsFd::open(&path)
+    if let Some(netns) = existing(&path)?
         && wish.is_there(session, &netns)?
     {
         return Ok(Plan::default());

@@ -416,6 +416,22 @@ const EGRESS: Test = |extent, lab| {
     }
 };
 
+/// What fails in the second takes the first along.
+const FIRST_SLOTS: Test = |extent, lab| {
+    let create = "slot create 1-2 -p 0:80 --allow 10.0.0.0/8:443";
+    set_up(extent, lab, create, "down");
+};
+
+const ANOTHER_SLOT: Test = |extent, lab| {
+    lab.ok("slot create 9 -p 9090:90");
+    let (create, remove) = (
+        "slot create 1 -p 8080:80 --allow 10.0.0.0/8:443 --deny any:25",
+        "slot remove 1",
+    );
+    set_up(extent, lab, create, remove);
+    take_down(extent, lab, remove, create);
+};
+
 const DOWN: Test = |extent, lab| take_down(extent, lab, "down", &attach(lab, "web"));
 
 #[test]
@@ -471,6 +487,28 @@ fn a_nat_clear_that_met_a_fault_can_be_repeated() {
 #[test]
 fn a_fault_in_a_change_of_policy_leaves_one_policy_in_force() {
     run(Extent::OneIn(3), EGRESS);
+}
+
+#[test]
+fn a_fault_in_the_first_slots_leaves_nothing() {
+    run(Extent::OneIn(17), FIRST_SLOTS);
+}
+
+#[test]
+fn a_fault_in_the_making_or_removal_of_a_slot_is_undone_or_made_up_for() {
+    run(Extent::OneIn(7), ANOTHER_SLOT);
+}
+
+#[test]
+#[ignore = "slow: takes minutes"]
+fn no_fault_whatsoever_in_the_first_slots_leaves_anything() {
+    run(Extent::Everything, FIRST_SLOTS);
+}
+
+#[test]
+#[ignore = "slow: takes minutes"]
+fn no_fault_whatsoever_in_the_making_or_removal_of_a_slot_leaves_anything() {
+    run(Extent::Everything, ANOTHER_SLOT);
 }
 
 #[test]
