@@ -99,14 +99,18 @@ fn with_each_fault(extent: Extent, lab: &Lab, call: &str, mut check: impl FnMut(
     }
 }
 
+fn assert_no_drift(lab: &Lab, when: &str) {
+    let status = lab.json("status --sample 0s");
+    assert_eq!(list(&status["drift"]).len(), 0, "{when}: {status}");
+}
+
 /// A call that sets something up, and the one that undoes it.
 fn set_up(extent: Extent, lab: &Lab, call: &str, undo: &str) {
     lab.ok(call);
     lab.ok(undo);
     let before = lab.snapshot();
     let undo_whole = |when: &str| {
-        let status = lab.json("status --sample 0s");
-        assert_eq!(list(&status["drift"]).len(), 0, "{when}: {status}");
+        assert_no_drift(lab, when);
         let done = lab.snapshot();
         lab.ok(call);
         lab.assert_unchanged(&done, when);
@@ -147,8 +151,7 @@ fn take_down(extent: Extent, lab: &Lab, call: &str, make: &str) {
                 lab.ok(if collected { "gc" } else { call });
                 // It may have been killed before anybody could know what it was about.
                 if collected && lab.snapshot() != after {
-                    let status = lab.json("status --sample 0s");
-                    assert_eq!(list(&status["drift"]).len(), 0, "{when}: {status}");
+                    assert_no_drift(lab, when);
                     lab.ok(call);
                 }
             }
@@ -252,8 +255,7 @@ fn stopped_or_collected(lab: &Lab, create: &str, remove: &str) {
             lab.ok("gc");
             // What was begun is taken down; what was not, or is over, is whole.
             if lab.snapshot() != before {
-                let status = lab.json("status --sample 0s");
-                assert_eq!(list(&status["drift"]).len(), 0, "{call} {step}: {status}");
+                assert_no_drift(lab, &format!("{call}, stopped at step {step}"));
                 lab.ok(create);
                 lab.ok(remove);
             }
@@ -408,18 +410,31 @@ const EGRESS: Test = |extent, lab| {
                 }
             }
             assert_eq!(of(call), new, "{when}");
-            let status = lab.json("status --sample 0s");
-            assert_eq!(list(&status["drift"]).len(), 0, "{when}: {status}");
+            assert_no_drift(lab, when);
             assert_eq!(of(back), old, "{when}");
             before = lab.snapshot();
         });
     }
 };
 
-/// What fails in the second takes the first along.
+/// What fails in the second takes the first along; who is killed then leaves the first whole.
 const FIRST_SLOTS: Test = |extent, lab| {
     let create = "slot create 1-2 -p 0:80 --allow 10.0.0.0/8:443";
-    set_up(extent, lab, create, "down");
+    lab.ok(create);
+    lab.ok("down");
+    let before = lab.snapshot();
+    with_each_fault(extent, lab, create, |end, when| {
+        if end == End::Killed {
+            lab.ok("gc");
+            assert_no_drift(lab, when);
+            lab.ok(create);
+        }
+        if end != End::Failed {
+            assert_no_drift(lab, when);
+            lab.ok("down");
+        }
+        lab.assert_unchanged(&before, when);
+    });
 };
 
 const ANOTHER_SLOT: Test = |extent, lab| {
