@@ -8,8 +8,7 @@ use std::{
 use clap::Args;
 use nucnet_ctl::{
     Error, Host,
-    model::record::Published,
-    verbs::{Dropped, EndpointDetails, EndpointView},
+    verbs::{Dropped, EndpointDetails, EndpointView, Published},
 };
 
 use super::{

@@ -3,7 +3,7 @@
 use super::{
     Error, Host, netfilter,
     step::endpoint_alias,
-    view::{Dropped, EndpointDetails, EndpointView, Forwarded},
+    view::{Dropped, EndpointDetails, EndpointView, Forwarded, Published},
 };
 use crate::{
     kernel::{
@@ -16,7 +16,7 @@ use crate::{
         EndpointId,
         netfilter::Family,
         publish::PublishSpec,
-        record::{DatapathKind, EndpointRecord, Published, State},
+        record::{DatapathKind, EndpointRecord, State},
     },
 };
 use nucnet_common::abi;

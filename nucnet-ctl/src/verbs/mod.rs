@@ -45,4 +45,6 @@ pub use status::{
     HostStatus, MapReport, NetworkStatus, ObjectStatus, ProgramReport, Status, UplinkStatus,
 };
 pub use step::Step;
-pub use view::{Dropped, EndpointDetails, EndpointView, Forwarded, GuestView, NetworkView};
+pub use view::{
+    Dropped, EndpointDetails, EndpointView, Forwarded, GuestView, NetworkView, Published,
+};

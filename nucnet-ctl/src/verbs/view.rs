@@ -4,7 +4,8 @@ use crate::model::{
     EndpointId, IfName, Mac, Mtu, NetworkName,
     behaviour::Behaviour,
     policy::{Policy, Resolver},
-    record::{EndpointRecord, NetworkRecord, Published, State},
+    publish::{Protocol, PublishSpec},
+    record::{EndpointRecord, NetworkRecord, State},
     slot::{GATEWAY_MAC, Slot, SlotNumber},
 };
 use ipnet::IpNet;
@@ -138,6 +139,38 @@ pub struct Dropped {
     pub packets: u64,
     /// Bytes, link-layer headers included.
     pub bytes: u64,
+}
+
+/// A port forward as the JSON shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// Address of the host; none: any.
+    pub host_ip: Option<IpAddr>,
+    /// First host port.
+    pub host_port: u16,
+    /// Last host port.
+    pub host_port_end: u16,
+    /// First port of the endpoint.
+    pub port: u16,
+    /// Last port of the endpoint.
+    pub port_end: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl Published {
+    /// That of a publish whose host ports are chosen.
+    pub fn of(spec: &PublishSpec) -> Option<Self> {
+        let host = spec.host_ports()?;
+        Some(Self {
+            host_ip: spec.host().shown(),
+            host_port: host.first(),
+            host_port_end: host.last(),
+            port: spec.ports().first(),
+            port_end: spec.ports().last(),
+            protocol: spec.protocol(),
+        })
+    }
 }
 
 /// What the live flows have carried that came by one publish. Those that have ended are not in it:
