@@ -2,17 +2,13 @@
 //! what is wrong is put right.
 
 use std::{
-    fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
-    path::{Path, PathBuf},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, CgroupSockAddrAttachType, SchedClassifier, TcAttachType,
+    SchedClassifier,
     links::{FdLink, LinkOrder},
     tc::TcAttachOptions,
 };
@@ -25,14 +21,15 @@ use nucnet_common::abi::{self, map, program};
 
 use super::{
     Datapath, Table,
+    bind::BIND_HOOKS,
     clsact::{self, Qdisc},
     error::{AttachCause, BpfError, errno},
-    object::program_error,
+    hook::{Hook, Record, clsact_text, read_record},
+    links::{exchange, open_link, open_program, unlink},
     pins::{
-        Pins, aside, before_change, file_error, names, remove, remove_directory, rename,
-        replace_text,
+        Pins, before_change, file_error, names, remove, remove_directory, rename, replace_text,
     },
-    sys::{self, LinkTarget},
+    sys,
 };
 
 /// How a program sits on an interface.
@@ -46,76 +43,6 @@ pub enum AttachKind {
 
 /// The index that the loopback interface has in every network namespace.
 pub const LOOPBACK: u32 = 1;
-
-/// What is noted under `links/` for an interface.
-pub(super) enum Record {
-    /// A link that somebody can exchange, with the index of its interface (0: gone).
-    Tcx {
-        link: OwnedFd,
-        index: u32,
-        program: u32,
-    },
-    Clsact {
-        index: u32,
-        qdisc: Qdisc,
-    },
-}
-
-/// One program on one interface: the name of its record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hook {
-    pub(super) program: &'static str,
-    pub(super) interface: String,
-}
-
-impl Hook {
-    pub(super) fn new(program: &'static str, interface: &str) -> Self {
-        Self {
-            program,
-            interface: interface.into(),
-        }
-    }
-
-    /// `PROGRAM@INTERFACE`. A name on a BPF filesystem has no dot, and `+` marks what is not
-    /// finished ([`aside`]); no interface's name has a per cent sign.
-    fn file_name(&self) -> String {
-        let interface = self.interface.replace('.', "%2E").replace('+', "%2B");
-        format!("{}@{interface}", self.program)
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        let (found, interface) = name.split_once('@')?;
-        let program = [
-            program::FROM_UPLINK,
-            program::FROM_UPLINK_L3,
-            program::FROM_HOST,
-            program::FROM_LOOPBACK,
-        ]
-        .into_iter()
-        .find(|program| *program == found)?;
-        Some(Self::new(
-            program,
-            &interface.replace("%2E", ".").replace("%2B", "+"),
-        ))
-    }
-
-    fn direction(&self) -> TcAttachType {
-        match self.program {
-            program::FROM_HOST | program::FROM_LOOPBACK => TcAttachType::Egress,
-            _ => TcAttachType::Ingress,
-        }
-    }
-
-    fn error<C: Into<AttachCause>>(&self, action: &'static str) -> impl FnOnce(C) -> BpfError {
-        let Self { program, interface } = self.clone();
-        move |source| BpfError::Attach {
-            program,
-            target: interface,
-            action,
-            source: Box::new(source.into()),
-        }
-    }
-}
 
 impl Datapath {
     /// Puts `from_endpoint` on an endpoint's host side interface.
@@ -163,58 +90,6 @@ impl Datapath {
             source: Box::new(source.into()),
         })?;
         self.attach(&Hook::new(program::FROM_LOOPBACK, &name), LOOPBACK)
-    }
-
-    /// Puts the bind hooks, which keep published ports from sockets of the host, on a cgroup: the
-    /// root of the cgroup2 hierarchy as a rule ([`cgroup_root`]), in place of any cgroup that they
-    /// were on.
-    pub fn attach_bind(&self, cgroup: &Path) -> Result<(), BpfError> {
-        let directory = File::open(cgroup).map_err(file_error(cgroup, "open"))?;
-        // The id of a cgroup is the inode number of its directory.
-        let id = directory
-            .metadata()
-            .map_err(file_error(cgroup, "read"))?
-            .ino();
-        for (name, kind) in BIND_HOOKS {
-            let pin = self.pins.links().join(name);
-            let error = |source: AttachCause| BpfError::Attach {
-                program: name,
-                target: cgroup.display().to_string(),
-                action: "attach",
-                source: Box::new(source),
-            };
-            if let Some(link) = open_link(&pin)? {
-                let info = sys::link_info(link.as_fd()).map_err(|e| error(e.into()))?;
-                if info.target == LinkTarget::Cgroup(id) {
-                    let program = open_program(&self.pins, name)?;
-                    exchange(&link, info.program, &program).map_err(|e| error(e.into()))?;
-                    continue;
-                }
-            }
-            let mut program = CgroupSockAddr::from_pin(self.pins.program(name), kind)
-                .map_err(|source| program_error(name, "opened", source))?;
-            sys::before_change().map_err(|e| error(e.into()))?;
-            let attached = program
-                .attach(&directory, CgroupAttachMode::default())
-                .and_then(|id| program.take_link(id))
-                .map_err(|e| error(e.into()))?;
-            let link = FdLink::try_from(attached)
-                .map_err(|e| error(io::Error::new(io::ErrorKind::Unsupported, e).into()))?;
-            let new = aside(&pin);
-            remove(&new)?;
-            before_change().map_err(|e| error(e.into()))?;
-            link.pin(&new).map_err(|e| error(e.into()))?;
-            unlink(&pin)?;
-            rename(&new, &pin).map_err(file_error(&pin, "create"))?;
-        }
-        Ok(())
-    }
-
-    /// Takes the bind hooks off.
-    pub fn detach_bind(&self) -> Result<(), BpfError> {
-        BIND_HOOKS
-            .iter()
-            .try_for_each(|(name, _)| unlink(&self.pins.links().join(name)))
     }
 
     /// Puts a program on an interface, whose index is known, and notes it under `links/`.
@@ -360,11 +235,6 @@ impl Datapath {
     }
 }
 
-pub(super) const BIND_HOOKS: [(&str, CgroupSockAddrAttachType); 2] = [
-    (program::BIND4, CgroupSockAddrAttachType::Bind4),
-    (program::BIND6, CgroupSockAddrAttachType::Bind6),
-];
-
 /// Detaches everything, and removes the three directories of pins.
 pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
     let mut problems = Vec::new();
@@ -415,14 +285,6 @@ pub(super) fn remove_all(pins: &Pins) -> Vec<BpfError> {
     problems
 }
 
-/// Puts a program in the place of the one that a link has, unless that is it.
-fn exchange(link: &OwnedFd, has: u32, program: &OwnedFd) -> io::Result<()> {
-    match sys::program_id(program.as_fd())? {
-        id if id == has => Ok(()),
-        _ => sys::link_update(link.as_fd(), program.as_fd()),
-    }
-}
-
 fn put_filter(hook: &Hook, index: u32, program: &OwnedFd) -> Result<(), BpfError> {
     clsact::attach(program.as_fd(), hook.program, index, hook.direction())
         .map_err(hook.error("attach"))
@@ -456,81 +318,6 @@ fn detach(pins: &Pins, hook: &Hook) -> Result<(), BpfError> {
     }
 }
 
-/// Detaches a pinned link, now, and removes its pin; one that is not there is fine.
-fn unlink(pin: &Path) -> Result<(), BpfError> {
-    if let Some(link) = open_link(pin)? {
-        // One whose interface or cgroup is gone is detached already.
-        match sys::link_detach(link.as_fd()) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
-                return Err(file_error(pin, "detach")(error));
-            }
-            _ => {}
-        }
-    }
-    remove(pin)
-}
-
-pub(super) fn open_link(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
-    match sys::open_pin(pin) {
-        Ok(link) => Ok(Some(link)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(file_error(pin, "open")(error)),
-    }
-}
-
-pub(super) fn read_record(pin: &Path) -> Result<Option<Record>, BpfError> {
-    match fs::read_link(pin) {
-        Ok(text) => return Ok(parse_clsact(&text.to_string_lossy())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // Not a symbolic link: a pin.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
-        Err(error) => return Err(file_error(pin, "read")(error)),
-    }
-    let Some(link) = open_link(pin)? else {
-        return Ok(None);
-    };
-    let info = sys::link_info(link.as_fd()).map_err(file_error(pin, "read"))?;
-    let index = match info.target {
-        LinkTarget::Interface(index) => index,
-        LinkTarget::Cgroup(_) | LinkTarget::Other => 0,
-    };
-    Ok(Some(Record::Tcx {
-        link,
-        index,
-        program: info.program,
-    }))
-}
-
-fn clsact_text(index: u32, qdisc: Qdisc) -> String {
-    let qdisc = match qdisc {
-        Qdisc::Added => "added",
-        Qdisc::Found => "found",
-    };
-    format!("clsact:interface-{index}:qdisc-{qdisc}")
-}
-
-fn parse_clsact(text: &str) -> Option<Record> {
-    let (index, qdisc) = text
-        .strip_prefix("clsact:interface-")?
-        .split_once(":qdisc-")?;
-    let qdisc = match qdisc {
-        "added" => Qdisc::Added,
-        "found" => Qdisc::Found,
-        _ => return None,
-    };
-    Some(Record::Clsact {
-        index: index.parse().ok()?,
-        qdisc,
-    })
-}
-
-/// A pinned program. Not aya's, which looks at all that the kernel offers before it tells which
-/// program it is: a tenth of what an attach costs.
-fn open_program(pins: &Pins, name: &'static str) -> Result<OwnedFd, BpfError> {
-    sys::open_pin(&pins.program(name))
-        .map_err(|source| program_error(name, "opened", source.into()))
-}
-
 /// The index of a hook's interface.
 fn index_of(hook: &Hook) -> Result<u32, BpfError> {
     let index = if_nametoindex(hook.interface.as_str());
@@ -539,66 +326,4 @@ fn index_of(hook: &Hook) -> Result<u32, BpfError> {
 
 fn interface_name(index: u32) -> io::Result<String> {
     Ok(if_indextoname(index)?.to_string_lossy().into_owned())
-}
-
-/// Where the root of the cgroup2 hierarchy is mounted, alone or beside version 1.
-///
-/// # Errors
-/// [`BpfError::NoCgroup2`], and those of reading `/proc`.
-pub fn cgroup_root() -> Result<PathBuf, BpfError> {
-    let path = Path::new("/proc/self/mountinfo");
-    let mounts = fs::read_to_string(path).map_err(file_error(path, "read"))?;
-    cgroup_mount(&mounts).ok_or(BpfError::NoCgroup2)
-}
-
-/// proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAGS] - TYPE ...`.
-fn cgroup_mount(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        let whole = filesystem.starts_with("cgroup2 ") && root == "/";
-        whole.then(|| PathBuf::from(point.replace("\\040", " ")))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hook_names_survive_dots_and_have_none() {
-        for interface in ["eth0", "eth0.100", "a+b", "x@y", "..."] {
-            let hook = Hook::new(program::FROM_UPLINK_L3, interface);
-            assert!(
-                !hook.file_name().contains(['.', '+']),
-                "{}",
-                hook.file_name()
-            );
-            assert_eq!(Hook::parse(&hook.file_name()), Some(hook));
-        }
-        assert_eq!(Hook::parse("host_bind4"), None);
-        assert_eq!(Hook::parse("somebody@eth0"), None);
-    }
-
-    #[test]
-    fn clsact_record_is_read_back() {
-        let Some(Record::Clsact { index, qdisc }) = parse_clsact(&clsact_text(7, Qdisc::Added))
-        else {
-            panic!("not read back");
-        };
-        assert_eq!((index, qdisc), (7, Qdisc::Added));
-        assert!(parse_clsact("clsact:interface-x:qdisc-added").is_none());
-    }
-
-    #[test]
-    fn cgroup2_is_found_beside_version_1() {
-        let mounts = "\
-            25 1 0:23 / /sys rw - sysfs sysfs rw\n\
-            30 25 0:26 / /sys/fs/cgroup/cpu rw,relatime shared:4 - cgroup cgroup rw,cpu\n\
-            40 25 0:27 /below /mnt rw - cgroup2 none rw\n\
-            41 25 0:27 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(cgroup_mount(mounts), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(cgroup_mount("25 1 0:23 / /sys rw - sysfs sysfs rw\n"), None);
-    }
 }

@@ -2,7 +2,7 @@
 
 use nucnet_common::abi::{self, program};
 
-use super::{BpfError, Datapath, attach::Hook};
+use super::{BpfError, Datapath, hook::Hook};
 
 impl Datapath {
     /// Makes the guest known at both ends of its slot.

@@ -5,6 +5,7 @@
 //! which must be the host's.
 
 mod attach;
+mod bind;
 mod clsact;
 mod dry_run;
 mod endpoint;
@@ -12,6 +13,8 @@ mod error;
 mod events;
 mod flows;
 mod guest;
+mod hook;
+mod links;
 mod log;
 mod mapping;
 mod object;
@@ -37,7 +40,8 @@ use self::pins::{
     Pins, Version, aside, before_change, file_error, names, remove, remove_directory, rename,
 };
 pub use self::{
-    attach::{AttachKind, LOOPBACK, cgroup_root},
+    attach::{AttachKind, LOOPBACK},
+    bind::cgroup_root,
     dry_run::DryRun,
     endpoint::Purged,
     error::{AttachCause, BpfError, DirectoryProblem, Reasons},

@@ -15,8 +15,10 @@ use nucnet_common::abi::{map, size};
 
 use super::{
     AttachKind, BpfError, Datapath,
-    attach::{BIND_HOOKS, Record, open_link},
+    bind::BIND_HOOKS,
     error::errno,
+    hook::Record,
+    links::open_link,
     object::program_error,
     pins::{Pins, file_error, names},
     sys::{self, LinkTarget},

@@ -7,10 +7,7 @@ use nucnet_common::abi::{Uplink, program};
 
 use crate::model::to_abi;
 
-use super::{
-    BpfError, Datapath,
-    attach::{AttachKind, Hook},
-};
+use super::{BpfError, Datapath, attach::AttachKind, hook::Hook};
 
 /// How frames begin on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
