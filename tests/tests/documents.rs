@@ -32,7 +32,7 @@ fn score_sheet_names_tests_that_exist() {
     let mut there = BTreeSet::new();
     tests(&root.join("src/packets/rows"), &mut there);
     tests(&root.join("tests/scenarios"), &mut there);
-    tests(&root.join("tests/properties.rs"), &mut there);
+    tests(&root.join("tests/properties"), &mut there);
     tests(&root.join("tests/pressure.rs"), &mut there);
     tests(&root.join("../nucnet-ctl/src/model"), &mut there);
     // The names are what stands between backquotes and has underscores.

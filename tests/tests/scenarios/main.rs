@@ -13,9 +13,11 @@
 //! is in `differences.rs`, with the reason). `NUCNET_LAB_WAY=iptables` or `routed` holds the tools
 //! before nucnet to the same list, which checks the list rather than them.
 
+mod attach;
 mod case;
 mod collisions;
 mod conversation;
+mod detach;
 mod differences;
 mod egress;
 mod errors;
@@ -26,7 +28,6 @@ mod flows;
 mod frames;
 mod hold;
 mod input;
-mod lifecycle;
 mod load;
 mod microvms;
 mod mtu;
@@ -40,6 +41,7 @@ mod robustness;
 mod slots;
 mod switch;
 mod transfers;
+mod unchanged;
 mod vantage;
 
 use std::collections::BTreeMap;
@@ -91,7 +93,8 @@ fn main() -> ExitCode {
         explain::SCENARIOS,
         mtu::SCENARIOS,
         load::SCENARIOS,
-        lifecycle::SCENARIOS,
+        attach::SCENARIOS,
+        detach::SCENARIOS,
         input::SCENARIOS,
         robustness::SCENARIOS,
         vantage::SCENARIOS,

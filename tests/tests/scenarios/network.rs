@@ -1,6 +1,6 @@
 //! What a network chooses.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
@@ -9,6 +9,12 @@ use nucnet_tests::lab::{FAR, Family, HOST, HOST2, OUTSIDE, OUTSIDE2, Outcome, ud
 use crate::case::{Case, Families, Scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "networks_are_made_once",
+        what: "creating what exists succeeds with the same settings and conflicts with others",
+        families: Families::Together,
+        run: network_create,
+    },
     Scenario {
         name: "network_keeps_what_it_was_created_with",
         what: "filtering, mapping and idle times: defaults, conflicts, and what the map says",
@@ -202,6 +208,33 @@ fn late_uplink(case: &Case) -> Result<()> {
     ensure!(
         seen.ip() == HOST2.of(case.family),
         "the outside sees {seen}"
+    );
+    Ok(())
+}
+
+fn network_create(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let create = |words: &[&str]| case.lab.nucnet(&[&["network", "create"], words].concat());
+    let same = ["red", "--bridge", "red0", "--subnet", "10.71.0.0/24"];
+    create(&same)?.expect(0)?;
+    create(&same)?.expect(0)?;
+    create(&["red", "--bridge", "red0", "--subnet", "10.72.0.0/24"])?.expect(4)?;
+    create(&["blue", "--bridge", "eth0", "--subnet", "10.72.0.0/24"])?.expect(4)?;
+    create(&["blue", "--bridge", "red0", "--subnet", "10.72.0.0/24"])?.expect(4)?;
+    // The uplink's own subnet, and one that a network has.
+    create(&["blue", "--bridge", "blue0", "--subnet", "192.0.2.0/24"])?.expect(4)?;
+    create(&["blue", "--bridge", "blue0", "--subnet", "10.71.0.128/25"])?.expect(4)?;
+    let status = case
+        .lab
+        .host
+        .command("ip")
+        .args(["link", "show", "dev", "blue0"])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .status()?;
+    ensure!(
+        !status.success(),
+        "a network that was refused left its bridge"
     );
     Ok(())
 }
