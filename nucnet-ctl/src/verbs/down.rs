@@ -21,19 +21,8 @@ impl Host {
     /// Removes all endpoints and networks, the datapath and the state. What cannot be removed
     /// stops nothing else and is listed in the error.
     pub fn down(&self) -> Result<(), Error> {
-        self.take_down(self.open_existing()?)
-    }
-
-    /// The same where nothing is on record any more.
-    pub(super) fn down_if_empty(&self) -> Result<(), Error> {
-        match self.open_existing()? {
-            Some(session) if session.state.is_empty()? => self.take_down(Some(session)),
-            _ => Ok(()),
-        }
-    }
-
-    fn take_down(&self, session: Option<Session>) -> Result<(), Error> {
         let mut left = Left::default();
+        let session = self.open_existing()?;
         if let Some(session) = &session {
             let endpoints = session.state.sound_endpoints()?;
             for (id, result) in detach::remove_all(session, endpoints) {

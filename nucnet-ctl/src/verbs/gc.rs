@@ -102,7 +102,7 @@ impl Host {
         }
         if is_over && removal == Removal::Done {
             // It waits for no lock but its own, which is held.
-            remove_all(self, session)?;
+            leave(self, session)?;
         } else if removal == Removal::Done {
             manage_uplinks(&session)?;
         }
@@ -135,7 +135,8 @@ fn shown(mount: &resolv::Mount) -> String {
     format!("mount {} ({})", mount.point().display(), mount.id())
 }
 
-fn remove_all(host: &Host, session: Session) -> Result<(), Error> {
+/// Removes datapath and state, which nothing is recorded in any more.
+pub(super) fn leave(host: &Host, session: Session) -> Result<(), Error> {
     if session.kind() == DatapathKind::Iptables {
         netfilter::leave(&session)?;
     }

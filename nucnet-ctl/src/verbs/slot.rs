@@ -7,6 +7,7 @@ use super::{
     Attachment, Error, Host, Step,
     attach::{AttachRequest, Attached, Container, SlotWish},
     detach::Detached,
+    gc,
     host::Session,
     network,
     view::EndpointView,
@@ -195,11 +196,11 @@ impl Host {
     fn take_back(&self, created: Vec<Attachment>, is_first: bool) {
         let new = created.iter().filter(|slot| slot.is_new);
         let new: Vec<_> = new.map(|slot| slot.endpoint.id.clone()).collect();
-        let removed = self.detach(&new).and_then(|_| match is_first {
-            true => self.down_if_empty(),
-            false => Ok(()),
-        });
-        if let Err(error) = removed {
+        let leave = |_| match self.open_existing()? {
+            Some(session) if is_first && session.state.is_empty()? => gc::leave(self, session),
+            _ => Ok(()),
+        };
+        if let Err(error) = self.detach(&new).and_then(leave) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "not all is gone of the slots that were created before one could not be"
