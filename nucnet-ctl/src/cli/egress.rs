@@ -83,7 +83,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct EgressArgs {
-    /// What the container may send to
+    /// What the endpoint may send to
     #[arg(long = "allow", value_name = "RULE")]
     allow: Vec<String>,
     /// What it may not send to
@@ -92,7 +92,7 @@ pub(super) struct EgressArgs {
     /// What holds where no rule does [default: deny if anything is allowed, else allow]
     #[arg(long, value_name = "ACTION")]
     egress_default: Option<EgressDefault>,
-    /// A resolver: allowed on port 53 where there is a rule, written with --rootfs
+    /// A resolver: allowed on port 53 where there is a rule
     #[arg(long = "dns", value_name = "ADDR")]
     dns: Vec<String>,
     /// Answer what is denied (TCP by a reset, else an ICMP error) instead of dropping it silently

@@ -56,7 +56,7 @@ struct Cli {
 const AFTER: &str = "\
 Exit codes:
   0  done
-  1  the operation failed: of a set-up nothing stayed, of a teardown everything else went
+  1  the operation failed: of a set-up nothing stayed, of a teardown what could not go is listed
   2  bad command line or bad input: nothing was touched
   3  not found: endpoint, network, network namespace, process
   4  conflict: address, port, id, name or interface is taken; the message names the owner
