@@ -395,6 +395,8 @@ pub struct Packet {
     pub ttl: u8,
     /// TCP flags; of ICMP and ICMPv6, the type.
     pub flags: u8,
+    /// Checksum of the IPv4 header.
+    pub header_checksum: [u8; 2],
 }
 
 impl Packet {
@@ -459,8 +461,10 @@ impl Packet {
                 u16::from_be_bytes([header[IDENTIFICATION], header[IDENTIFICATION + 1]]).into();
             self.set_fragment(fragment & 0x1fff != 0);
         }
+        const CHECK: usize = offset_of!(Ipv4Hdr, check);
         self.protocol = header[offset_of!(Ipv4Hdr, proto)];
         self.ttl = header[offset_of!(Ipv4Hdr, ttl)];
+        self.header_checksum = [header[CHECK], header[CHECK + 1]];
         Ok(())
     }
 
@@ -810,39 +814,39 @@ impl Rewrite {
         moved: bool,
         addresses: Delta,
     ) -> Result<(), Reason> {
+        if !moved && !self.hop {
+            return Ok(());
+        }
         let mut delta = addresses;
-        const TTL: u32 = offset_of!(Ipv4Hdr, ttl) as u32;
+        let mut ttl = packet.ttl;
         if self.hop {
-            let ttl = packet.ttl.wrapping_sub(1);
+            ttl = ttl.wrapping_sub(1);
             delta = delta.word(
                 [packet.ttl, packet.protocol, 0, 0],
                 [ttl, packet.protocol, 0, 0],
             );
-            frame.store(packet.l3 + TTL, &[ttl], Balance::Balanced)?;
         }
-        if moved {
-            let source = quarter(&self.source, 12);
-            let destination = quarter(&self.destination, 12);
-            frame.store(
-                packet.l3 + offset_of!(Ipv4Hdr, src_addr) as u32,
-                &[
-                    source[0],
-                    source[1],
-                    source[2],
-                    source[3],
-                    destination[0],
-                    destination[1],
-                    destination[2],
-                    destination[3],
-                ],
-                Balance::Balanced,
-            )?;
-        }
-        if moved || self.hop {
-            const CHECK: u32 = offset_of!(Ipv4Hdr, check) as u32;
-            frame.fix_header_checksum(packet.l3 + CHECK, delta)?;
-        }
-        Ok(())
+        let check = delta.applied(packet.header_checksum);
+        let (source, destination) = (quarter(&self.source, 12), quarter(&self.destination, 12));
+        // Time to live, protocol, checksum and addresses are the rest of the header.
+        frame.store(
+            packet.l3 + offset_of!(Ipv4Hdr, ttl) as u32,
+            &[
+                ttl,
+                packet.protocol,
+                check[0],
+                check[1],
+                source[0],
+                source[1],
+                source[2],
+                source[3],
+                destination[0],
+                destination[1],
+                destination[2],
+                destination[3],
+            ],
+            Balance::Balanced,
+        )
     }
 
     #[inline(always)]
@@ -854,12 +858,10 @@ impl Rewrite {
         }
         if moved {
             const SOURCE: u32 = offset_of!(Ipv6Hdr, src_addr) as u32;
-            frame.store(packet.l3 + SOURCE, &self.source, Balance::Unbalanced)?;
-            frame.store(
-                packet.l3 + SOURCE + 16,
-                &self.destination,
-                Balance::Unbalanced,
-            )?;
+            let mut addresses = [0; 32];
+            addresses[..16].copy_from_slice(&self.source);
+            addresses[16..].copy_from_slice(&self.destination);
+            frame.store(packet.l3 + SOURCE, &addresses, Balance::Unbalanced)?;
         }
         Ok(())
     }

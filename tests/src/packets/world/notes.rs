@@ -92,6 +92,7 @@ pub(super) fn blank() -> Scratch {
         protocol: 0xee,
         ttl: 0xee,
         flags: 0xee,
+        header_checksum: [0xee; 2],
     };
     Scratch {
         packet,
