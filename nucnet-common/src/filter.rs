@@ -8,7 +8,7 @@
 use crate::{
     abi::{
         Filtering, Flow, FlowKey, FlowState, MAPPED, Network, OutsideKey, PERMISSION, PeerKind,
-        Reason, UNJUDGED, flow_flag,
+        Reason, SlotUse, UNJUDGED, flow_flag,
     },
     env::{Dead, Env, Scratch, Tables},
     flow::{SECOND, bound_key, is_dead, outside_key, same_binding, same_flow, timeout},
@@ -16,7 +16,7 @@ use crate::{
     nat::open,
     packet::{Kind, TCP, UDP},
     path::find_way_back,
-    place::retire_flow,
+    place::retire,
 };
 
 /// The permission of a flow's peer to use the flow's binding.
@@ -141,7 +141,7 @@ pub fn admit<E: Env>(env: &E, link: u32, scratch: &mut Scratch) -> Result<(), Re
         if !is_dead(&flow, now) {
             return Err(Reason::Filtered);
         }
-        retire_flow(env, &scratch.key, &mut scratch.dead);
+        retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
     }
     open(env, scratch, now)
 }

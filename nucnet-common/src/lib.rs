@@ -27,6 +27,8 @@ pub mod packet;
 pub mod path;
 pub mod place;
 pub mod policy;
+pub mod ports;
+pub mod publish;
 pub mod renewal;
 mod reset;
 pub mod step;

@@ -14,15 +14,16 @@ use core::mem::offset_of;
 use network_types::ip::Ipv4Hdr;
 
 use crate::{
-    abi::{Address, EventKind, Flow, FlowKey, Owner, PeerKind, Reason, flow_flag},
+    abi::{Address, EventKind, Flow, FlowKey, Owner, PeerKind, Reason, SlotUse, flow_flag},
     env::{Env, Scratch},
     event,
     flow::is_dead,
     guard, mapping,
-    nat::{begin, find_publish, open, published_port},
+    nat::{begin, open},
     packet::{Balance, Delta, ETHERNET, Family, Fragment, Frame, Packet},
     path::{self, Drop, Noted, Way},
-    place::retire_flow,
+    place::retire,
+    publish::{find_publish, published_port},
 };
 
 const LOOPBACK4: [u8; 4] = [127, 0, 0, 1];
@@ -71,7 +72,7 @@ fn sent<E: Env>(
         && let Some(mut flow) = env.flow(&scratch.key)
     {
         if is_dead(&flow, now) {
-            retire_flow(env, &scratch.key, &mut scratch.dead);
+            retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
         } else if flow.peer_kind == PeerKind::Loopback as u32 {
             *account = scratch.key.endpoint;
             return deliver(env, scratch, &mut flow, now);

@@ -17,9 +17,11 @@ use crate::{
     flow::{SECOND, Side, advance, binding_key},
     fragment, guard,
     mtu::{self, fits},
-    nat::{self, begin, dynamic_port, is_bound, open, open_bound, open_unbound, published_port},
+    nat::{self, begin, is_bound, open, open_bound, open_unbound},
     packet::{Balance, Family, ICMP, ICMPV6, Kind, Packet, Rewrite, half, same},
     path::{Noted, Way, find_peer_port, find_way_back, learn_macs, opens},
+    ports::dynamic_port,
+    publish::published_port,
 };
 
 /// How many ports are tried for a client that is to be seen as the host.
@@ -492,10 +494,9 @@ fn translate_bound<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason>
 /// Opens the flow that is being made, with an external port of its own.
 #[inline(always)]
 fn translate<E: Env>(env: &E, scratch: &mut Scratch) -> Result<(), Reason> {
-    let settings = env.settings().ok_or(Reason::Helper)?;
     let network = env.network(MAPPED).ok_or(Reason::Helper)?;
     let now = scratch.flow.created;
-    open_unbound(env, settings, network, scratch, now)
+    open_unbound(env, network, scratch, now)
 }
 
 /// Fills key and flow of a packet that a mapping translates on its way out, and takes the inside

@@ -278,35 +278,50 @@ fn remove_binding<E: Env>(env: &E, dead: &mut Dead, index: u32) {
     }
 }
 
-/// Removes a flow and gives its place back.
+/// Removes a flow or a binding and gives its place back: `dead.place`.
 #[inline(never)]
-pub fn retire_flow<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
-    let Some(flow) = env.peek_flow(key) else {
-        return;
-    };
-    let index = flow.slot;
-    dead.held.version = flow.slot_version;
-    dead.held.holds = SlotUse::Flow as u32;
-    dead.held.key = *key;
-    clear(env, dead, index);
+pub fn retire<E: Env>(env: &E, holds: SlotUse, key: &FlowKey, dead: &mut Dead) {
+    if holds == SlotUse::Binding {
+        if let Some(binding) = env.peek_binding(key) {
+            clear(env, holds, key, binding.slot, binding.slot_version, dead);
+        }
+    } else if let Some(flow) = env.peek_flow(key) {
+        clear(env, holds, key, flow.slot, flow.slot_version, dead);
+    }
 }
 
-/// Removes a binding and gives its place back.
+/// The same if it can be spared. False: it is alive, or in no table, as one that is just being
+/// made.
 #[inline(never)]
-pub fn retire_binding<E: Env>(env: &E, key: &FlowKey, dead: &mut Dead) {
-    let Some(binding) = env.peek_binding(key) else {
-        return;
-    };
-    let index = binding.slot;
-    dead.held.version = binding.slot_version;
-    dead.held.holds = SlotUse::Binding as u32;
-    dead.held.key = *key;
-    clear(env, dead, index);
+pub fn spare<E: Env>(env: &E, holds: SlotUse, key: &FlowKey, dead: &mut Dead, now: u64) -> bool {
+    if holds == SlotUse::Binding {
+        if let Some(binding) = env.peek_binding(key)
+            && binding_merit(&binding, now) != 0
+        {
+            clear(env, holds, key, binding.slot, binding.slot_version, dead);
+            return true;
+        }
+    } else if let Some(flow) = env.peek_flow(key)
+        && flow_merit(key.protocol, &flow, now) != 0
+    {
+        clear(env, holds, key, flow.slot, flow.slot_version, dead);
+        return true;
+    }
+    false
 }
 
-/// Removes the holder of a place and gives the place back: `dead.place`.
 #[inline(always)]
-fn clear<E: Env>(env: &E, dead: &mut Dead, index: u32) {
+fn clear<E: Env>(
+    env: &E,
+    holds: SlotUse,
+    key: &FlowKey,
+    index: u32,
+    version: u32,
+    dead: &mut Dead,
+) {
+    dead.held.version = version;
+    dead.held.holds = holds as u32;
+    dead.held.key = *key;
     env.remove_holder(dead, index);
     dead.place.index = index;
     env.free_slot(index, dead.held.version);

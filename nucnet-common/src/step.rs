@@ -13,9 +13,8 @@ use crate::{
     abi::{FlowKey, OutsideKey, Reason, SlotUse},
     embedded,
     env::{Dead, Env, Scratch},
-    nat,
     packet::{self, Delta, Packet, Rewrite},
-    place,
+    place, ports,
 };
 
 /// The steps, each of which is what it does wherever there is no verifier.
@@ -71,25 +70,25 @@ pub trait Steps {
         packet::sum(self, at, length)
     }
 
-    /// [`nat::is_free`].
+    /// [`ports::is_free`].
     #[inline(always)]
     fn is_free(&self, key: &OutsideKey) -> bool
     where
         Self: Env,
     {
-        nat::is_free(self, key)
+        ports::is_free(self, key)
     }
 
-    /// [`nat::weigh_view`] with `Scratch::outside` and `Scratch::found`.
+    /// [`ports::weigh_view`] with `Scratch::outside` and `Scratch::found`.
     #[inline(always)]
     fn weigh_view(&self, outside: &OutsideKey, found: &mut FlowKey, best: u64, now: u64) -> u64
     where
         Self: Env,
     {
-        nat::weigh_view(self, outside, found, best, now)
+        ports::weigh_view(self, outside, found, best, now)
     }
 
-    /// [`nat::weigh_bound`] with `Scratch::bound`, `Scratch::outside` and `Scratch::found`.
+    /// [`ports::weigh_bound`] with `Scratch::bound`, `Scratch::outside` and `Scratch::found`.
     #[inline(always)]
     fn weigh_bound(
         &self,
@@ -102,7 +101,7 @@ pub trait Steps {
     where
         Self: Env,
     {
-        nat::weigh_bound(self, bound, outside, found, best, now)
+        ports::weigh_bound(self, bound, outside, found, best, now)
     }
 
     /// [`place::find_place`] with `Scratch::dead`.

@@ -12,9 +12,8 @@ use nucnet_common::{
     abi::{FlowKey, OutsideKey, Reason, SlotUse},
     embedded,
     env::{Dead, Scratch, Tables as _},
-    nat,
     packet::{self, Delta, Packet, Rewrite},
-    place,
+    place, ports,
     step::Steps,
 };
 
@@ -206,7 +205,7 @@ extern "C" fn step_is_free(ctx: *mut __sk_buff) -> u32 {
         return 0;
     };
     // SAFETY: nobody else has this processor's.
-    nat::is_free(&skb(ctx), unsafe { &(*question).key }).into()
+    ports::is_free(&skb(ctx), unsafe { &(*question).key }).into()
 }
 
 #[unsafe(no_mangle)]
@@ -238,7 +237,7 @@ extern "C" fn step_weigh_view(ctx: *mut __sk_buff, best: u64, now: u64) -> u64 {
         return 0;
     };
     let Scratch { outside, found, .. } = &mut *scratch;
-    nat::weigh_view(&skb, outside, found, best, now)
+    ports::weigh_view(&skb, outside, found, best, now)
 }
 
 #[unsafe(no_mangle)]
@@ -254,7 +253,7 @@ extern "C" fn step_weigh_bound(ctx: *mut __sk_buff, best: u64, now: u64) -> u64 
         found,
         ..
     } = &mut *scratch;
-    nat::weigh_bound(&skb, bound, outside, found, best, now)
+    ports::weigh_bound(&skb, bound, outside, found, best, now)
 }
 
 #[unsafe(no_mangle)]

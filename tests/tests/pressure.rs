@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use nucnet_common::{
-    abi::{Flow, FlowState, Reason, Settings},
+    abi::{Flow, FlowKey, FlowState, Reason, Settings},
+    env,
     flow::Standing,
     packet::{TCP, UDP},
     path::Way,
@@ -287,6 +288,39 @@ fn connection_after_many_closed_ones_is_not_looked_for_a_place_for_long() {
         let draws = world.draws() - before;
         assert!(draws <= 5, "{draws} draws after a while");
     }
+}
+
+/// The flow of such a view is in no table yet.
+#[test]
+fn view_of_a_flow_that_another_processor_is_making_is_left_alone() {
+    let syn = back(&tcp("S", (CLIENT4, 40_000), (HOST4, 8080)));
+    let mut world = world();
+    carried(&mut world, IN, &syn);
+    let outside = world.state().outside;
+    let (view, key) = outside.iter().next().expect("view");
+
+    // The first processor has come as far as this when the second has the same packet.
+    let mut world = self::world();
+    assert!(env::Tables::insert_outside(&world, view, key));
+    let (outcome, _) = world.run(IN, &syn);
+    let reason = Reason::PortsExhausted;
+    assert!(
+        matches!(outcome, Outcome::Dropped { reason: why, .. } if why == reason),
+        "{outcome:?}"
+    );
+    let state = world.state();
+    assert_eq!(state.outside, outside);
+    assert!(state.flows.is_empty());
+
+    // What an endpoint left behind that is gone stands in nobody's way.
+    let mut world = self::world();
+    let gone = FlowKey {
+        endpoint: WEB.number + 1_000,
+        ..*key
+    };
+    assert!(env::Tables::insert_outside(&world, view, &gone));
+    carried(&mut world, IN, &syn);
+    assert_eq!(world.state().outside, outside);
 }
 
 #[test]

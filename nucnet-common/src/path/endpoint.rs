@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     abi::{
-        Endpoint, EventKind, Flow, FlowState, NO_ADDRESS, PeerKind, Reason, flow_flag, policy_flag,
+        Endpoint, EventKind, Flow, FlowState, NO_ADDRESS, PeerKind, Reason, SlotUse, flow_flag,
+        policy_flag,
     },
     embedded,
     env::{Env, RouteKind, Scratch},
@@ -15,11 +16,14 @@ use crate::{
     flow::{SECOND, Side, advance, binding_key, is_dead, set_timeout},
     fragment, guard, loopback, mapping,
     mtu::{self, fits},
-    nat::{begin, choose_view, find_publish, open, open_masquerade, published_port},
+    nat::{begin, open, open_masquerade},
     neighbour,
     packet::{Balance, ETHERNET, ETHERTYPE_ARP, Family, Kind, Rewrite, same},
-    place::retire_flow,
-    policy, renewal,
+    place::retire,
+    policy,
+    ports::choose_view,
+    publish::{find_publish, published_port},
+    renewal,
 };
 
 /// From an endpoint: `link` is its host side interface.
@@ -75,7 +79,7 @@ fn sent<E: Env>(
             allowed_still(env, endpoint, scratch, &mut flow)?;
             return send(env, scratch, &mut flow, now);
         }
-        retire_flow(env, &scratch.key, &mut scratch.dead);
+        retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
     }
     // An echo request is never a reply, even if its identifier is one that a sibling uses.
     if scratch.packet.kind != Kind::EchoRequest {
@@ -91,7 +95,7 @@ fn sent<E: Env>(
     }
     open_sent(env, link, scratch, now)?;
     if scratch.flow.peer_kind == PeerKind::Uplink as u32 {
-        open_masquerade(env, scratch, now)?;
+        open_masquerade(env, endpoint, scratch, now)?;
     }
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
     event::flow(env, EventKind::FlowNew, &scratch.key, &flow);

@@ -2,7 +2,7 @@
 
 use super::{Noted, Verdict, Way, address_frame, allowed_still, end, opens, untranslatable};
 use crate::{
-    abi::{Endpoint, EventKind, FlowKey, PeerKind, Reason, flow_flag},
+    abi::{Endpoint, EventKind, FlowKey, PeerKind, Reason, SlotUse, flow_flag},
     env::{Env, Scratch},
     event,
     flow::{Side, advance, is_dead},
@@ -10,7 +10,7 @@ use crate::{
     mtu::fits,
     nat::{begin, open},
     packet::{ETHERNET, ETHERTYPE_ARP, Kind},
-    place::retire_flow,
+    place::retire,
 };
 
 /// From the host, by way of a network's bridge.
@@ -75,7 +75,7 @@ fn track_from_host<E: Env>(
         && let Some(mut flow) = env.flow(&scratch.key)
     {
         if is_dead(&flow, now) {
-            retire_flow(env, &scratch.key, &mut scratch.dead);
+            retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
         } else if (!env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32)
             && allowed_still(env, endpoint, scratch, &mut flow).is_ok()
         {

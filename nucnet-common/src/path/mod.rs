@@ -15,14 +15,14 @@ pub(crate) use uplink::receive;
 
 use crate::{
     abi::{
-        Address, Delivery, Endpoint, Flow, FlowKey, PeerKind, Reason, UNJUDGED, flow_flag,
+        Address, Delivery, Endpoint, Flow, FlowKey, PeerKind, Reason, SlotUse, UNJUDGED, flow_flag,
         policy_flag,
     },
     env::{Env, Scratch},
     flow::is_dead,
     mtu,
     packet::{Balance, ETHERNET, Frame, Kind, Packet, same, tcp_flag},
-    place::retire_flow,
+    place::retire,
     policy,
 };
 
@@ -150,7 +150,7 @@ fn judge_again<E: Env>(
         asked.rule = policy::denied_by(env, endpoint, &flow.peer, protocol, flow.peer_port);
     }
     if !asked.allowed || asked.rule != 0 {
-        retire_flow(env, key, &mut scratch.dead);
+        retire(env, SlotUse::Flow, key, &mut scratch.dead);
         return Err(deny(scratch, endpoint, asked.rule));
     }
     flow.policy = endpoint.policy;
@@ -227,7 +227,7 @@ pub(crate) fn find_peer_port<E: Env>(
     let mut draw = 0;
     while let Some(flow) = env.flow(&scratch.key) {
         if is_dead(&flow, now) {
-            retire_flow(env, &scratch.key, &mut scratch.dead);
+            retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
             break;
         }
         draw += 1;

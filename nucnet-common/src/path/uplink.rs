@@ -5,7 +5,9 @@ use super::{
     find_way_back, is_routed, learn_macs, opens,
 };
 use crate::{
-    abi::{EventKind, Flow, FlowKey, MAPPED, NO_ADDRESS, Network, PeerKind, Reason, flow_flag},
+    abi::{
+        EventKind, Flow, FlowKey, MAPPED, NO_ADDRESS, Network, PeerKind, Reason, SlotUse, flow_flag,
+    },
     embedded,
     env::{Env, RouteKind, Scratch},
     event,
@@ -13,9 +15,10 @@ use crate::{
     flow::{Side, advance, is_dead},
     fragment, guard, mapping,
     mtu::fits,
-    nat::{begin, find_publish, open, published_port},
+    nat::{begin, open},
     packet::{Kind, Rewrite, same},
-    place::retire_flow,
+    place::retire,
+    publish::{find_publish, published_port},
 };
 
 /// From an uplink: `header` bytes of link-layer header come before the IP packet.
@@ -68,7 +71,7 @@ fn arrived<E: Env>(
         let now = env.now();
         if let Some(mut flow) = env.flow(&scratch.key) {
             if is_dead(&flow, now) {
-                retire_flow(env, &scratch.key, &mut scratch.dead);
+                retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
             } else if scratch.key.endpoint == MAPPED {
                 drop(flow);
                 return mapping::carry(env, link, scratch, now);

@@ -23,7 +23,7 @@ use nucnet_common::{
     abi::{
         Address, Binding, Endpoint, Event, EventLimit, Flow, FlowKey, Guest, Mac, MappingCount,
         Network, OutsideKey, Owner, PolicyCidrKey, PolicyClass, PolicyPortKey, PolicyRule, Publish,
-        PublishKey, Settings, Snat, SnatKey, StaticMapping, Uplink, Usage,
+        PublishKey, Settings, SlotUse, Snat, SnatKey, StaticMapping, Uplink, Usage,
     },
     answer::Account,
     env::{Held, Scratch},
@@ -160,12 +160,12 @@ impl World {
         let mut dead = blank().dead;
         for (key, found) in values(&self.flows) {
             if flow::is_dead(&found, self.now) {
-                place::retire_flow(self, &key, &mut dead);
+                place::retire(self, SlotUse::Flow, &key, &mut dead);
             }
         }
         for (key, binding) in values(&self.bindings) {
             if flow::is_unbound(&binding, self.now) {
-                place::retire_binding(self, &key, &mut dead);
+                place::retire(self, SlotUse::Binding, &key, &mut dead);
             }
         }
     }

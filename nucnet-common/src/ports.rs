@@ -1,0 +1,253 @@
+//! External ports: which are drawn, who may have them, and from whom one is taken.
+
+use crate::{
+    abi::{FlowKey, Network, OutsideKey, Reason, Settings, SlotUse},
+    env::{Env, Scratch},
+    flow::{GONE, Standing, binding_merit, bound_key, flow_merit, is_enough, outside_key},
+    place::{Place, spare},
+    publish::find_publish,
+};
+
+/// How many external ports are tried before a packet is dropped.
+const PORT_DRAWS: u32 = 16;
+
+/// How often a port is looked for before a packet is dropped because another processor was faster
+/// each time, which is rarer than with places: there are more.
+const PORT_TRIES: u32 = 2;
+
+/// How many other ports are tried where two flows to a sibling would look alike to it.
+const VIEW_DRAWS: u32 = 4;
+
+/// Whether masquerade may use an external port: neither a publish nor a socket of the host
+/// has it.
+#[inline(always)]
+pub fn is_free<E: Env>(env: &E, key: &OutsideKey) -> bool {
+    find_publish(env, key.protocol as u8, &key.external, key.external_port).is_none()
+        && !env.has_socket(key)
+}
+
+/// A port of the dynamic range.
+#[inline(always)]
+pub fn dynamic_port(settings: &Settings, random: u32) -> u16 {
+    settings
+        .dynamic_port_first
+        .wrapping_add(random as u16 & settings.dynamic_port_mask)
+}
+
+/// Chooses by which port another endpoint of this host sees the flow that is being made: its own,
+/// unless another flow is already: the same source port may go to one server directly and by way
+/// of a publish.
+#[inline(never)]
+pub fn choose_view<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let settings = env.settings().ok_or(Reason::Helper)?;
+    let Scratch {
+        key,
+        flow,
+        outside,
+        found,
+        ..
+    } = scratch;
+    *outside = outside_key(key.protocol, flow);
+    let mut draw = 0;
+    while draw < VIEW_DRAWS {
+        draw += 1;
+        if !env.outside(outside, found) {
+            break;
+        }
+        match env.flow(found) {
+            Some(other) if Standing::of(found.protocol, &other, now) == Standing::Live => {}
+            _ => break,
+        }
+        let port = dynamic_port(settings, env.random());
+        flow.external_port = port;
+        outside.external_port = port;
+    }
+    Ok(())
+}
+
+/// Reserves an external port for what is being made, a binding or a flow that has none: one that
+/// nobody uses, towards its peer if it is a flow's, else that of the holder that can be spared
+/// best. It is then `scratch.flow.external_port`.
+#[inline(never)]
+pub fn choose_port<E: Env>(
+    env: &E,
+    network: &Network,
+    scratch: &mut Scratch,
+    holds: SlotUse,
+    now: u64,
+) -> bool {
+    let Some(settings) = env.settings() else {
+        return false;
+    };
+    let Scratch {
+        key,
+        outside,
+        bound,
+        flow,
+        dead,
+        ..
+    } = &mut *scratch;
+    dead.place = Place::NONE;
+    *outside = outside_key(key.protocol, flow);
+    *bound = bound_key(key.protocol, &flow.external, 0);
+    let mut tries = 0;
+    while tries < PORT_TRIES {
+        tries += 1;
+        let ports = PortDraw::new(settings, network, scratch.key.inside_port);
+        draw(env, ports, scratch, holds, now);
+        if scratch.dead.best == 0 {
+            return false;
+        }
+        if take(env, scratch, holds, now) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Draws ports until one is good enough: the best of them is then `scratch.flow.external_port`,
+/// and its merit `scratch.dead.best`.
+#[inline(always)]
+fn draw<E: Env>(env: &E, mut ports: PortDraw<'_>, scratch: &mut Scratch, holds: SlotUse, now: u64) {
+    let Scratch {
+        outside,
+        bound,
+        found,
+        flow,
+        dead,
+        ..
+    } = scratch;
+    dead.best = 0;
+    while let Some(port) = ports.next(env.random()) {
+        outside.external_port = port;
+        bound.external_port = port;
+        let merit = match holds {
+            SlotUse::Binding => env.weigh_bound(bound, outside, found, dead.best, now),
+            _ => env.weigh_view(outside, found, dead.best, now),
+        };
+        if merit > dead.best {
+            dead.best = merit;
+            flow.external_port = port;
+        }
+        if is_enough(dead.best, ports.draws()) {
+            break;
+        }
+    }
+    outside.external_port = flow.external_port;
+    bound.external_port = flow.external_port;
+}
+
+/// Takes the external view that was chosen. False: another processor was faster.
+#[inline(always)]
+fn take<E: Env>(env: &E, scratch: &mut Scratch, holds: SlotUse, now: u64) -> bool {
+    let Scratch {
+        key,
+        inside,
+        outside,
+        bound,
+        found,
+        dead,
+        ..
+    } = scratch;
+    let (view, taker) = match holds {
+        SlotUse::Binding => (bound, inside),
+        _ => (outside, key),
+    };
+    if dead.best == GONE && env.insert_outside(view, taker) {
+        return true;
+    }
+    // Somebody who can be spared has it, or another processor was faster.
+    if env.outside(view, found) && !spare(env, holds, found, dead, now) {
+        return false;
+    }
+    env.insert_outside(view, taker)
+}
+
+/// How gladly a newcomer is given an external view; 0: not at all, or no better than `best`.
+#[inline(always)]
+pub fn weigh_view<E: Env>(
+    env: &E,
+    outside: &OutsideKey,
+    found: &mut FlowKey,
+    best: u64,
+    now: u64,
+) -> u64 {
+    let merit = if !env.outside(outside, found) {
+        GONE
+    } else if let Some(other) = env.peek_flow(found) {
+        flow_merit(found.protocol, &other, now)
+    } else {
+        0
+    };
+    if merit > best && env.is_free(outside) {
+        merit
+    } else {
+        0
+    }
+}
+
+/// The same for the external side of a binding, of which `outside` is the first view.
+#[inline(always)]
+pub fn weigh_bound<E: Env>(
+    env: &E,
+    bound: &OutsideKey,
+    outside: &OutsideKey,
+    found: &mut FlowKey,
+    best: u64,
+    now: u64,
+) -> u64 {
+    let merit = if !env.outside(bound, found) {
+        GONE
+    } else if let Some(other) = env.peek_binding(found) {
+        binding_merit(&other, now)
+    } else {
+        0
+    };
+    // A connected UDP socket of the host is found by its peer only.
+    if merit > best && env.is_free(bound) && !env.has_socket(outside) {
+        merit
+    } else {
+        0
+    }
+}
+
+/// External ports to try: the inside port where the network keeps it and it cannot clash with the
+/// host's own, then unpredictable ones (RFC 6056) of the dynamic range.
+struct PortDraw<'s> {
+    settings: &'s Settings,
+    kept: Option<u16>,
+    left: u32,
+}
+
+impl<'s> PortDraw<'s> {
+    #[inline(always)]
+    fn new(settings: &'s Settings, network: &Network, inside_port: u16) -> Self {
+        let clashes =
+            inside_port >= settings.host_port_first && inside_port <= settings.host_port_last;
+        Self {
+            settings,
+            // Privileged ports are the host's own, whatever it serves now.
+            kept: (network.keeps_ports != 0 && inside_port >= 1024 && !clashes)
+                .then_some(inside_port),
+            left: PORT_DRAWS,
+        }
+    }
+
+    #[inline(always)]
+    fn next(&mut self, random: u32) -> Option<u16> {
+        if let Some(port) = self.kept.take() {
+            return Some(port);
+        }
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        Some(dynamic_port(self.settings, random))
+    }
+
+    /// How many unpredictable ones have been tried.
+    #[inline(always)]
+    fn draws(&self) -> u32 {
+        PORT_DRAWS - self.left
+    }
+}
