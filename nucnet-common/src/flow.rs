@@ -195,7 +195,11 @@ pub fn advance<E: Env>(
     if state != flow.state {
         let before = flow.state;
         flow.state = state;
-        set_timeout(env, key, flow);
+        let established = FlowState::Established as u32;
+        // Nothing else that changes with the state has another idle time.
+        if key.protocol == u32::from(TCP) && (state == established || before == established) {
+            set_timeout(env, key, flow);
+        }
         event::changed(env, key, flow, before);
     }
 }
@@ -328,6 +332,12 @@ pub fn bound_key(protocol: u32, external: &Address, external_port: u16) -> Outsi
 /// Whom nobody misses.
 pub const GONE: u64 = u64::MAX;
 
+/// What the newcomer's own host has done with for a while: it looks no further.
+pub const OWN: u64 = GONE - 1;
+
+/// The least merit of what has served its purpose.
+const DONE: u64 = (Standing::Done as u64) << 61;
+
 /// How gladly something is spared, by its standing and then by its age. 0: not at all.
 ///
 /// The best so far is kept among the notes of a journey, not in a variable: the verifier then
@@ -357,8 +367,11 @@ pub fn binding_merit(binding: &Binding, now: u64) -> u64 {
 /// Whether a newcomer looks no further, after so many draws.
 #[inline(always)]
 pub fn is_enough(best: u64, draws: u32) -> bool {
-    let done = (Standing::Done as u64) << 61;
-    best == GONE
-        || draws >= FEW_DRAWS && best >= done
-        || draws >= FEWER_DRAWS && best >= done + WHILE
+    best >= OWN || draws >= FEW_DRAWS && best >= DONE || draws >= FEWER_DRAWS && is_long_done(best)
+}
+
+/// Whether it is the merit of what has served its purpose for a while.
+#[inline(always)]
+pub fn is_long_done(merit: u64) -> bool {
+    merit >= DONE + WHILE
 }

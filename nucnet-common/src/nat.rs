@@ -13,7 +13,7 @@ use crate::{
     filter::permit,
     flow::{binding_key, is_question, is_unbound, outside_key, timeout},
     packet::{TCP, UDP},
-    place::{Place, retire, spare},
+    place::{Place, retire},
     ports::choose_port,
 };
 
@@ -48,7 +48,7 @@ fn evict<E: Env>(
     dead: &mut Dead,
     now: u64,
 ) -> bool {
-    if !env.outside(outside, found) || spare(env, SlotUse::Flow, found, dead, now) {
+    if !env.outside(outside, found) || env.spare(SlotUse::Flow, found, dead, now) {
         return true;
     }
     // Of a flow that is in no table another processor may be about to put it there; not so if its

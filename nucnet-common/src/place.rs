@@ -8,7 +8,9 @@ use crate::{
     env::{Dead, Env, Held, Scratch},
     event,
     filter::{allow_every_port, is_permitting},
-    flow::{GONE, binding_merit, bound_key, flow_merit, is_enough, outside_key, same_flow},
+    flow::{
+        GONE, Standing, binding_merit, bound_key, flow_merit, is_enough, outside_key, same_flow,
+    },
     mapping::forget_inside_view,
 };
 
@@ -292,17 +294,17 @@ pub fn retire<E: Env>(env: &E, holds: SlotUse, key: &FlowKey, dead: &mut Dead) {
 
 /// The same if it can be spared. False: it is alive, or in no table, as one that is just being
 /// made.
-#[inline(never)]
+#[inline(always)]
 pub fn spare<E: Env>(env: &E, holds: SlotUse, key: &FlowKey, dead: &mut Dead, now: u64) -> bool {
     if holds == SlotUse::Binding {
         if let Some(binding) = env.peek_binding(key)
-            && binding_merit(&binding, now) != 0
+            && Standing::of_binding(&binding, now) != Standing::Live
         {
             clear(env, holds, key, binding.slot, binding.slot_version, dead);
             return true;
         }
     } else if let Some(flow) = env.peek_flow(key)
-        && flow_merit(key.protocol, &flow, now) != 0
+        && Standing::of(key.protocol, &flow, now) != Standing::Live
     {
         clear(env, holds, key, flow.slot, flow.slot_version, dead);
         return true;

@@ -3,8 +3,12 @@
 use crate::{
     abi::{FlowKey, Network, OutsideKey, Reason, Settings, SlotUse},
     env::{Env, Scratch},
-    flow::{GONE, Standing, binding_merit, bound_key, flow_merit, is_enough, outside_key},
-    place::{Place, spare},
+    flow::{
+        GONE, OWN, Standing, binding_merit, bound_key, flow_merit, is_enough, is_long_done,
+        outside_key,
+    },
+    packet::same,
+    place::Place,
     publish::find_publish,
 };
 
@@ -110,6 +114,7 @@ pub fn choose_port<E: Env>(
 #[inline(always)]
 fn draw<E: Env>(env: &E, mut ports: PortDraw<'_>, scratch: &mut Scratch, holds: SlotUse, now: u64) {
     let Scratch {
+        key,
         outside,
         bound,
         found,
@@ -123,7 +128,7 @@ fn draw<E: Env>(env: &E, mut ports: PortDraw<'_>, scratch: &mut Scratch, holds: 
         bound.external_port = port;
         let merit = match holds {
             SlotUse::Binding => env.weigh_bound(bound, outside, found, dead.best, now),
-            _ => env.weigh_view(outside, found, dead.best, now),
+            _ => env.weigh_view(key, outside, found, dead.best, now),
         };
         if merit > dead.best {
             dead.best = merit;
@@ -153,37 +158,44 @@ fn take<E: Env>(env: &E, scratch: &mut Scratch, holds: SlotUse, now: u64) -> boo
         SlotUse::Binding => (bound, inside),
         _ => (outside, key),
     };
-    if dead.best == GONE && env.insert_outside(view, taker) {
-        return true;
-    }
-    // Somebody who can be spared has it, or another processor was faster.
-    if env.outside(view, found) && !spare(env, holds, found, dead, now) {
-        return false;
-    }
-    env.insert_outside(view, taker)
+    (!env.outside(view, found) || env.spare(holds, found, dead, now))
+        && env.insert_outside(view, taker)
 }
 
-/// How gladly a newcomer is given an external view; 0: not at all, or no better than `best`.
+/// How gladly the newcomer `key` is given an external view; 0: not at all, or no better than
+/// `best`.
 #[inline(always)]
 pub fn weigh_view<E: Env>(
     env: &E,
+    key: &FlowKey,
     outside: &OutsideKey,
     found: &mut FlowKey,
     best: u64,
     now: u64,
 ) -> u64 {
-    let merit = if !env.outside(outside, found) {
+    let mut merit = if !env.outside(outside, found) {
         GONE
     } else if let Some(other) = env.peek_flow(found) {
         flow_merit(found.protocol, &other, now)
     } else {
         0
     };
+    if is_long_done(merit) && merit != GONE && is_of_one_host(found, key) {
+        merit = OWN;
+    }
     if merit > best && env.is_free(outside) {
         merit
     } else {
         0
     }
+}
+
+/// Whether two flows are of one host. What that has done with for a while it may have back at once:
+/// its peer may remember the closed connection (TIME-WAIT), but takes a later one of the same host,
+/// whose timestamps and sequence numbers go on (RFC 6191). Those of two hosts do not.
+#[inline(always)]
+fn is_of_one_host(one: &FlowKey, other: &FlowKey) -> bool {
+    one.endpoint == other.endpoint && same(&one.inside, &other.inside)
 }
 
 /// The same for the external side of a binding, of which `outside` is the first view.

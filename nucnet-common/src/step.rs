@@ -79,13 +79,20 @@ pub trait Steps {
         ports::is_free(self, key)
     }
 
-    /// [`ports::weigh_view`] with `Scratch::outside` and `Scratch::found`.
+    /// [`ports::weigh_view`] with `Scratch::key`, `Scratch::outside` and `Scratch::found`.
     #[inline(always)]
-    fn weigh_view(&self, outside: &OutsideKey, found: &mut FlowKey, best: u64, now: u64) -> u64
+    fn weigh_view(
+        &self,
+        key: &FlowKey,
+        outside: &OutsideKey,
+        found: &mut FlowKey,
+        best: u64,
+        now: u64,
+    ) -> u64
     where
         Self: Env,
     {
-        ports::weigh_view(self, outside, found, best, now)
+        ports::weigh_view(self, key, outside, found, best, now)
     }
 
     /// [`ports::weigh_bound`] with `Scratch::bound`, `Scratch::outside` and `Scratch::found`.
@@ -126,6 +133,15 @@ pub trait Steps {
         Self: Env,
     {
         place::settle(self, scratch, holds, now)
+    }
+
+    /// [`place::spare`] with `Scratch::found` and `Scratch::dead`.
+    #[inline(always)]
+    fn spare(&self, holds: SlotUse, found: &FlowKey, dead: &mut Dead, now: u64) -> bool
+    where
+        Self: Env,
+    {
+        place::spare(self, holds, found, dead, now)
     }
 
     /// [`place::weigh`] with `Scratch::dead`.

@@ -60,7 +60,15 @@ impl Steps for Skb {
     }
 
     #[inline(always)]
-    fn weigh_view(&self, outside: &OutsideKey, found: &mut FlowKey, best: u64, now: u64) -> u64 {
+    fn weigh_view(
+        &self,
+        key: &FlowKey,
+        outside: &OutsideKey,
+        found: &mut FlowKey,
+        best: u64,
+        now: u64,
+    ) -> u64 {
+        hand_over(key);
         hand_over(outside);
         hand_over(found);
         step_weigh_view(self.ctx.skb.skb, best, now)
@@ -94,6 +102,16 @@ impl Steps for Skb {
             SlotUse::Binding => step_settle_binding(self.ctx.skb.skb, now),
             _ => step_settle_flow(self.ctx.skb.skb, now),
         })
+    }
+
+    #[inline(always)]
+    fn spare(&self, holds: SlotUse, found: &FlowKey, dead: &mut Dead, now: u64) -> bool {
+        hand_over(found);
+        hand_over(dead);
+        0 != match holds {
+            SlotUse::Binding => step_spare_binding(self.ctx.skb.skb, now),
+            _ => step_spare_flow(self.ctx.skb.skb, now),
+        }
     }
 
     #[inline(always)]
@@ -236,8 +254,13 @@ extern "C" fn step_weigh_view(ctx: *mut __sk_buff, best: u64, now: u64) -> u64 {
     let Some(mut scratch) = skb.scratch() else {
         return 0;
     };
-    let Scratch { outside, found, .. } = &mut *scratch;
-    ports::weigh_view(&skb, outside, found, best, now)
+    let Scratch {
+        key,
+        outside,
+        found,
+        ..
+    } = &mut *scratch;
+    ports::weigh_view(&skb, key, outside, found, best, now)
 }
 
 #[unsafe(no_mangle)]
@@ -278,6 +301,28 @@ extern "C" fn step_settle_binding(ctx: *mut __sk_buff, now: u64) -> u32 {
     step(ctx, |skb, scratch| {
         place::settle(skb, scratch, SlotUse::Binding, now)
     })
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_spare_flow(ctx: *mut __sk_buff, now: u64) -> u32 {
+    spare(ctx, SlotUse::Flow, now)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_spare_binding(ctx: *mut __sk_buff, now: u64) -> u32 {
+    spare(ctx, SlotUse::Binding, now)
+}
+
+#[inline(always)]
+fn spare(ctx: *mut __sk_buff, holds: SlotUse, now: u64) -> u32 {
+    let skb = skb(ctx);
+    let Some(mut scratch) = skb.scratch() else {
+        return 0;
+    };
+    let Scratch { found, dead, .. } = &mut *scratch;
+    place::spare(&skb, holds, found, dead, now).into()
 }
 
 #[unsafe(no_mangle)]

@@ -10,7 +10,7 @@ use crate::{
         policy_flag,
     },
     embedded,
-    env::{Env, RouteKind, Scratch},
+    env::{Env, RouteKind, Scratch, Tables},
     event,
     filter::permit,
     flow::{SECOND, Side, advance, binding_key, is_dead, set_timeout},
@@ -18,7 +18,7 @@ use crate::{
     mtu::{self, fits},
     nat::{begin, open, open_masquerade},
     neighbour,
-    packet::{Balance, ETHERNET, ETHERTYPE_ARP, Family, Kind, Rewrite, same},
+    packet::{Balance, ETHERNET, ETHERTYPE_ARP, Family, Kind, Packet, Rewrite, same},
     place::retire,
     policy,
     ports::choose_view,
@@ -82,7 +82,7 @@ fn sent<E: Env>(
         retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
     }
     // An echo request is never a reply, even if its identifier is one that a sibling uses.
-    if scratch.packet.kind != Kind::EchoRequest {
+    if scratch.packet.kind != Kind::EchoRequest && may_be_siblings(env, endpoint, &scratch.packet) {
         scratch.outside = scratch.packet.received_key();
         if env.outside(&scratch.outside, &mut scratch.found)
             && let Some(mut flow) = env.flow(&scratch.found)
@@ -100,6 +100,14 @@ fn sent<E: Env>(
     let mut flow = env.flow(&scratch.key).ok_or(Reason::FlowTableFull)?;
     event::flow(env, EventKind::FlowNew, &scratch.key, &flow);
     send(env, scratch, &mut flow, now)
+}
+
+/// Whether a packet of an endpoint may belong to a flow that another one opened, which it then
+/// knows by that one's address, or by the gateway's if it is that one itself.
+#[inline(always)]
+fn may_be_siblings<T: Tables>(tables: &T, endpoint: &Endpoint, packet: &Packet) -> bool {
+    tables.owner(&packet.destination).is_some()
+        || same(&packet.destination, guard::gateway(endpoint, packet.family))
 }
 
 /// What opens no flow by itself: belongs to one of another packet, or is dropped.
