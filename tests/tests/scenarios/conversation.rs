@@ -52,6 +52,8 @@ impl Conversation {
         to: SocketAddr,
         server: &TcpListener,
     ) -> Result<Self> {
+        // Made at its first use, for longer than anybody waits on a machine that is busy.
+        web::payload();
         let client = connect(client, to).with_context(|| name.to_owned())?;
         let (server, _) = server.accept()?;
         let mut conversation = Self {
