@@ -19,8 +19,8 @@ use super::{
 /// The map in which a dry run leaves its result.
 const RESULT: &str = "explained";
 
-/// Offset of `ingress_ifindex` and `ifindex` in `struct __sk_buff` (linux/bpf.h).
-const INTERFACES: std::ops::Range<usize> = 36..44;
+/// Where `ifindex` is in `struct __sk_buff` (linux/bpf.h).
+const INTERFACE: std::ops::Range<usize> = 40..44;
 
 /// A program that says what it would do.
 pub struct DryRun {
@@ -72,10 +72,10 @@ impl DryRun {
     /// # Errors
     /// This kernel cannot run a program for a test.
     pub fn run(&mut self, link: u32, frame: &[u8]) -> Result<Explained, BpfError> {
-        // `struct __sk_buff`, all zero but the interfaces.
+        // `struct __sk_buff`, all zero but the interface that has the program. What the frame came
+        // in by, `ingress_ifindex`, matters to frames that leave, and Linux 5.10 does not take it.
         let mut context = [0; 192];
-        let interfaces = [link.to_ne_bytes(), link.to_ne_bytes()].concat();
-        context[INTERFACES].copy_from_slice(&interfaces);
+        context[INTERFACE].copy_from_slice(&link.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
