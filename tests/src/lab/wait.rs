@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long something may take that takes milliseconds on a quiet machine.
-pub const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// How long to wait for an answer that must not come. Nothing depends on it being enough: it
 /// bounds how long a failure may hide, not what a success needs.
