@@ -95,7 +95,7 @@ pub struct Feature {
 }
 
 /// All that differs between the kernels that nucnet may meet.
-pub const FEATURES: [Feature; 8] = [
+pub const FEATURES: [Feature; 9] = [
     Feature {
         id: "redirect-peer",
         name: "BPF_FUNC_redirect_peer",
@@ -123,6 +123,15 @@ pub const FEATURES: [Feature; 8] = [
         since: (5, 18),
         purpose: "a socket that wants a published port hears that it is in use",
         without: Some("it hears that the operation is not permitted"),
+    },
+    Feature {
+        id: "route-mtu",
+        name: "mtu_result",
+        since: (5, 12),
+        purpose: "the route says how long a packet may be",
+        without: Some(
+            "the uplink's MTU counts, as it was at the last attach or gc, whatever the route says",
+        ),
     },
     Feature {
         id: "mount-setattr",
