@@ -18,7 +18,7 @@ use super::{
 use crate::{apt, run};
 
 /// Programs of this machine that the tests run in the guest, where it has them.
-const TOOLS: [&str; 20] = [
+const TOOLS: [&str; 21] = [
     "bpftool",
     "bridge",
     "cat",
@@ -38,6 +38,7 @@ const TOOLS: [&str; 20] = [
     "sleep",
     "tc",
     "touch",
+    "traceroute",
     "true",
 ];
 
@@ -115,17 +116,11 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// A program that we have built: without its debug information, most of its size.
+    /// A program that we have built: without names and debug information, most of its size.
     fn own_program(&mut self, from: &Path, to: &Path) -> Result<()> {
         let stripped = self.path.with_extension("stripped");
         let mut strip = Command::new("strip");
-        run::output(
-            strip
-                .arg("--strip-debug")
-                .arg("-o")
-                .arg(&stripped)
-                .arg(from),
-        )?;
+        run::output(strip.arg("--strip-all").arg("-o").arg(&stripped).arg(from))?;
         self.program(&stripped, to)?;
         Ok(fs::remove_file(&stripped)?)
     }

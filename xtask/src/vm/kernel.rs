@@ -55,16 +55,32 @@ pub(super) const MODULES: [&str; 10] = [
     "nft_chain_nat",
 ];
 
-/// Modules of netfilter that rules name, loaded where a release has them.
-pub(super) const EXTENSIONS: [&str; 8] = [
+/// Modules of netfilter that rules name and conversations with it need, loaded where a release has
+/// them: no program in the guest loads any.
+pub(super) const EXTENSIONS: [&str; 23] = [
+    "ip6_tables",
+    "ip6t_REJECT",
+    "ip_tables",
+    "ipt_REJECT",
+    "nf_conntrack_netlink",
+    "nfnetlink_log",
+    "nft_counter",
+    "nft_ct",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_nat",
     "xt_MASQUERADE",
-    "xt_nat",
+    "xt_NFLOG",
     "xt_addrtype",
-    "xt_conntrack",
     "xt_comment",
-    "xt_tcpudp",
-    "xt_multiport",
+    "xt_conntrack",
+    "xt_limit",
+    "xt_mac",
     "xt_mark",
+    "xt_multiport",
+    "xt_nat",
+    "xt_tcpudp",
 ];
 
 impl Release {

@@ -80,7 +80,7 @@ pub(crate) fn prepare(workspace: &Workspace, consent: Consent) -> Result<PathBuf
         "needs apt and dpkg to fetch Debian's kernel"
     );
     apt::ensure_tools(&[tool::XZ], "the microVM of a slot", consent)?;
-    let cache = workspace.target.join("vm");
+    let cache = super::cache(workspace);
     let qemu = Qemu::ensure(&cache)?;
     let kernel = Kernel::ensure(&cache, Release::named(RELEASE)?)?;
     let busybox = busybox(&cache)?;

@@ -6,6 +6,7 @@
 //! `target/vm`; nothing is installed. Of the same parts is the microVM that scenarios boot
 //! ([`microvm`]).
 
+mod features;
 pub(crate) mod guest;
 mod initramfs;
 mod kernel;
@@ -14,7 +15,7 @@ mod outcome;
 mod qemu;
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     apt::{self, Consent, tool},
-    object, run, test,
+    run, test,
     workspace::{OBJECT_VARIABLE, Profile, Workspace},
 };
 use kernel::Kernel;
@@ -42,7 +43,7 @@ const TIERS: [(&str, &str); 4] = [
 /// What `cargo xtask test` runs on [`OLD`]: of these tiers, the tests whose names contain these.
 /// Every test loads the programs, which takes an emulated verifier seconds, but for those of the
 /// tier `programs`, which all have the same.
-const COMPACT: [(&str, &[&str]); 2] = [
+const COMPACT: [(&str, &[&str]); 3] = [
     (
         "bpf",
         &[
@@ -52,7 +53,19 @@ const COMPACT: [(&str, &[&str]); 2] = [
         ],
     ),
     ("programs", &["published"]),
+    // Each by both datapaths.
+    (
+        "scenarios",
+        &[
+            "remote_client_reaches_a_publish_and_keeps_its_address::v4",
+            "outside_sees_the_uplinks_address::v4",
+            "explain_follows_a_packet_from_outside_to_a_publish::v6",
+        ],
+    ),
 ];
+
+/// The test of `bpf` that tells what the verifier walks through.
+const VERIFIED: &str = "no_program_takes_much_longer_to_verify_than_it_did";
 
 /// The kernel that `cargo xtask test` boots.
 const OLD: &str = "5.10";
@@ -79,6 +92,12 @@ pub(crate) struct Arguments {
     /// Run what `cargo xtask test` runs: a few tests on one old kernel
     #[arg(long, exclusive = true)]
     compact: bool,
+    /// Run one or two scenarios of every feature; what comes of them is a table
+    #[arg(long, conflicts_with_all = ["filters", "tiers"])]
+    features: bool,
+    /// Boot nothing: read what the guests said the last time
+    #[arg(long)]
+    again: bool,
 }
 
 /// The kernels that are run unless others are named.
@@ -91,16 +110,16 @@ impl Default for Arguments {
             filters: Vec::new(),
             tiers: Vec::new(),
             compact: false,
+            features: false,
+            again: false,
         }
     }
 }
 
-/// Runs the verb.
+/// Runs the verb, on the committed object.
 pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Arguments) -> Result<()> {
-    let object = object::built(workspace);
-    let object = object.exists().then_some(object.as_path());
     if arguments.compact {
-        match compact(workspace, consent, object)? {
+        match compact(workspace, consent, None)? {
             Compact::Passed(report) => println!("\n{report}"),
             Compact::Skipped(reason) => println!("skipped: {reason}"),
             Compact::Failed(report) => bail!("failed on {OLD}\n{report}"),
@@ -112,24 +131,38 @@ pub(crate) fn main(workspace: &Workspace, consent: Consent, arguments: &Argument
         .iter()
         .map(|name| kernel::Release::named(name));
     let wanted = wanted.collect::<Result<Vec<_>>>()?;
-    let tiers = tiers(&arguments.tiers)?;
-    let tiers: Vec<_> = tiers
-        .into_iter()
-        .map(|(package, target)| Tier {
-            package,
-            target,
-            filters: arguments.filters.clone(),
-        })
-        .collect();
-
-    let machine = Machine::ensure(workspace, consent)?;
-    let programs = programs(workspace, &tiers, object)?;
     let mut table = Table::default();
-    for release in wanted {
-        let kernel = Kernel::ensure(&machine.cache, release)?;
-        table.add(release, machine.boot(release, &kernel, &programs, LIMIT)?);
+    if arguments.again {
+        for release in wanted {
+            let log = log_of(&cache(workspace), release);
+            let said = fs::read_to_string(&log)
+                .with_context(|| format!("cannot read {}", log.display()))?;
+            table.add(release, Outcome::read(&said));
+        }
+    } else {
+        let tiers = match arguments.features {
+            true => {
+                let scenarios: Vec<_> = features::scenarios().collect();
+                vec![
+                    Tier::named("bpf", &[VERIFIED])?,
+                    Tier::named(features::TIER, &scenarios)?,
+                ]
+            }
+            false => tiers(&arguments.tiers, &arguments.filters)?,
+        };
+        let machine = Machine::ensure(workspace, consent)?;
+        let programs = programs(workspace, &tiers, None)?;
+        for release in wanted {
+            let kernel = Kernel::ensure(&machine.cache, release)?;
+            let mut outcome = machine.boot(release, &kernel, &programs, LIMIT)?;
+            note_missing(&mut outcome, &tiers);
+            table.add(release, outcome);
+        }
     }
     println!("\n{table}");
+    if arguments.features {
+        println!("{}", table.features());
+    }
     let failed = table.unmet();
     if !failed.is_empty() {
         bail!("failed on {}, which must pass", failed.join(", "));
@@ -164,15 +197,7 @@ pub(crate) fn compact(
         Ok(fetched) => fetched,
         Err(error) => return Ok(Compact::Skipped(format!("{error:#}"))),
     };
-    let tiers = COMPACT.map(|(name, filters)| {
-        let known = TIERS.iter().find(|(_, target)| *target == name);
-        let &(package, target) = known.with_context(|| format!("no tier {name}"))?;
-        Ok(Tier {
-            package,
-            target,
-            filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
-        })
-    });
+    let tiers = COMPACT.map(|(name, filters)| Tier::named(name, filters));
     let tiers = tiers.into_iter().collect::<Result<Vec<_>>>()?;
     let programs = programs(workspace, &tiers, object)?;
     let mut outcome = machine.boot(release, &kernel, &programs, COMPACT_LIMIT)?;
@@ -180,20 +205,7 @@ pub(crate) fn compact(
         // Nor does an emulator that cannot boot it.
         return Ok(Compact::Skipped(Table::of(release, outcome).to_string()));
     }
-    if outcome.failed() {
-        // Tests wait as long as is generous for a processor, not for an emulated one that shares
-        // its own with a whole test run: what counts against the kernel happens again.
-        eprintln!("{}", Table::of(release, outcome));
-        eprintln!("failed; once more:");
-        outcome = machine.boot(release, &kernel, &programs, COMPACT_LIMIT)?;
-    }
-    for tier in &tiers {
-        for filter in &tier.filters {
-            if !outcome.has_run(tier.target, filter) {
-                outcome.note(format!("no test of {} is called {filter}", tier.target));
-            }
-        }
-    }
+    note_missing(&mut outcome, &tiers);
     Ok(if outcome.passed() {
         Compact::Passed(Table::of(release, outcome).to_string())
     } else if outcome.failed() {
@@ -204,17 +216,28 @@ pub(crate) fn compact(
     })
 }
 
-/// Those of [`TIERS`] that are named; all if none is.
-fn tiers(names: &[String]) -> Result<Vec<(&'static str, &'static str)>> {
-    let known = TIERS.map(|(_, target)| target);
-    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
-        bail!("no tier {unknown}: there are {}", known.join(", "));
+/// Notes what was to run and is not there: a test that got another name, say.
+fn note_missing(outcome: &mut Outcome, tiers: &[Tier]) {
+    for tier in tiers {
+        for filter in &tier.filters {
+            if !outcome.has_run(tier.target, filter) {
+                outcome.note(format!("no test of {} is called {filter}", tier.target));
+            }
+        }
     }
-    let is_wanted = |target: &str| names.is_empty() || names.iter().any(|name| name == target);
-    Ok(TIERS
-        .into_iter()
-        .filter(|(_, target)| is_wanted(target))
-        .collect())
+}
+
+/// Those of [`TIERS`] that are named; all if none is.
+fn tiers(names: &[String], filters: &[String]) -> Result<Vec<Tier>> {
+    let filters: Vec<_> = filters.iter().map(String::as_str).collect();
+    if names.is_empty() {
+        let all = TIERS.into_iter();
+        return all
+            .map(|(_, target)| Tier::named(target, &filters))
+            .collect();
+    }
+    let named = names.iter();
+    named.map(|name| Tier::named(name, &filters)).collect()
 }
 
 /// Tests that run in a guest.
@@ -223,6 +246,21 @@ struct Tier {
     target: &'static str,
     /// What their names contain, one of these; all if there are none.
     filters: Vec<String>,
+}
+
+impl Tier {
+    fn named(name: &str, filters: &[&str]) -> Result<Self> {
+        let known = TIERS.into_iter().find(|(_, target)| *target == name);
+        let (package, target) = known.with_context(|| {
+            let known = TIERS.map(|(_, target)| target);
+            format!("no tier {name}: there are {}", known.join(", "))
+        })?;
+        Ok(Self {
+            package,
+            target,
+            filters: filters.iter().map(|&filter| filter.to_owned()).collect(),
+        })
+    }
 }
 
 /// What runs in the guest.
@@ -304,7 +342,7 @@ impl Machine {
             "needs apt and dpkg to fetch Debian's kernels"
         );
         apt::ensure_tools(&[tool::IP, tool::STRIP, tool::XZ], "the guests", consent)?;
-        let cache = workspace.target.join("vm");
+        let cache = cache(workspace);
         let qemu = Qemu::ensure(&cache)?;
         Ok(Self { cache, qemu })
     }
@@ -320,11 +358,21 @@ impl Machine {
         let image = self.cache.join(format!("{}.cpio", release.name));
         initramfs::write(&image, kernel, programs)
             .with_context(|| format!("cannot write {}", image.display()))?;
-        let log = self.cache.join(format!("{}.log", release.name));
+        let log = log_of(&self.cache, release);
         let outcome = self.qemu.boot(kernel, &image, &log, limit)?;
         eprintln!("       all that the guest said: {}", log.display());
         Ok(outcome)
     }
+}
+
+/// Where emulator, kernels and what guests said are kept.
+fn cache(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("vm")
+}
+
+/// All that the guest of that kernel said.
+fn log_of(cache: &Path, release: &kernel::Release) -> PathBuf {
+    cache.join(format!("{}.log", release.name))
 }
 
 /// Whether this process is the init of a guest.

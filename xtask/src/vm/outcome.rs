@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    features::FeatureTable,
     guest::{BUSY, MARK},
     kernel::Release,
 };
@@ -28,6 +29,8 @@ pub(super) struct Outcome {
     verified: BTreeMap<String, u32>,
     /// What `nucnet-ctl doctor` finds amiss.
     findings: Vec<String>,
+    /// Tests that failed and ran again, and why they failed at first.
+    repeated: Vec<String>,
     /// What kept the guest from doing all it should.
     notes: Vec<String>,
     /// How long it was given, if that was not enough.
@@ -85,8 +88,13 @@ impl Outcome {
                 }
                 _ => Verdict::Failed(String::new()),
             };
-            self.tests
-                .insert((self.tier.clone(), name.trim().to_owned()), verdict);
+            let name = name.trim();
+            let before = self
+                .tests
+                .insert((self.tier.clone(), name.to_owned()), verdict);
+            if let Some(Verdict::Failed(reason)) = before {
+                self.repeated.push(format!("{name} failed once: {reason}"));
+            }
         } else if let Some((program, count)) = verified(line) {
             self.verified.insert(program.to_owned(), count);
         } else if let Some(test) = &self.speaking
@@ -99,6 +107,24 @@ impl Outcome {
     /// Adds something that went wrong.
     pub(super) fn note(&mut self, note: String) {
         self.notes.push(note);
+    }
+
+    /// Reads what a guest has said before.
+    pub(super) fn read(log: &str) -> Self {
+        let mut outcome = Self::default();
+        log.lines().for_each(|line| outcome.line(line));
+        outcome
+    }
+
+    /// The tests of a tier, by name, and how each ended.
+    pub(super) fn of_tier<'a>(
+        &'a self,
+        tier: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Verdict)> {
+        let tests = self.tests.iter();
+        tests
+            .filter(move |((of, _), _)| of == tier)
+            .map(|((_, name), verdict)| (name.as_str(), verdict))
     }
 
     /// Whether the kernel came up.
@@ -174,6 +200,11 @@ impl Table {
         Self {
             columns: vec![(release, outcome)],
         }
+    }
+
+    /// What is seen of each feature.
+    pub(super) fn features(&self) -> FeatureTable<'_> {
+        FeatureTable(&self.columns)
     }
 
     /// Adds a kernel.
@@ -273,7 +304,7 @@ impl fmt::Display for Table {
             for finding in &outcome.findings {
                 writeln!(f, "{}: doctor: {finding}", release.name)?;
             }
-            for note in &outcome.notes {
+            for note in outcome.repeated.iter().chain(&outcome.notes) {
                 writeln!(f, "{}: {note}", release.name)?;
             }
             if let Some(limit) = outcome.limit {
@@ -290,9 +321,7 @@ mod tests {
     use super::*;
 
     fn outcome(console: &str) -> Outcome {
-        let mut outcome = Outcome::default();
-        console.lines().for_each(|line| outcome.line(line));
-        outcome
+        Outcome::read(console)
     }
 
     fn verdict(outcome: &Outcome, name: &str) -> Option<Verdict> {
@@ -361,6 +390,20 @@ mod tests {
              ok\n",
         );
         assert_eq!(verdict(&outcome, "a"), Some(Verdict::Passed));
+    }
+
+    #[test]
+    fn test_that_failed_counts_as_it_ends_the_second_time() {
+        let outcome = outcome(
+            "@@ boot 6.1.0\n@@ tier t\n\
+             test a ... FAILED\n\
+             ---- a ----\n\
+             not within 5s\n\
+             @@ end t a: exit status: 101\n\
+             test a ... ok\n",
+        );
+        assert_eq!(verdict(&outcome, "a"), Some(Verdict::Passed));
+        assert_eq!(outcome.repeated, ["a failed once: not within 5s"]);
     }
 
     #[test]
