@@ -1,6 +1,7 @@
 //! The verbs: nouns read, verbs write. One file a verb.
 
 mod attach;
+mod carry;
 mod connections;
 mod detach;
 mod doctor;

@@ -3,7 +3,8 @@
 use super::{Error, host::Session};
 use crate::{
     kernel::{
-        netfilter::{self, Netfilter, Tracked},
+        diag::{self, Connection},
+        netfilter::{self, Netfilter, Tracked, Tuple},
         netlink::Netlink,
         sysctl::{self, LinkKey, Sysctl},
     },
@@ -14,6 +15,7 @@ use crate::{
         record::{DatapathKind, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, State},
     },
 };
+use nucnet_common::packet::TCP;
 use std::net::IpAddr;
 
 /// Whether something is in use, by its record.
@@ -155,6 +157,24 @@ pub(super) fn of_host(record: &HostRecord) -> Result<Option<Netfilter>, Error> {
             None => Ok(None),
         },
         _ => Ok(None),
+    }
+}
+
+/// Ends the host's side of a connection that one of its sockets has opened, so that nobody waits
+/// for what will not come.
+pub(super) fn end_asker(asked: &Tuple) {
+    if asked.protocol != TCP {
+        return;
+    }
+    let connection = Connection {
+        local: (asked.source, asked.source_port).into(),
+        peer: (asked.destination, asked.destination_port).into(),
+    };
+    if let Err(error) = diag::end(&connection) {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "a connection of the host ends with its next packet only"
+        );
     }
 }
 

@@ -1,11 +1,12 @@
 //! From one datapath to the other: every endpoint, publish, policy and mapping moves, and nothing
 //! of the first stays.
 //!
-//! Either carries packets until the other can. A process that dies on the way leaves records that
-//! say of each endpoint where it is; the same again goes on.
+//! Either carries packets until the other can, but for a moment in which nothing passes: then what
+//! is open goes over, too ([`carry`]). A process that dies on the way leaves records that say of
+//! each endpoint where it is; the same again goes on.
 
 use super::{
-    Error, Step,
+    Error, Step, carry,
     host::Session,
     netfilter, publish, repair,
     step::{
@@ -14,8 +15,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::Datapath,
-        netfilter::Conntrack,
+        bpf::{Datapath, Origin},
         netlink::{LinkChange, Owner},
     },
     model::record::{DatapathKind, EndpointRecord, MappingRecord, NetworkRecord, State},
@@ -67,27 +67,35 @@ fn of_network(network: &NetworkRecord, kind: DatapathKind) -> Vec<Step> {
     steps
 }
 
-/// The steps of an endpoint that are about its datapath.
-fn of_endpoint(endpoint: &EndpointRecord, bridge: &str, kind: DatapathKind) -> Vec<Step> {
-    let mut steps = endpoint_steps(endpoint, bridge, None);
-    steps.retain(|step| {
-        let is_meant = matches!(
-            step,
-            Step::Program(_)
-                | Step::Policy(_)
-                | Step::Entries(_)
-                | Step::Neighbours(_)
-                | Step::Publishes(_)
-        );
-        is_meant && step.is_of(kind)
-    });
-    steps
+/// The steps of an endpoint that are about its datapath: those that close it to whatever the
+/// other one would have carried, and those that open it.
+fn of_endpoint(endpoint: &EndpointRecord, bridge: &str, kind: DatapathKind) -> [Vec<Step>; 2] {
+    let is_closing = |step: &Step| match kind {
+        // An endpoint with a program, but without entries, sends and gets nothing.
+        DatapathKind::Ebpf => matches!(step, Step::Program(_) | Step::Publishes(_)),
+        DatapathKind::Iptables => false,
+    };
+    let steps = endpoint_steps(endpoint, bridge, None).into_iter();
+    let (closing, opening) = steps
+        .filter(|step| {
+            let is_meant = matches!(
+                step,
+                Step::Program(_)
+                    | Step::Policy(_)
+                    | Step::Entries(_)
+                    | Step::Neighbours(_)
+                    | Step::Publishes(_)
+            );
+            is_meant && step.is_of(kind)
+        })
+        .partition(is_closing);
+    [closing, opening]
 }
 
 /// Does the steps of networks, endpoints and mappings.
-fn carry(
+fn set_up(
     session: &Session,
-    endpoints: Vec<EndpointRecord>,
+    endpoints: &[EndpointRecord],
     networks: &[NetworkRecord],
     mappings: &[MappingRecord],
 ) -> Result<(), Error> {
@@ -105,15 +113,17 @@ fn carry(
         world.network = Some(network.clone());
         repair::run(&mut world, of_network(network, kind))?;
     }
+    let host_rules = match kind {
+        DatapathKind::Ebpf => Some(carry::HostRules::find()?),
+        DatapathKind::Iptables => None,
+    };
+    let mut opening = Vec::with_capacity(endpoints.len());
     for endpoint in endpoints {
         let network = networks
             .iter()
             .find(|network| network.number == endpoint.network);
         let Some(network) = network else { continue };
-        let steps = of_endpoint(&endpoint, network.bridge.as_str(), kind);
-        world.network = Some(network.clone());
-        world.policy = endpoint.policy_in_force().compile()?;
-        world.publishes.clone_from(&endpoint.publishes);
+        let [close, open] = of_endpoint(endpoint, network.bridge.as_str(), kind);
         let port = session.netlink.link(endpoint.host_ifname.as_str())?;
         let change = LinkChange {
             mac: Some(endpoint.host_mac.octets()).filter(|mac| port.mac != Some(*mac)),
@@ -125,7 +135,15 @@ fn carry(
         if kind == DatapathKind::Ebpf {
             session.netlink.remove_hooks(port.index)?;
         }
-        world.endpoint = Some(endpoint);
+        enter(&mut world, endpoint, network)?;
+        repair::run(&mut world, close)?;
+        opening.push((endpoint, network, open));
+    }
+    if let Some(rules) = host_rules {
+        rules.leave(session, endpoints)?;
+    }
+    for (endpoint, network, steps) in opening {
+        enter(&mut world, endpoint, network)?;
         repair::run(&mut world, steps)?;
     }
     world.endpoint = None;
@@ -141,6 +159,19 @@ fn carry(
     Ok(())
 }
 
+/// Has the next steps be about an endpoint.
+fn enter(
+    world: &mut World<'_>,
+    endpoint: &EndpointRecord,
+    network: &NetworkRecord,
+) -> Result<(), Error> {
+    world.network = Some(network.clone());
+    world.policy = endpoint.policy_in_force().compile()?;
+    world.publishes.clone_from(&endpoint.publishes);
+    world.endpoint = Some(endpoint.clone());
+    Ok(())
+}
+
 fn to_rules(
     session: &mut Session,
     mut endpoints: Vec<EndpointRecord>,
@@ -149,6 +180,9 @@ fn to_rules(
 ) -> Result<(), Error> {
     session.note_datapath(DatapathKind::Iptables)?;
     session.note_moving(true)?;
+    if let Some(datapath) = datapath(session)? {
+        carry::shield_host(&datapath)?;
+    }
     for endpoint in &mut endpoints {
         endpoint.datapath = DatapathKind::Iptables;
         endpoint.keeps_open = false;
@@ -160,10 +194,13 @@ fn to_rules(
         }
         session.state.put_endpoint(endpoint)?;
     }
-    carry(session, endpoints, networks, mappings)?;
+    set_up(session, &endpoints, networks, mappings)?;
     for network in networks {
         netfilter::report_closed_v6(&session.record, network)?;
         netfilter::report_ineffective(network);
+    }
+    if let Some(mut datapath) = datapath(session)? {
+        carry::to_connections(&mut datapath, netfilter::serves_v6(Some(&session.record))?)?;
     }
     let alias = mapping_routes_alias();
     session
@@ -181,8 +218,18 @@ fn to_programs(
     networks: &[NetworkRecord],
     mappings: &[MappingRecord],
 ) -> Result<(), Error> {
+    if !session.is_moving()
+        && let Some(error) = Datapath::remove(session.bpffs()).pop()
+    {
+        // What a call left that died before anything moved.
+        return Err(error.into());
+    }
     // Where the programs cannot be loaded, everything stays as it is.
-    drop(Datapath::open_or_load(session.bpffs(), &session.bpf_host)?);
+    let (mut datapath, origin) = Datapath::open_or_load(session.bpffs(), &session.bpf_host)?;
+    if origin == Origin::Loaded {
+        carry::to_flows(session, &mut datapath, &endpoints, networks, mappings)?;
+    }
+    drop(datapath);
     session.note_datapath(DatapathKind::Ebpf)?;
     session.note_moving(true)?;
     for endpoint in &mut endpoints {
@@ -194,7 +241,7 @@ fn to_programs(
         .iter()
         .filter_map(|endpoint| Some((endpoint.link?, endpoint.mac.octets())))
         .collect();
-    carry(session, endpoints, networks, mappings)?;
+    set_up(session, &endpoints, networks, mappings)?;
     for (port, mac) in stations {
         session.netlink.remove_station(port, mac)?;
     }
@@ -208,7 +255,5 @@ fn to_programs(
     // Whichever tables they are in: a call that died may have noted another one since.
     netfilter::clear_left_over()?;
     netfilter::leave(session)?;
-    let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
-    let forgotten = conntrack.forget_all(|tracked| tracked.is_of(&addresses));
-    forgotten.map(drop).map_err(Error::Conntrack)
+    carry::forget_carried(session, &endpoints, mappings)
 }

@@ -14,6 +14,7 @@
 //! before nucnet to the same list, which checks the list rather than them.
 
 mod attach;
+mod carried;
 mod case;
 mod collisions;
 mod conversation;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         hold::SCENARIOS,
         transfers::SCENARIOS,
         switch::SCENARIOS,
+        carried::SCENARIOS,
     ];
     let slow = [(transfers::SLOW, true), (flood::SLOW, true)];
     let modules = modules.into_iter().map(|module| (module, false));

@@ -4,6 +4,7 @@
 //! is no daemon. Interfaces and sysctls are those of the calling thread's network namespace,
 //! which must be the host's.
 
+mod adopt;
 mod attach;
 mod bind;
 mod clsact;
@@ -40,6 +41,7 @@ use self::pins::{
     Pins, Version, aside, before_change, file_error, names, remove, remove_directory, rename,
 };
 pub use self::{
+    adopt::Adoption,
     attach::{AttachKind, LOOPBACK},
     bind::cgroup_root,
     dry_run::DryRun,

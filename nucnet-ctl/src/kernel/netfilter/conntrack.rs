@@ -1,6 +1,8 @@
 //! The kernel's table of connections (`nf_conntrack`, by nfnetlink), that of the calling thread's
 //! network namespace.
 
+mod adopted;
+
 use std::{
     io,
     net::{IpAddr, Ipv6Addr},
@@ -14,6 +16,9 @@ use nix::{
 };
 
 use crate::kernel::fault::{self, Operation};
+
+pub use adopted::Adopted;
+use adopted::{described, turned, write_tuple};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +62,17 @@ pub struct Tracked {
 }
 
 impl Tracked {
+    /// Whether an address or a port is another one on the way.
+    pub fn is_translated(&self) -> bool {
+        let (asked, answer) = (&self.original, &self.reply);
+        let ports = match asked.destination_port {
+            // Both directions of an ICMP query have its identifier.
+            0 => answer.source_port != asked.source_port,
+            port => (port, asked.source_port) != (answer.source_port, answer.destination_port),
+        };
+        ports || (asked.source, asked.destination) != (answer.destination, answer.source)
+    }
+
     /// Whether one of those addresses takes part, on whichever side of a translation.
     pub fn is_of(&self, addresses: &[IpAddr]) -> bool {
         [&self.original, &self.reply].iter().any(|tuple| {
@@ -97,30 +113,53 @@ impl TcpState {
             _ => Self::Opening,
         }
     }
+
+    fn number(self, is_answered: bool) -> u8 {
+        match (self, is_answered) {
+            // `SYN_SENT` and `SYN_RECV`.
+            (Self::Opening, false) => 1,
+            (Self::Opening, true) => 2,
+            (Self::Established, _) => 3,
+            // `FIN_WAIT`.
+            (Self::Closing, _) => 4,
+            // `CLOSE`.
+            (Self::Closed, _) => 8,
+        }
+    }
 }
 
 /// linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
 mod abi {
     pub(super) const SUBSYSTEM: u16 = 1;
+    pub(super) const NEW: u16 = 0;
     pub(super) const GET: u16 = 1;
     pub(super) const DELETE: u16 = 2;
     pub(super) const TUPLE_ORIG: u16 = 1;
     pub(super) const TUPLE_REPLY: u16 = 2;
     pub(super) const STATUS: u16 = 3;
     pub(super) const PROTOINFO: u16 = 4;
+    pub(super) const NAT_SRC: u16 = 6;
     pub(super) const TIMEOUT: u16 = 7;
     pub(super) const COUNTERS_ORIG: u16 = 9;
     pub(super) const COUNTERS_REPLY: u16 = 10;
     pub(super) const ID: u16 = 12;
+    pub(super) const NAT_DST: u16 = 13;
     pub(super) const ZONE: u16 = 18;
     pub(super) const TIMESTAMP: u16 = 20;
     pub(super) const PROTOINFO_TCP: u16 = 1;
     pub(super) const TCP_STATE: u16 = 1;
+    pub(super) const TCP_FLAGS: [u16; 2] = [4, 5];
+    /// `IP_CT_TCP_FLAG_BE_LIBERAL`: its windows are unknown.
+    pub(super) const TCP_LIBERAL: u8 = 8;
     pub(super) const PACKETS: u16 = 1;
     pub(super) const BYTES: u16 = 2;
     pub(super) const START: u16 = 1;
     /// `IPS_SEEN_REPLY`.
     pub(super) const SEEN_REPLY: u32 = 2;
+    /// `IPS_ASSURED`: not the first to go when the table is full.
+    pub(super) const ASSURED: u32 = 4;
+    /// `IPS_CONFIRMED`: in the table.
+    pub(super) const CONFIRMED: u32 = 8;
     pub(super) const TUPLE_IP: u16 = 1;
     pub(super) const TUPLE_PROTO: u16 = 2;
     pub(super) const PROTO_NUM: u16 = 1;
@@ -128,6 +167,12 @@ mod abi {
     pub(super) const PROTO_DST_PORT: u16 = 3;
     pub(super) const PROTO_ICMP_ID: u16 = 4;
     pub(super) const PROTO_ICMPV6_ID: u16 = 7;
+    /// Smallest and largest address, of IPv4 and of IPv6.
+    pub(super) const NAT_ADDRESSES: [[u16; 2]; 2] = [[1, 2], [4, 5]];
+    pub(super) const NAT_PROTO: u16 = 3;
+    /// Smallest and largest port.
+    pub(super) const NAT_PORTS: [u16; 2] = [1, 2];
+    pub(super) const NESTED: u16 = 0x8000;
     /// Nested, or in network order: not part of the type.
     pub(super) const TYPE_MASK: u16 = 0x3fff;
 }
@@ -174,13 +219,41 @@ impl Conntrack {
     /// Forgets a connection; one that is gone is fine.
     pub fn forget(&self, tracked: &Tracked) -> io::Result<()> {
         fault::before(Operation::Netlink)?;
-        self.send(abi::DELETE, libc::NLM_F_ACK, tracked.family, &tracked.name)?;
+        match self.change(abi::DELETE, 0, tracked.family, &tracked.name) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Sends a request and reads whether it was done.
+    fn change(&self, kind: u16, flags: i32, family: u8, attributes: &[u8]) -> io::Result<()> {
+        self.send(kind, libc::NLM_F_ACK | flags, family, attributes)?;
         let mut buffer = vec![0; 1 << 12];
         let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        match messages(&buffer[..length], |_| {}) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
-            result => result.map(drop),
+        messages(&buffer[..length], |_| {}).map(drop)
+    }
+
+    /// Has the kernel track a connection, by TCP or UDP, with the translation that it has. Whatever
+    /// the kernel made of its packets so far is forgotten, unless nothing is translated.
+    pub fn adopt(&self, adopted: &Adopted) -> io::Result<()> {
+        fault::before(Operation::Netlink)?;
+        let (family, attributes) = described(adopted);
+        let exists = Some(Errno::EEXIST as i32);
+        let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        match self.change(abi::NEW, create, family, &attributes) {
+            Err(error) if error.raw_os_error() == exists => {}
+            created => return created,
         }
+        if adopted.reply == turned(&adopted.original) {
+            return Ok(());
+        }
+        let mut name = Vec::new();
+        write_tuple(&mut name, abi::TUPLE_ORIG, &adopted.original);
+        match self.change(abi::DELETE, 0, family, &name) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
+            deleted => deleted?,
+        }
+        self.change(abi::NEW, create, family, &attributes)
     }
 
     /// Forgets the connections of which that is true. How many there were.
@@ -348,5 +421,67 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(IpAddr::from(*bytes.first_chunk::<4>()?)),
         _ => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn between(from: (&str, u16), to: (&str, u16)) -> Tuple {
+        Tuple {
+            source: from.0.parse().expect("address"),
+            destination: to.0.parse().expect("address"),
+            protocol: 6,
+            source_port: from.1,
+            destination_port: to.1,
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_is_told_is_what_it_would_tell() {
+        for (inside, outside, host) in [
+            ("10.0.42.2", "192.0.2.1", "192.0.2.2"),
+            ("fd00::2", "2001:db8::1", "2001:db8::2"),
+        ] {
+            let adopted = Adopted {
+                original: between((inside, 40_000), (outside, 443)),
+                reply: between((outside, 443), (host, 20_000)),
+                is_answered: true,
+                tcp: Some(TcpState::Established),
+                expires: 7440,
+            };
+            let (family, attributes) = described(&adopted);
+            let message = [&[family, 0, 0, 0], &attributes[..]].concat();
+            let told = tracked(&message).expect("a connection");
+            assert_eq!(told.original, adopted.original);
+            // The kernel translates it by what else it is told.
+            assert_eq!(told.reply, turned(&adopted.original));
+            assert_eq!((told.tcp, told.is_answered), (adopted.tcp, true));
+            assert_eq!(told.expires, 7440);
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_translated() {
+        let original = between(("192.0.2.1", 5000), ("192.0.2.2", 8080));
+        let published = Adopted {
+            original,
+            reply: between(("10.0.42.2", 80), ("192.0.2.1", 5000)),
+            is_answered: false,
+            tcp: Some(TcpState::Opening),
+            expires: 240,
+        };
+        let has = |adopted: &Adopted| {
+            let (_, bytes) = described(adopted);
+            let kinds: Vec<u16> = attributes(&bytes).map(|(kind, ..)| kind).collect();
+            [abi::NAT_DST, abi::NAT_SRC].map(|kind| kinds.contains(&kind))
+        };
+        assert_eq!(has(&published), [true, false]);
+        let direct = Adopted {
+            reply: turned(&original),
+            ..published
+        };
+        assert_eq!(has(&direct), [false, false]);
     }
 }

@@ -4,15 +4,15 @@
 //! both, which do not see each other, so nucnet's go where the host's are ([`Backend`]).
 
 mod conntrack;
-mod forwarding;
+mod settings;
 
 use std::{fs, time::Duration};
 
 use super::helper::{self, Helper};
-use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, change};
+use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, Table, change, emptied};
 
-pub use conntrack::{Conntrack, Count, TcpState, Tracked, Tuple};
-pub use forwarding::{Changed, count_all, forward_all, make, restore};
+pub use conntrack::{Adopted, Conntrack, Count, TcpState, Tracked, Tuple};
+pub use settings::{Changed, count_all, forward_all, make, restore};
 
 /// How long another process may hold the lock of the old tables, in seconds.
 const LOCK_WAIT: &str = "5";
@@ -50,6 +50,11 @@ impl Programs {
 
     fn text(&self) -> Result<String, helper::Error> {
         self.save.run(&["-c"], "", LIMIT)
+    }
+
+    fn change(&self, text: &str) -> Result<(), helper::Error> {
+        let arguments = ["--noflush", "--counters", "-w", LOCK_WAIT];
+        self.restore.run(&arguments, text, LIMIT).map(drop)
     }
 }
 
@@ -171,6 +176,14 @@ impl Netfilter {
         }
     }
 
+    /// Takes the rules out of nucnet's chain that one of the kernel's leads to, which is there.
+    pub fn empty(&self, family: Family, table: Table, hook: &str) -> Result<(), helper::Error> {
+        match self.programs(family) {
+            Some(programs) => programs.change(&emptied(table, hook)),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the rules those that are wanted, in one transaction.
     pub fn apply(&self, family: Family, wanted: &[Chain]) -> Result<Change, helper::Error> {
         let Some(programs) = self.programs(family) else {
@@ -178,8 +191,7 @@ impl Netfilter {
         };
         let change = self.compare(family, wanted)?;
         if !change.is_none() {
-            let arguments = ["--noflush", "--counters", "-w", LOCK_WAIT];
-            programs.restore.run(&arguments, &change.text, LIMIT)?;
+            programs.change(&change.text)?;
         }
         Ok(change)
     }

@@ -29,6 +29,11 @@ pub fn change(saved: &Saved, wanted: &[Chain]) -> Change {
     change
 }
 
+/// What takes the rules out of the chain that one of the kernel's leads to.
+pub fn emptied(table: Table, hook: &str) -> String {
+    format!("*{}\n:{CHAIN_PREFIX}{hook} - [0:0]\nCOMMIT\n", table.name())
+}
+
 fn table_change(saved: &Saved, wanted: &[Chain], table: Table, change: &mut Change) {
     let wanted = wanted.iter().filter(|chain| chain.table == table);
     let wanted: Vec<&Chain> = wanted.filter(|chain| !chain.is_empty()).collect();

@@ -14,7 +14,7 @@ mod saved;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-pub use change::{Change, change};
+pub use change::{Change, change, emptied};
 pub use rules::{Wanted, WantedEndpoint, of_mapping};
 pub use saved::{Dropped, Saved};
 

@@ -128,6 +128,12 @@ impl Saved {
         })
     }
 
+    /// Whether there is a chain of nucnet's that one of the kernel's leads to.
+    pub fn has_hook(&self, table: Table, hook: &str) -> bool {
+        let mut own = self.own(table);
+        own.any(|name| name.strip_prefix(CHAIN_PREFIX) == Some(hook))
+    }
+
     /// What came to the rules of a chain of nucnet's, by their comments: of those with the same
     /// one, in their order.
     pub(super) fn counts(&self, table: Table, chain: &str) -> BTreeMap<&str, VecDeque<Dropped>> {

@@ -8,7 +8,6 @@
 use super::{Step, World};
 use crate::{
     kernel::{
-        diag::{self, Connection},
         netfilter::{self, Conntrack, Netfilter, Tracked},
         netlink::Link,
     },
@@ -20,7 +19,9 @@ use crate::{
     },
     verbs::{
         Error, OpenFlows,
-        netfilter::{Recorded, came_by, close_v6, leave_unused, of_host, route_loopback},
+        netfilter::{
+            Recorded, came_by, close_v6, end_asker, leave_unused, of_host, route_loopback,
+        },
     },
 };
 use std::net::IpAddr;
@@ -308,21 +309,10 @@ impl World<'_> {
 
     /// Forgets connections, and ends those that a socket of the host has opened.
     fn end(&self, is_meant: impl Fn(&Self, &Tracked) -> bool) -> Result<(), Error> {
-        const TCP: u8 = 6;
         self.forget(|world, tracked| {
             let is_meant = is_meant(world, tracked);
-            let asked = &tracked.original;
-            if is_meant && asked.protocol == TCP {
-                let connection = Connection {
-                    local: (asked.source, asked.source_port).into(),
-                    peer: (asked.destination, asked.destination_port).into(),
-                };
-                if let Err(error) = diag::end(&connection) {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "a connection of the host ends with its next packet only"
-                    );
-                }
+            if is_meant {
+                end_asker(&tracked.original);
             }
             is_meant
         })

@@ -1,4 +1,6 @@
-//! What of the host must forward so that its own stack carries endpoints' packets.
+//! Settings of the host's that its own stack needs to carry endpoints' packets: what of its own
+//! interfaces forwards, and what is counted. Those of nucnet's bridges are
+//! [`Locked::forward`](crate::kernel::store::Locked::forward)'s.
 //!
 //! For IPv4 each interface says for itself whether what comes in by it is forwarded. IPv6 has a
 //! switch for all of the host, which makes a router of it; since Linux 6.17 an interface can
