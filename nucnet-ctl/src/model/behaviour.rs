@@ -189,8 +189,8 @@ pub struct Timeouts {
 
 impl BehaviourWish {
     /// What was asked for that netfilter does in its own way, by the flags. It lets in answers of
-    /// the very address and port that was asked, maps each flow by itself, keeps source ports
-    /// where it can, and has the host's idle times.
+    /// the very address and port that was asked, maps each flow by itself, and has the host's idle
+    /// times.
     pub fn beyond_netfilter(&self) -> Vec<&'static str> {
         let filters = |filtering| filtering != Filtering::AddressAndPortDependent;
         let maps = |mapping| mapping != Mapping::PerFlow;

@@ -3,6 +3,7 @@
 use super::{Error, host::Session};
 use crate::{
     kernel::{
+        bpf::{BpfError, HostPorts},
         diag::{self, Connection},
         netfilter::{self, Netfilter, Tracked, Tuple},
         netlink::Netlink,
@@ -11,7 +12,8 @@ use crate::{
     model::{
         behaviour::BehaviourWish,
         mapping::MappingSpec,
-        netfilter::{Family, Wanted, WantedEndpoint},
+        netfilter::{Family, SourcePorts, Wanted, WantedEndpoint},
+        ports::PortRange,
         record::{DatapathKind, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, State},
     },
 };
@@ -31,6 +33,8 @@ pub(super) struct Recorded {
     pub(super) mappings: Vec<MappingRecord>,
     /// The host's own addresses.
     pub(super) local: Vec<IpAddr>,
+    /// Ports for masquerade.
+    pub(super) ports: Option<SourcePorts>,
 }
 
 impl Recorded {
@@ -40,6 +44,7 @@ impl Recorded {
             endpoints: session.state.sound_endpoints()?,
             mappings: session.state.sound_mappings()?,
             local: local(&session.netlink)?,
+            ports: source_ports()?,
         }
         .in_use())
     }
@@ -78,6 +83,7 @@ impl Recorded {
                 })
                 .collect(),
             mappings: self.mappings.iter().filter(|it| self.serves(it)).collect(),
+            ports: self.ports,
         }
     }
 }
@@ -86,6 +92,20 @@ impl Recorded {
 pub(super) fn local(netlink: &Netlink) -> Result<Vec<IpAddr>, Error> {
     let held = netlink.addresses()?;
     Ok(held.iter().map(|held| held.address.addr()).collect())
+}
+
+/// The ports for masquerade. Where the host takes all for itself there are none.
+pub(super) fn source_ports() -> Result<Option<SourcePorts>, Error> {
+    let host = HostPorts::read()?;
+    let drawn = match host.dynamic(None) {
+        Ok((first, mask)) => PortRange::new(first, first + mask),
+        Err(BpfError::NoDynamicPorts { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let own = PortRange::new(*host.ephemeral.start(), *host.ephemeral.end());
+    Ok(drawn
+        .zip(own)
+        .map(|(drawn, host)| SourcePorts { drawn, host }))
 }
 
 /// What differs from the rules that are wanted.

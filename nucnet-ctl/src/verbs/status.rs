@@ -194,6 +194,7 @@ impl Host {
                 endpoints: endpoints.clone(),
                 mappings: mappings.clone(),
                 local: rules::local(&netlink)?,
+                ports: rules::source_ports()?,
             };
             let recorded = recorded.in_use();
             let rules = rules::differences(&netfilter, &recorded.wanted())?;

@@ -19,10 +19,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: host_first,
     },
     Scenario {
-        name: "masquerade_draws_around_the_ports_that_the_host_holds",
-        what: "a range of 1,024 ports, a third of which sockets of the host have taken",
+        name: "host_takes_the_port_of_a_binding_and_gives_it_back",
+        what: "the endpoint was first, and the host's socket is connected elsewhere: it is the host's",
         families: Families::Each,
-        run: crowded,
+        run: bound_first,
+    },
+    Scenario {
+        name: "masquerade_draws_around_the_connections_that_the_host_has",
+        what: "a range of 1,024 ports, a third of which connections of the host have taken",
+        families: Families::Each,
+        run: crowded_by_connections,
+    },
+    Scenario {
+        name: "masquerade_draws_around_the_sockets_that_the_host_holds",
+        what: "the same where nothing has left by them yet",
+        families: Families::Each,
+        run: crowded_by_sockets,
     },
     Scenario {
         name: "host_socket_on_an_endpoints_port_takes_nothing_from_the_endpoint",
@@ -168,9 +180,14 @@ fn host_first(case: &Case) -> Result<()> {
     let mut host = Client::open(case, &case.lab.host, PORT, &servers)?;
     ensure!(host.seen()? == HOST.port(case.family, PORT));
     let mut container = Client::open(case, &endpoints[0].0, PORT, &servers)?;
-    both_talk(&mut host, &mut container)?;
+    both_talk(&mut host, &mut container)
+}
 
-    // The host takes the port of a binding that is there, towards another server.
+fn bound_first(case: &Case) -> Result<()> {
+    let endpoints = keeping(case, &["container"])?;
+    let servers = Servers::start(case)?;
+    let mut container = Client::open(case, &endpoints[0].0, PORT, &servers)?;
+    // Towards another server.
     let port = container.talk("where it is seen")?.port();
     let _other = case.udp(&case.lab.outside, UDP_PORT + 1)?;
     let to = OUTSIDE.port(case.family, UDP_PORT + 1);
@@ -191,50 +208,68 @@ fn host_first(case: &Case) -> Result<()> {
     )
 }
 
-fn crowded(case: &Case) -> Result<()> {
+/// Leaves masquerade the last block of 1,024 ports, every third of which the caller takes.
+fn last_block(case: &Case) -> Result<(Node, Servers)> {
     case.only_nucnet()?;
-    // All that is left is the last block of 1,024.
     let host = &case.lab.host;
     host.sysctl("net/ipv4/ip_local_port_range", "1024 64511")?;
     let (container, _) = case.attached("container", &[])?;
-    let servers = Servers::start(case)?;
-    let (tcp, udp) = (
-        OUTSIDE.port(case.family, TCP_PORT),
-        OUTSIDE.port(case.family, UDP_PORT),
-    );
-    let mut held = Vec::new();
-    for port in (64_512..=65_535).step_by(3) {
-        let from = case.any(port);
-        let stream = host.connect_from(Some(from), tcp, SOON)?;
-        let socket = host.udp(from)?;
-        socket.connect(udp)?;
-        held.push((stream, servers.tcp.accept()?.0, socket));
-    }
+    Ok((container, Servers::start(case)?))
+}
+
+/// Ports that the host takes of the last block: multiples of three.
+fn thirds() -> impl Iterator<Item = u16> {
+    (64_512..=65_535).step_by(3)
+}
+
+fn is_left(seen: SocketAddr) -> Result<()> {
+    ensure!(seen.port() >= 64_512, "{seen} is not of the range");
+    ensure!(!seen.port().is_multiple_of(3), "{seen} is the host's");
+    Ok(())
+}
+
+fn crowded_by_connections(case: &Case) -> Result<()> {
+    let (container, servers) = last_block(case)?;
+    let to = OUTSIDE.port(case.family, TCP_PORT);
     let mut open = Vec::new();
-    for number in 0..100 {
-        let stream = container.connect(tcp, SOON);
-        let mut stream = stream.with_context(|| format!("connection {number}"))?;
-        let (mut accepted, seen) = servers.tcp.accept()?;
-        ensure!(seen.port() >= 64_512, "{seen} is not of the range");
-        ensure!(seen.port() % 3 != 64_512 % 3, "{seen} is the host's");
-        accepted.set_read_timeout(Some(SOON))?;
-        carry(&mut stream, &mut accepted, &format!("stream {number}"))?;
-        let socket = container.udp(case.any(0))?;
-        let text = format!("socket {number}");
-        let seen = said(&socket, udp, &text).with_context(|| text)?;
-        ensure!(
-            seen.peer.port() % 3 != 64_512 % 3,
-            "{} is the host's",
-            seen.peer
-        );
-        open.push((stream, accepted, socket));
+    for port in thirds() {
+        let stream = case.lab.host.connect_from(Some(case.any(port)), to, SOON)?;
+        open.push((stream, servers.tcp.accept()?.0));
     }
-    for (number, (stream, accepted, socket)) in held.iter_mut().chain(&mut open).enumerate() {
+    for number in 0..100 {
+        let stream = container.connect(to, SOON);
+        let stream = stream.with_context(|| format!("connection {number}"))?;
+        let (accepted, seen) = servers.tcp.accept()?;
+        is_left(seen)?;
+        open.push((stream, accepted));
+    }
+    for (number, (stream, accepted)) in open.iter_mut().enumerate() {
         let text = format!("number {number}");
         accepted.set_read_timeout(Some(SOON))?;
         carry(stream, accepted, &text).with_context(|| text.clone())?;
         carry(accepted, stream, &text).with_context(|| text.clone())?;
-        said(socket, udp, &text)?;
+    }
+    Ok(())
+}
+
+fn crowded_by_sockets(case: &Case) -> Result<()> {
+    let (container, _servers) = last_block(case)?;
+    let to = OUTSIDE.port(case.family, UDP_PORT);
+    let mut open = Vec::new();
+    for port in thirds() {
+        let socket = case.lab.host.udp(case.any(port))?;
+        socket.connect(to)?;
+        open.push(socket);
+    }
+    for number in 0..100 {
+        let socket = container.udp(case.any(0))?;
+        let text = format!("socket {number}");
+        let seen = said(&socket, to, &text).with_context(|| text)?;
+        is_left(seen.peer)?;
+        open.push(socket);
+    }
+    for (number, socket) in open.iter().enumerate() {
+        said(socket, to, &format!("number {number}"))?;
     }
     Ok(())
 }
@@ -248,11 +283,17 @@ fn endpoint_first(case: &Case) -> Result<()> {
         "the port is not kept: {}",
         container.seen()?
     );
-    // The server has that connection already; what it says to the SYN is not for the host.
+    // The server has that connection already: the host gets none, or one from another port.
     let host = &case.lab.host;
     let from = Some(case.any(PORT));
     let second = host.connect_from(from, OUTSIDE.port(case.family, TCP_PORT), NEVER);
-    ensure!(second.is_err(), "two connections with one address and port");
+    if second.is_ok() {
+        let (_, seen) = servers.tcp.accept()?;
+        ensure!(
+            seen.port() != PORT,
+            "two connections with one address and port"
+        );
+    }
     container.talk("after the host's TCP")?;
 
     // To other servers the port is the host's as much as the endpoint's.

@@ -102,13 +102,13 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
     ),
     (
         Which::Both,
-        &[
-            "masquerade_draws_around_the_ports_that_the_host_holds",
-            "endpoint_leaves_the_hosts_connections_their_ports",
-            "host_socket_on_an_endpoints_port_takes_nothing_from_the_endpoint",
-            "neighbour_masqueraded_by_netfilter_after_the_endpoint_gets_its_flows",
-        ],
-        "netfilter keeps source ports where it can, and asks no sockets",
+        &["masquerade_draws_around_the_sockets_that_the_host_holds"],
+        "netfilter asks no sockets: it knows of a port once a packet has left by it",
+    ),
+    (
+        Which::Both,
+        &["host_takes_the_port_of_a_binding_and_gives_it_back"],
+        "netfilter gives a flow that would collide a port of its own, where a binding has to wait",
     ),
     (
         Which::Both,

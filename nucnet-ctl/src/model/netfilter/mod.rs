@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 pub use change::{Change, change, emptied};
-pub use rules::{Wanted, WantedEndpoint, of_mapping};
+pub use rules::{SourcePorts, Wanted, WantedEndpoint, of_mapping};
 pub use saved::{Dropped, Saved};
 
 /// Chains of nucnet's begin so.

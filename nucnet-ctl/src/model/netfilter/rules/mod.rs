@@ -43,6 +43,15 @@ pub struct WantedEndpoint<'a> {
     pub keeps_open: bool,
 }
 
+/// Whose ports masquerade takes, and whose it leaves alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourcePorts {
+    /// Those that it draws from: the host never takes them by itself.
+    pub drawn: PortRange,
+    /// Those that the host takes for connections of its own.
+    pub host: PortRange,
+}
+
 /// All that is to be served.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted<'a> {
@@ -52,6 +61,8 @@ pub struct Wanted<'a> {
     pub endpoints: Vec<WantedEndpoint<'a>>,
     /// The static mappings.
     pub mappings: Vec<&'a MappingRecord>,
+    /// Ports for masquerade; none: the host leaves none, so that ports are kept where they can be.
+    pub ports: Option<SourcePorts>,
 }
 
 /// The chain of an endpoint or a mapping; both have numbers of the same sequence.
@@ -213,6 +224,9 @@ mod tests {
                 keeps_open: false,
             }],
             mappings: Vec::new(),
+            ports: PortRange::new(16384, 32767)
+                .zip(PortRange::new(32768, 60999))
+                .map(|(drawn, host)| SourcePorts { drawn, host }),
         }
     }
 
@@ -265,6 +279,8 @@ nat -A NUCNET-POSTROUTING -s 10.0.42.7/32 -d 10.0.42.7/32 -o nucnet0 -j SNAT --t
 nat -A NUCNET-POSTROUTING -s 127.0.0.0/8 -o nucnet0 -j SNAT --to-source 10.0.42.1
 nat -A NUCNET-POSTROUTING -o nucnet0 -j RETURN
 nat -A NUCNET-POSTROUTING -o lo -j RETURN
+nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -p tcp -j MASQUERADE --to-ports 16384-32767
+nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -p udp -j MASQUERADE --to-ports 16384-32767
 nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -j MASQUERADE";
         let mut found = rules(&wanted(&network, &record), Family::Ipv4);
         let mut expected: Vec<String> = expected.lines().map(str::to_owned).collect();
@@ -375,6 +391,21 @@ nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -j MASQUERADE";
             found.iter().all(|line| !line.contains("NUCNET-PEERS")),
             "it is isolated"
         );
+    }
+
+    #[test]
+    fn ports_that_a_network_keeps_are_kept_unless_they_may_be_the_hosts() {
+        let (mut network, record) = (network(false, &[]), endpoint(&[], open()));
+        if let Some(wish) = &mut network.wish {
+            wish.behaviour.keep_ports = true;
+        }
+        let found = rules(&wanted(&network, &record), Family::Ipv4).join("\n");
+        let source = "nat -A NUCNET-POSTROUTING -s 10.0.42.0/24";
+        let expected = ["0:1023", "32768:60999"].map(|range| {
+            format!("{source} -p udp -m udp --sport {range} -j MASQUERADE --to-ports 16384-32767\n")
+        });
+        let expected = format!("{}{source} -j MASQUERADE", expected.concat());
+        assert!(found.contains(&expected), "{found}");
     }
 
     #[test]

@@ -1,10 +1,22 @@
 //! With whose address packets leave.
 
-use super::{Chains, Wanted, by, host, is_of, of_mapping, of_network, publish::published};
+use super::{Chains, Wanted, by, host, is_of, of_mapping, of_network, ports, publish::published};
 use crate::model::{
     mapping::MappingSpec,
-    netfilter::{Family, Table},
+    netfilter::{Chain, Family, Table},
+    ports::PortRange,
 };
+use std::net::IpAddr;
+
+/// Privileged ports are the host's own, whatever it serves now.
+const PRIVILEGED: u16 = 1023;
+
+/// With which address a packet leaves.
+enum Source<'a> {
+    /// That of the interface.
+    Interface,
+    One(&'a str),
+}
 
 impl Wanted<'_> {
     /// With whose address packets leave.
@@ -50,7 +62,11 @@ impl Wanted<'_> {
                 } => {
                     hook.rule("-o lo", &owner, "-j RETURN");
                     let matches = format!("-s {int}{}", by("-o", ext_if.as_ref()));
-                    hook.rule(matches, &owner, format!("-j SNAT --to-source {ext_ip}"));
+                    let source = match ext_ip {
+                        IpAddr::V4(v4) => v4.to_string(),
+                        IpAddr::V6(v6) => format!("[{v6}]"),
+                    };
+                    self.translate(hook, &matches, &owner, Source::One(&source), false);
                 }
                 MappingSpec::Hairpin { ext_ip, int_ip, .. } => {
                     let Some(lan) = mapping.lan else { continue };
@@ -59,7 +75,7 @@ impl Wanted<'_> {
                         host(*int_ip),
                         host(*ext_ip)
                     );
-                    hook.rule(matches, &owner, "-j MASQUERADE");
+                    self.translate(hook, &matches, &owner, Source::Interface, false);
                 }
             }
         }
@@ -67,7 +83,49 @@ impl Wanted<'_> {
             let owner = of_network(network);
             let hook = chains.hook(Table::Nat, "POSTROUTING");
             hook.rule("-o lo", &owner, "-j RETURN");
-            hook.rule(format!("-s {subnet}"), &owner, "-j MASQUERADE");
+            let (matches, keeps) = (format!("-s {subnet}"), network.behaviour().keep_ports);
+            self.translate(hook, &matches, &owner, Source::Interface, keeps);
         }
+    }
+
+    /// Rules for what leaves with another address: where it has ports, with one that is never the
+    /// host's. The kernel draws one that nobody can foresee, and takes the one that a socket has
+    /// been given already where it can.
+    fn translate(
+        &self,
+        chain: &mut Chain,
+        matches: &str,
+        owner: &str,
+        source: Source<'_>,
+        keeps_ports: bool,
+    ) {
+        let target = |drawn: Option<PortRange>| {
+            let drawn = drawn.map(|range| format!("{}-{}", range.first(), range.last()));
+            match (&source, drawn) {
+                (Source::Interface, None) => "-j MASQUERADE".to_owned(),
+                (Source::Interface, Some(drawn)) => format!("-j MASQUERADE --to-ports {drawn}"),
+                (Source::One(source), None) => {
+                    format!("-j SNAT --to-source {}", source.trim_matches(['[', ']']))
+                }
+                (Source::One(source), Some(drawn)) => {
+                    format!("-j SNAT --to-source {source}:{drawn}")
+                }
+            }
+        };
+        if let Some(range) = self.ports {
+            let privileged = PortRange::new(0, PRIVILEGED);
+            for protocol in ["tcp", "udp"] {
+                let matches = format!("{matches} -p {protocol}");
+                if !keeps_ports {
+                    chain.rule(matches, owner, target(Some(range.drawn)));
+                    continue;
+                }
+                for hosts in privileged.into_iter().chain([range.host]) {
+                    let matches = format!("{matches} -m {protocol} --sport {}", ports(hosts));
+                    chain.rule(matches, owner, target(Some(range.drawn)));
+                }
+            }
+        }
+        chain.rule(matches, owner, target(None));
     }
 }
