@@ -422,6 +422,14 @@ fn many_servers(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a machine takes packets for an address that it has just got.
+fn settle(machine: &Node, address: IpAddr) -> Result<()> {
+    match address {
+        IpAddr::V4(_) => Ok(()),
+        IpAddr::V6(v6) => machine.settle("eth0", v6),
+    }
+}
+
 fn new_address(case: &Case) -> Result<()> {
     case.only_nucnet()?;
     let family = case.family;
@@ -448,6 +456,7 @@ fn new_address(case: &Case) -> Result<()> {
         .outside
         .ip(&format!("addr del {new}/{length_only} dev eth0"))?;
     host.ip(&format!("addr add {new}/{length} dev eth0"))?;
+    settle(host, new)?;
     for asks in Asks::ALL {
         let to = SocketAddr::new(new, asks.port());
         ask(host, asks, None, to).with_context(|| format!("{asks:?}"))?;
@@ -458,6 +467,7 @@ fn new_address(case: &Case) -> Result<()> {
     case.lab
         .outside
         .ip(&format!("addr add {new}/{length} dev eth0"))?;
+    settle(&case.lab.outside, new)?;
     for asks in Asks::ALL {
         ask(host, asks, None, SocketAddr::new(new, asks.port()))
             .with_context(|| format!("{asks:?} to what was the host's own"))?;
