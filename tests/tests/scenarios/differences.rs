@@ -130,13 +130,23 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
     ),
     (
         Which::Both,
+        &["odd_headers_never_leave_a_container_without_a_policy"],
+        "the host's stack looks past routing and authentication headers and the tag of no VLAN, and \
+         takes up connections that it has not seen begin",
+    ),
+    (
+        Which::Both,
         &[
-            "odd_frames_never_leave_a_container_under_a_policy",
-            "odd_frames_never_leave_a_container_without_a_policy",
-            "untranslatable_packet_never_leaves",
-            "address_checks_of_a_container_work",
+            "odd_frames_are_counted_and_never_seen_by_the_host_under_a_policy",
+            "odd_frames_are_counted_and_never_seen_by_the_host_without_a_policy",
         ],
-        "the host's stack judges frames for itself, and netfilter carries every IP protocol",
+        "a bridge sees what it is handed before any rule does, and the host's stack drops what it \
+         cannot read without telling the rules",
+    ),
+    (
+        Which::Both,
+        &["address_checks_of_a_container_are_counted_as_what_they_are"],
+        "iptables sees no ARP",
     ),
 ];
 

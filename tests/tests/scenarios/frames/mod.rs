@@ -5,7 +5,7 @@ mod odd;
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use etherparse::ArpOperation;
 use nucnet_common::abi::Mac;
 use nucnet_tests::lab::wait::{SOON, until};
@@ -27,19 +27,49 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "odd_frames_never_leave_a_container_without_a_policy",
         what: "forged, tagged, tunnelled, cut short: only what is the container's own goes out",
         families: Families::Together,
-        run: without_policy,
+        run: |case| try_some(case, &Tried::WITHOUT_POLICY, |name| !odd::is_header(name)),
     },
     Scenario {
         name: "odd_frames_never_leave_a_container_under_a_policy",
         what: "a policy has no hole beside it: one port of one address is open, and nothing else",
         families: Families::Together,
-        run: under_policy,
+        run: |case| try_some(case, &Tried::UNDER_POLICY, |name| !odd::is_header(name)),
     },
     Scenario {
-        name: "address_checks_of_a_container_work",
+        name: "odd_headers_never_leave_a_container_without_a_policy",
+        what: "headers that hide where a packet goes, or what it is",
+        families: Families::Together,
+        run: |case| try_some(case, &Tried::WITHOUT_POLICY, odd::is_header),
+    },
+    Scenario {
+        name: "odd_headers_never_leave_a_container_under_a_policy",
+        what: "the same under a policy, options of IPv4 among them",
+        families: Families::Together,
+        run: |case| try_some(case, &Tried::UNDER_POLICY, odd::is_header),
+    },
+    Scenario {
+        name: "odd_frames_are_counted_and_never_seen_by_the_host_without_a_policy",
+        what: "who looks for a fault finds its reason; and nothing of the host's has to parse them",
+        families: Families::Together,
+        run: |case| count_all(case, &Tried::WITHOUT_POLICY),
+    },
+    Scenario {
+        name: "odd_frames_are_counted_and_never_seen_by_the_host_under_a_policy",
+        what: "the same under a policy",
+        families: Families::Together,
+        run: |case| count_all(case, &Tried::UNDER_POLICY),
+    },
+    Scenario {
+        name: "address_checks_of_a_container_are_counted_as_what_they_are",
         what: "duplicate address detection, ARP probes and listener reports are no attacks",
         families: Families::Together,
         run: address_checks,
+    },
+    Scenario {
+        name: "address_that_a_container_is_given_anew_is_found_to_be_free",
+        what: "who answers for others must not answer a container's check of its own address",
+        families: Families::Together,
+        run: own_check,
     },
     Scenario {
         name: "root_in_the_container_cannot_lift_its_policy",
@@ -169,63 +199,126 @@ fn honest(stage: &Stage, wire: &Wire, seen: &mut Vec<Vec<u8>>, outside: &Wire) -
     })
 }
 
-fn try_all(case: &Case, arguments: &[&str], is_free: bool) -> Result<()> {
-    let stage = Stage::new(case, arguments)?;
-    let (host, lab_outside) = (&case.lab.host, &case.lab.outside);
-    let (host_mac, outside_mac) = (mac_of(host, "eth0")?, mac_of(lab_outside, "eth0")?);
-    let wire = stage.client.within(|| Wire::of("eth0"))??;
-    let outside = lab_outside.within(|| Wire::of("eth0"))??;
-    let sibling = stage.sibling.within(|| Wire::of("eth0"))??;
-    let bridge = host.within(|| Wire::of("nucnet0"))??;
-    // The host has found out who the outside is before anything is counted on.
-    honest(&stage, &wire, &mut Vec::new(), &outside)?;
-    sibling.frames()?;
-    bridge.frames()?;
+/// Under which policy frames are tried.
+struct Policy {
+    /// What is allowed; none: there is no policy.
+    allow: Option<fn() -> String>,
+}
 
-    let frames = odd::frames(&stage);
-    let mut seen = Vec::new();
-    for (name, _, frame) in &frames {
-        wire.send(frame).with_context(|| name.clone())?;
-        seen.extend(outside.frames()?);
-    }
-    honest(&stage, &wire, &mut seen, &outside)?;
+/// Frames that a container has sent, and who saw what of them.
+struct Tried {
+    frames: Vec<(String, odd::May, Vec<u8>)>,
+    is_free: bool,
+    /// What the outside saw of the host.
+    outside: Vec<Vec<u8>>,
+    host: Vec<Vec<u8>>,
+    /// What the sibling saw of others.
+    sibling: Vec<Vec<u8>>,
+    host_mac: Mac,
+}
 
-    let may_go = |frame: &[u8]| match mark(frame).and_then(|number| frames.get(number)) {
-        Some((_, Go, _)) => is_free,
-        Some((_, Never, _)) => false,
-        None => true,
+impl Tried {
+    const WITHOUT_POLICY: Policy = Policy { allow: None };
+    const UNDER_POLICY: Policy = Policy {
+        allow: Some(|| format!("{}:{CONTROL_PORT}/udp", OUTSIDE.v4)),
     };
-    let name = |frame: &[u8]| {
-        let odd = mark(frame).and_then(|number| frames.get(number));
-        odd.map_or("unmarked", |(name, ..)| name.as_str())
-    };
-    seen.retain(|frame| frame[6..12] != outside_mac);
-    for frame in &seen {
-        let why = is_foreign(frame, host_mac);
-        ensure!(
-            why.is_none(),
-            "outside saw ({why:?}, {}) {frame:02x?}",
-            name(frame)
-        );
-        ensure!(may_go(frame), "outside saw {}: {frame:02x?}", name(frame));
+
+    /// Sends the frames whose names are meant.
+    fn new(case: &Case, policy: &Policy, is_meant: fn(&str) -> bool) -> Result<Self> {
+        case.only_nucnet()?;
+        let allow = policy.allow.map(|rule| rule());
+        let arguments = allow.iter().flat_map(|rule| ["--allow", rule]);
+        let stage = Stage::new(case, &arguments.collect::<Vec<_>>())?;
+        let (host, lab_outside) = (&case.lab.host, &case.lab.outside);
+        let (host_mac, outside_mac) = (mac_of(host, "eth0")?, mac_of(lab_outside, "eth0")?);
+        let wire = stage.client.within(|| Wire::of("eth0"))??;
+        let outside = lab_outside.within(|| Wire::of("eth0"))??;
+        let sibling = stage.sibling.within(|| Wire::of("eth0"))??;
+        let bridge = host.within(|| Wire::of("nucnet0"))??;
+        // The host has found out who the outside is before anything is counted on.
+        honest(&stage, &wire, &mut Vec::new(), &outside)?;
+        sibling.frames()?;
+        bridge.frames()?;
+
+        let frames = odd::frames(&stage);
+        let mut seen = Vec::new();
+        for (name, _, frame) in frames.iter().filter(|(name, ..)| is_meant(name)) {
+            wire.send(frame).with_context(|| name.clone())?;
+            seen.extend(outside.frames()?);
+        }
+        honest(&stage, &wire, &mut seen, &outside)?;
+        seen.retain(|frame| frame[6..12] != outside_mac);
+        let mut others = sibling.frames()?;
+        others.retain(|frame| frame[6..12] != stage.sibling_mac);
+        Ok(Self {
+            frames,
+            is_free: allow.is_none(),
+            outside: seen,
+            host: bridge.frames()?,
+            sibling: others,
+            host_mac,
+        })
     }
-    for frame in bridge.frames()? {
-        ensure!(
-            may_go(&frame),
-            "the host saw {}: {frame:02x?}",
-            name(&frame)
-        );
+
+    fn odd(&self, frame: &[u8]) -> Option<&(String, odd::May, Vec<u8>)> {
+        mark(frame).and_then(|number| self.frames.get(number))
     }
-    for frame in sibling.frames()? {
-        let is_own = frame[6..12] == stage.sibling_mac;
-        ensure!(is_own, "the sibling saw {}: {frame:02x?}", name(&frame));
+
+    fn name(&self, frame: &[u8]) -> &str {
+        self.odd(frame).map_or("unmarked", |(name, ..)| name)
     }
-    let went: Vec<&str> = seen.iter().map(|frame| name(frame)).collect();
-    if is_free {
-        ensure!(
-            went.contains(&"option: no operation"),
-            "ordinary ones go: {went:?}"
-        );
+
+    fn may_go(&self, frame: &[u8]) -> bool {
+        match self.odd(frame) {
+            Some((_, Go, _)) => self.is_free,
+            Some((_, Never, _)) => false,
+            None => true,
+        }
+    }
+}
+
+/// That of the frames whose names are meant nobody gets what is not for them.
+fn try_some(case: &Case, policy: &Policy, is_meant: fn(&str) -> bool) -> Result<()> {
+    let tried = Tried::new(case, policy, is_meant)?;
+    let mut wrong = Vec::new();
+    for frame in &tried.outside {
+        let name = tried.name(frame);
+        if let Some(why) = is_foreign(frame, tried.host_mac) {
+            wrong.push(format!("outside saw {name} ({why}): {frame:02x?}"));
+        } else if !tried.may_go(frame) {
+            wrong.push(format!("outside saw {name}: {frame:02x?}"));
+        }
+    }
+    for frame in tried.sibling.iter().filter(|frame| !tried.may_go(frame)) {
+        wrong.push(format!(
+            "the sibling saw {}: {frame:02x?}",
+            tried.name(frame)
+        ));
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let went: Vec<&str> = tried
+        .outside
+        .iter()
+        .map(|frame| tried.name(frame))
+        .collect();
+    let ordinary = ["option: no operation", "VXLAN"].into_iter();
+    let mut ordinary = ordinary.filter(|name| tried.is_free && is_meant(name));
+    ensure!(
+        ordinary.all(|name| went.contains(&name)),
+        "ordinary ones go: {went:?}"
+    );
+    Ok(())
+}
+
+/// That the host sees nothing of what goes nowhere, and knows why.
+fn count_all(case: &Case, policy: &Policy) -> Result<()> {
+    let tried = Tried::new(case, policy, |_| true)?;
+    for frame in &tried.host {
+        let name = tried.name(frame);
+        ensure!(tried.may_go(frame), "the host saw {name}: {frame:02x?}");
+    }
+    if let Some(frame) = tried.sibling.first() {
+        bail!("the sibling saw {}: {frame:02x?}", tried.name(frame));
     }
     let drops = case.lab.drops()?;
     for reason in [
@@ -247,30 +340,20 @@ fn try_all(case: &Case, arguments: &[&str], is_free: bool) -> Result<()> {
         );
     }
     let counted: u64 = drops.values().sum();
-    let never = frames
+    let never = tried
+        .frames
         .iter()
-        .filter(|(_, may, _)| *may == Never || !is_free);
+        .filter(|(_, may, _)| *may == Never || !tried.is_free);
     ensure!(
         counted >= never.clone().count() as u64,
         "{counted} of {} frames are counted: {drops:?}",
         never.count()
     );
-    if !is_free {
+    if !tried.is_free {
         case.counted("policy")?;
         case.counted("ip-options")?;
     }
     Ok(())
-}
-
-fn without_policy(case: &Case) -> Result<()> {
-    case.only_nucnet()?;
-    try_all(case, &[], true)
-}
-
-fn under_policy(case: &Case) -> Result<()> {
-    case.only_nucnet()?;
-    let rule = format!("{}:{CONTROL_PORT}/udp", OUTSIDE.v4);
-    try_all(case, &["--allow", &rule], false)
 }
 
 fn address_checks(case: &Case) -> Result<()> {
@@ -308,8 +391,12 @@ fn address_checks(case: &Case) -> Result<()> {
             "something is counted as {reason} among {sent:02x?}"
         );
     }
+    Ok(())
+}
 
-    // The kernel's own check of an address that it is given anew.
+fn own_check(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let stage = Stage::new(case, &["--egress-default", "deny"])?;
     let address = format!("{}/64", stage.v6);
     stage.client.sysctl("net/ipv6/conf/eth0/accept_dad", "1")?;
     stage

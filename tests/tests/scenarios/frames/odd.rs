@@ -49,6 +49,19 @@ pub(super) fn v6(text: &str) -> IpAddr {
     IpAddr::V6(text.parse::<Ipv6Addr>().expect(text))
 }
 
+/// Whether a frame is one whose headers hide where it goes, or what it is; or that of a
+/// connection that nobody has seen begin.
+pub(super) fn is_header(name: &str) -> bool {
+    let kinds = [
+        "option: ",
+        "extension header: ",
+        "routing header ",
+        "priority tag",
+        "TCP A without",
+    ];
+    kinds.iter().any(|kind| name.starts_with(kind))
+}
+
 /// Everything that is tried: its name, what may become of it without a policy, the frame. Under a
 /// policy that does not allow its destination, nothing of it may go anywhere.
 pub(super) fn frames(stage: &Stage) -> Vec<(String, May, Vec<u8>)> {

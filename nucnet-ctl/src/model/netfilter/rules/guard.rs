@@ -31,6 +31,9 @@ impl Wanted<'_> {
         }
         if family.is_v6() {
             let sources = chains.chain(Table::Mangle, SOURCES);
+            // Who asks whether an address is taken means its own, for which the host answers others.
+            let matches = "-s ::/128 -p ipv6-icmp -m icmp6 --icmpv6-type 135";
+            sources.rule(matches, &dropped("host", Reason::Discovery), "-j DROP");
             // Their answers change nothing: endpoints are permanent neighbours of the host's.
             for kind in ["135", "136"] {
                 let matches = format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind}");
@@ -58,6 +61,7 @@ impl Wanted<'_> {
                     ("-d 127.0.0.0/8", Reason::Martian),
                     ("-d 224.0.0.0/4", Reason::Multicast),
                     ("-m addrtype --dst-type BROADCAST", Reason::Multicast),
+                    ("-d 240.0.0.0/4", Reason::Martian),
                     ("-d 169.254.0.0/16", Reason::LinkLocal),
                     (
                         "-p udp -m udp --sport 67 --dport 68",
@@ -66,7 +70,8 @@ impl Wanted<'_> {
                     ("-p icmp -m icmp --icmp-type 5", Reason::Infrastructure),
                 ],
                 Family::Ipv6 => &[
-                    ("-d ::1/128", Reason::Martian),
+                    ("-d ::/127", Reason::Martian),
+                    ("-d ::ffff:0:0/96", Reason::Martian),
                     ("-d ff00::/8", Reason::Multicast),
                     ("-d fe80::/10", Reason::LinkLocal),
                     (
@@ -86,6 +91,10 @@ impl Wanted<'_> {
             for (matches, reason) in forbidden {
                 guard.rule(*matches, &dropped(id, *reason), "-j DROP");
             }
+            for matches in carried(family) {
+                guard.rule(matches, id, "-j RETURN");
+            }
+            guard.rule("", &dropped(id, Reason::Protocol), "-j DROP");
         }
         for (endpoint, network, _) in self.endpoints(family) {
             let record = endpoint.record;
@@ -99,4 +108,19 @@ impl Wanted<'_> {
             .chain(Table::Mangle, SOURCES)
             .rule("", &comment, "-j DROP");
     }
+}
+
+/// What is carried at all: TCP, UDP, echoes, and errors about them.
+fn carried(family: Family) -> Vec<String> {
+    let (icmp, kind, kinds): (_, _, &[u8]) = match family {
+        Family::Ipv4 => ("-p icmp -m icmp", "--icmp-type", &[8, 0, 3, 11, 12]),
+        Family::Ipv6 => (
+            "-p ipv6-icmp -m icmp6",
+            "--icmpv6-type",
+            &[128, 129, 1, 2, 3, 4],
+        ),
+    };
+    let ported = ["-p tcp", "-p udp"].map(str::to_owned).into_iter();
+    let kinds = kinds.iter().map(|number| format!("{icmp} {kind} {number}"));
+    ported.chain(kinds).collect()
 }

@@ -256,9 +256,18 @@ mangle -A NUCNET-SOURCES -j DROP
 mangle -A NUCNET-7 -d 127.0.0.0/8 -j DROP
 mangle -A NUCNET-7 -d 224.0.0.0/4 -j DROP
 mangle -A NUCNET-7 -m addrtype --dst-type BROADCAST -j DROP
+mangle -A NUCNET-7 -d 240.0.0.0/4 -j DROP
 mangle -A NUCNET-7 -d 169.254.0.0/16 -j DROP
 mangle -A NUCNET-7 -p udp -m udp --sport 67 --dport 68 -j DROP
 mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 5 -j DROP
+mangle -A NUCNET-7 -p tcp -j RETURN
+mangle -A NUCNET-7 -p udp -j RETURN
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 8 -j RETURN
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 0 -j RETURN
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 3 -j RETURN
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 11 -j RETURN
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 12 -j RETURN
+mangle -A NUCNET-7 -j DROP
 filter -A NUCNET-FORWARD -i nucnet0 -m conntrack --ctstate INVALID,UNTRACKED -j DROP
 filter -A NUCNET-FORWARD -o nucnet0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 filter -A NUCNET-FORWARD -o nucnet0 -m conntrack --ctstate DNAT -j ACCEPT
