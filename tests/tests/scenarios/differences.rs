@@ -143,11 +143,6 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
         "a bridge sees what it is handed before any rule does, and the host's stack drops what it \
          cannot read without telling the rules",
     ),
-    (
-        Which::Both,
-        &["address_checks_of_a_container_are_counted_as_what_they_are"],
-        "iptables sees no ARP",
-    ),
 ];
 
 /// Reasons of drops that the host's own stack does not tell the rules.
@@ -162,6 +157,11 @@ const UNCOUNTED: &[&str] = &[
 /// Whether nothing is counted for a reason where rules carry packets.
 pub(crate) fn is_uncounted(reason: &str) -> bool {
     UNCOUNTED.contains(&reason)
+}
+
+/// Whether drops of ARP are counted: iptables sees none.
+pub(crate) fn counts_arp(way: Way) -> bool {
+    way != Way::Nucnet(Datapath::Iptables)
 }
 
 /// A difference that is in the list.

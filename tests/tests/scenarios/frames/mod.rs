@@ -15,6 +15,7 @@ use nucnet_tests::packets::packet::{Packet, arp, icmp, solicitation, udp};
 use nucnet_tests::packets::wire::Wire;
 
 use crate::case::{Case, Families, Scenario, silent};
+use crate::differences::counts_arp;
 
 use odd::{
     BROADCAST,
@@ -357,38 +358,45 @@ fn count_all(case: &Case, policy: &Policy) -> Result<()> {
 }
 
 fn address_checks(case: &Case) -> Result<()> {
+    // Of each: more than the container's own stack says of anything meanwhile.
+    const EACH: u64 = 20;
     case.only_nucnet()?;
     let stage = Stage::new(case, &["--egress-default", "deny"])?;
     let before = case.lab.drops()?;
     let wire = stage.client.within(|| Wire::of("eth0"))??;
     let (own, none) = (stage.own, [0; 6]);
-    let probe = (own, v4("0.0.0.0"));
-    for (sender, target) in [(probe, stage.v4), ((own, stage.v4), stage.v4)] {
-        wire.send(&arp(
-            ArpOperation::REQUEST,
-            (BROADCAST, own),
-            sender,
-            (none, target),
-        ))?;
-    }
+    let request = |sender| {
+        let (to, about) = ((BROADCAST, own), (none, stage.v4));
+        arp(ArpOperation::REQUEST, to, sender, about)
+    };
     // A listener report (RFC 3810) with the router alert that it must have.
     let report = icmp(v6("fe80::5"), v6("ff02::16"), [143, 0, 0, 0, 0, 0, 0, 1]);
-    wire.send(&stage.frame(&report.extension(0).ttl(1)))?;
     let group = v6("ff02::1:ff00:5");
-    wire.send(&stage.frame(&solicitation(v6("::"), group, v6("fe80::5"), None)))?;
-    until("four checks are counted as what they are", SOON, || {
+    let checks = [
+        request((own, v4("0.0.0.0"))),
+        request((own, stage.v4)),
+        stage.frame(&report.extension(0).ttl(1)),
+        stage.frame(&solicitation(v6("::"), group, v6("fe80::5"), None)),
+    ];
+    for _ in 0..EACH {
+        for check in &checks {
+            wire.send(check)?;
+        }
+    }
+    let counted = EACH * if counts_arp(case.way) { 4 } else { 2 };
+    until("checks are counted as what they are", SOON, || {
         let drops = case.lab.drops()?;
         let count = |drops: &std::collections::BTreeMap<&str, u64>| {
             drops.get("discovery").copied().unwrap_or_default()
         };
-        Ok(count(&drops) >= count(&before) + 4)
+        Ok(count(&drops) >= count(&before) + counted)
     })?;
     for (reason, count) in case.lab.drops()? {
         let earlier = before.get(reason).copied().unwrap_or_default();
-        let sent = wire.frames()?;
         ensure!(
-            reason == "discovery" || count == earlier,
-            "something is counted as {reason} among {sent:02x?}"
+            reason == "discovery" || count < earlier + EACH,
+            "something is counted as {reason}: {} times",
+            count - earlier
         );
     }
     Ok(())
