@@ -255,5 +255,13 @@ fn to_programs(
     // Whichever tables they are in: a call that died may have noted another one since.
     netfilter::clear_left_over()?;
     netfilter::leave(session)?;
+    // Where interfaces cannot be told to forward one by one (before Linux 6.17), giving the host's
+    // switch back has turned off what bridges were told, too.
+    let mut world = World::new(session);
+    for network in networks {
+        world.network = Some(network.clone());
+        let bridge = network.bridge.to_string();
+        repair::run(&mut world, vec![Step::BridgeSysctls(bridge)])?;
+    }
     carry::forget_carried(session, &endpoints, mappings)
 }
