@@ -381,53 +381,7 @@ impl<T: fmt::Display> fmt::Display for Named<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        IfName, Mac, NetworkName,
-        policy::Policy,
-        record::{AttachWish, MountPoint, Namespace, ResolvRecord},
-    };
-
-    fn endpoint() -> EndpointRecord {
-        let mac = Mac::local([1; 6]);
-        EndpointRecord {
-            id: "web".parse().unwrap(),
-            number: 7,
-            state: State::Active,
-            wish: AttachWish {
-                network: NetworkName::default_network(),
-                addresses: Vec::new(),
-                mac: None,
-                ifname: IfName::eth0(),
-                mtu: None,
-                publishes: Vec::new(),
-                egress: Policy::default(),
-                rootfs: None,
-                slot: None,
-            },
-            network: 1,
-            netns: "/run/netns/web".into(),
-            namespace: Namespace {
-                device: 4,
-                inode: 5,
-                cookie: Some(6),
-            },
-            host_ifname: IfName::host_side(7),
-            link: Some(9),
-            mac,
-            host_mac: mac,
-            addresses: vec!["10.0.42.2".parse().unwrap()],
-            mtu: "1500".parse().unwrap(),
-            default_route: true,
-            publishes: Vec::new(),
-            pending: Vec::new(),
-            policy: None,
-            egress: Policy::default(),
-            other_policy: None,
-            resolv: None,
-            datapath: crate::model::record::DatapathKind::Ebpf,
-            keeps_open: false,
-        }
-    }
+    use crate::model::record::{MountPoint, ResolvRecord, sample::endpoint};
 
     fn sound() -> EndpointSight {
         EndpointSight {
@@ -480,10 +434,10 @@ mod tests {
         let sight = EndpointSight {
             program: false,
             entry: false,
-            addresses: vec!["10.0.42.2".parse().unwrap()],
+            addresses: vec!["10.0.42.7".parse().unwrap()],
             publishes: 2,
             policy: 3,
-            neighbours: vec!["10.0.42.2".parse().unwrap()],
+            neighbours: vec!["10.0.42.7".parse().unwrap()],
             inside: vec!["interface eth0 is down".to_owned()],
             ..sound()
         };

@@ -259,9 +259,8 @@ pub(super) mod tests {
         *,
     };
     use crate::model::{
-        IfName, Mtu, NetworkName,
-        policy::Policy,
-        record::{AttachWish, EndpointRecord, Namespace, State},
+        IfName,
+        record::{EndpointRecord, State, sample},
     };
     use std::time::Duration;
 
@@ -281,45 +280,14 @@ pub(super) mod tests {
     }
 
     pub(in crate::kernel) fn record(number: u32, id: &str) -> EndpointRecord {
-        let namespace = Namespace {
-            device: 1,
-            inode: 2,
-            cookie: None,
-        };
-        let mac: Mac = "02:00:00:00:00:01".parse().unwrap();
         EndpointRecord {
             id: id.parse().unwrap(),
             number,
             state: State::Configuring,
-            wish: AttachWish {
-                network: NetworkName::default_network(),
-                addresses: vec![],
-                mac: None,
-                ifname: "eth0".parse().unwrap(),
-                mtu: None,
-                publishes: vec![],
-                egress: Policy::default(),
-                rootfs: None,
-                slot: None,
-            },
-            network: 1,
-            netns: "/proc/1/ns/net".into(),
-            namespace,
             host_ifname: IfName::host_side(number),
             link: None,
-            mac,
-            host_mac: mac,
             addresses: vec![],
-            mtu: Mtu::ETHERNET,
-            default_route: true,
-            publishes: vec![],
-            pending: vec![],
-            policy: None,
-            egress: Policy::default(),
-            other_policy: None,
-            resolv: None,
-            datapath: crate::model::record::DatapathKind::Ebpf,
-            keeps_open: false,
+            ..sample::endpoint()
         }
     }
 

@@ -62,6 +62,25 @@ pub struct Tracked {
 }
 
 impl Tracked {
+    /// What the kernel has of a connection that it adopted.
+    #[cfg(test)]
+    pub(crate) fn of(adopted: &Adopted) -> Self {
+        let (family, name) = described(adopted);
+        Self {
+            original: adopted.original,
+            reply: adopted.reply,
+            id: 1,
+            is_answered: adopted.is_answered,
+            tcp: adopted.tcp,
+            sent: Count::default(),
+            answered: Count::default(),
+            start: None,
+            expires: adopted.expires,
+            name,
+            family,
+        }
+    }
+
     /// Whether an address or a port is another one on the way.
     pub fn is_translated(&self) -> bool {
         let (asked, answer) = (&self.original, &self.reply);

@@ -7,6 +7,8 @@
 mod endpoint;
 mod host;
 mod network;
+#[cfg(test)]
+pub(crate) mod sample;
 
 pub use endpoint::{
     AttachWish, EndpointRecord, MountPoint, OtherPolicy, PolicyNumbers, ResolvRecord,

@@ -174,40 +174,28 @@ fn ports(range: PortRange) -> String {
 #[cfg(test)]
 mod tests {
     use super::{egress::deny_chain, publish::published, *};
-    use crate::model::netfilter::{Saved, change};
+    use crate::model::{
+        netfilter::{Saved, change},
+        record::{DatapathKind, sample},
+    };
     use serde_json::json;
 
     fn network(isolate: bool, uplinks: &[&str]) -> NetworkRecord {
-        serde_json::from_value(json!({
-            "name": "default", "number": 1, "state": "active", "bridge": "nucnet0", "link": 5,
-            "mac": "02:00:00:00:00:01", "mtu": 1500, "isolate": isolate,
-            "subnets": [
-                {"cidr": "10.0.42.0/24", "gateway": "10.0.42.1"},
-                {"cidr": "fd00::/64", "gateway": "fd00::1"},
-            ],
-            "wish": {
-                "bridge": null, "subnet4": null, "subnet6": null, "gateways": [],
-                "uplinks": uplinks, "mtu": null, "isolate": isolate,
-            },
-        }))
-        .unwrap()
+        let mut record = sample::network();
+        record.isolate = isolate;
+        if let Some(wish) = &mut record.wish {
+            wish.uplinks = uplinks.iter().map(|name| name.parse().unwrap()).collect();
+        }
+        record
     }
 
     fn endpoint(publishes: &[&str], egress: serde_json::Value) -> EndpointRecord {
-        serde_json::from_value(json!({
-            "id": "web", "number": 7, "state": "active", "network": 1, "netns": "/run/netns/web",
-            "namespace": {"device": 4, "inode": 5, "cookie": 6}, "host_ifname": "nn00000007",
-            "link": 9, "mac": "02:00:00:00:00:07", "host_mac": "02:00:00:00:00:08",
-            "addresses": ["10.0.42.7", "fd00::7"], "mtu": 1500, "default_route": true,
-            "publishes": publishes, "policy": null, "resolv": null, "egress": egress,
-            "datapath": "iptables",
-            "wish": {
-                "network": "default", "addresses": [], "mac": null, "ifname": "eth0", "mtu": null,
-                "publishes": [], "egress": {"default": "allow", "allow": [], "deny": [], "dns": []},
-                "rootfs": null,
-            },
-        }))
-        .unwrap()
+        EndpointRecord {
+            publishes: publishes.iter().map(|spec| spec.parse().unwrap()).collect(),
+            egress: serde_json::from_value(egress).unwrap(),
+            datapath: DatapathKind::Iptables,
+            ..sample::endpoint()
+        }
     }
 
     fn open() -> serde_json::Value {

@@ -1,8 +1,9 @@
 //! Connections that are open while the host goes over to the other datapath, and keep their
-//! translation.
-//!
-//! A flow and an entry of the kernel's table of connections say the same: who asked whom, and how
-//! the answer comes back. What a policy says of it is judged anew.
+//! translation. What a policy says of them is judged anew.
+
+mod same;
+
+use same::{Parties, connection};
 
 use super::{
     Error,
@@ -11,26 +12,19 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::{Datapath, LOOPBACK, monotonic},
-        netfilter::{self, Adopted, Conntrack, Netfilter, TcpState, Tracked, Tuple},
+        bpf::{Datapath, monotonic},
+        netfilter::{self, Adopted, Conntrack, Netfilter, Tracked},
     },
     model::{
         behaviour::BehaviourWish,
-        from_abi,
         netfilter::{Family, Table},
         record::{EndpointRecord, MappingRecord, NetworkRecord},
-        to_abi,
     },
 };
-use nucnet_common::{
-    abi::{Flow, FlowKey, FlowState, PeerKind, UNJUDGED, flow_flag},
-    flow::SECOND,
-    packet::{TCP, UDP},
-};
+use nucnet_common::abi::{Flow, FlowKey, PeerKind};
 use std::{
     collections::HashSet,
     io,
-    net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -138,59 +132,6 @@ fn is_unserved(adopted: &Adopted, has_v6: bool) -> bool {
     asked.is_ipv6() && (!has_v6 || asked.is_loopback())
 }
 
-/// A flow as the kernel is to track it. `None`: it is over, or a query of ICMP, which begins
-/// anew with the next one.
-fn connection(key: &FlowKey, flow: &Flow, now: u64) -> Option<Adopted> {
-    let protocol = u8::try_from(key.protocol).ok()?;
-    let tcp = match protocol {
-        TCP => Some(tcp_state(flow)?),
-        UDP => None,
-        _ => return None,
-    };
-    let (own, seen) = (
-        (from_abi(&key.inside), key.inside_port),
-        (from_abi(&flow.external), flow.external_port),
-    );
-    let (peer, addressed) = (
-        (from_abi(&flow.peer), flow.peer_port),
-        (from_abi(&key.peer), key.peer_port),
-    );
-    let between = |(source, source_port), (destination, destination_port)| Tuple {
-        source,
-        destination,
-        protocol,
-        source_port,
-        destination_port,
-    };
-    let (original, reply) = match flow.flags & flow_flag::INBOUND {
-        0 => (between(own, addressed), between(peer, seen)),
-        _ => (between(peer, seen), between(own, addressed)),
-    };
-    let idle = now.saturating_sub(flow.last_seen) / SECOND;
-    Some(Adopted {
-        original,
-        reply,
-        is_answered: match tcp {
-            Some(_) => flow.flags & flow_flag::ANSWERED != 0,
-            None => flow.state != FlowState::Opening as u32,
-        },
-        tcp,
-        expires: flow
-            .timeout_s
-            .saturating_sub(u32::try_from(idle).unwrap_or(u32::MAX))
-            .max(1),
-    })
-}
-
-fn tcp_state(flow: &Flow) -> Option<TcpState> {
-    Some(match flow.state {
-        state if state == FlowState::Opening as u32 => TcpState::Opening,
-        state if state == FlowState::Established as u32 => TcpState::Established,
-        state if state == FlowState::Closing as u32 => TcpState::Closing,
-        _ => return None,
-    })
-}
-
 /// Has the programs know of the connections that the kernel tracks, before any of them sits
 /// anywhere. `datapath` has just been loaded.
 pub(super) fn to_flows(
@@ -230,132 +171,6 @@ pub(super) fn to_flows(
     datapath.adopt(&adoption)?;
     report(carried, lost);
     Ok(())
-}
-
-/// Who may take part in a connection.
-struct Parties<'a> {
-    endpoints: &'a [EndpointRecord],
-    networks: &'a [NetworkRecord],
-    mappings: &'a [MappingRecord],
-    /// The host's own addresses.
-    local: Vec<IpAddr>,
-    /// CLOCK_MONOTONIC in nanoseconds.
-    now: u64,
-    /// Nanoseconds since 1970.
-    clock: u64,
-}
-
-impl Parties<'_> {
-    fn endpoint(&self, address: IpAddr) -> Option<&EndpointRecord> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.find(|endpoint| endpoint.addresses.contains(&address))
-    }
-
-    fn network_of(&self, endpoint: u32) -> Option<&NetworkRecord> {
-        let endpoint = self.endpoints.iter().find(|it| it.number == endpoint)?;
-        let mut networks = self.networks.iter();
-        networks.find(|network| network.number == endpoint.network)
-    }
-
-    fn is_host(&self, address: IpAddr) -> bool {
-        address.is_loopback() || self.local.contains(&address)
-    }
-
-    /// A connection as the programs keep it, but for the way to a peer beyond an uplink, which
-    /// they look up with the next packet of the endpoint's. `None`: it is over, or none of theirs.
-    fn flow(&self, tracked: &Tracked) -> Option<(FlowKey, Flow)> {
-        let (asked, answer) = (&tracked.original, &tracked.reply);
-        let (state, mut flags) = match (asked.protocol, tracked.tcp) {
-            (TCP, Some(state)) => tcp_flags(state, tracked.is_answered)?,
-            (UDP, _) if tracked.is_answered => (FlowState::Established, 0),
-            (UDP, _) => (FlowState::Opening, 0),
-            _ => return None,
-        };
-        let (opener, opened_to) = (self.endpoint(asked.source), self.endpoint(answer.source));
-        let owner = opener.or(opened_to)?;
-        let bridge = self.network_of(owner.number)?.link?;
-        let is_translated = tracked.is_translated();
-        let peer = match opener {
-            Some(_) => answer.source,
-            None => asked.source,
-        };
-        let (peer_kind, peer_link) = match (opener.and(opened_to), self.is_host(peer)) {
-            (Some(sibling), _) => (PeerKind::Endpoint, sibling.link?),
-            (None, true) if opener.is_none() && is_translated => (PeerKind::Loopback, LOOPBACK),
-            (None, true) => (PeerKind::Host, bridge),
-            // Whatever comes in or goes out is translated.
-            (None, false) if !is_translated => return None,
-            (None, false) => (PeerKind::Uplink, 0),
-        };
-        // The endpoint's own side, as it sees it, and the other one, as it is.
-        let (inside, view) = match opener {
-            Some(_) => (asked, answer),
-            None => (answer, asked),
-        };
-        let (out, back) = match opener {
-            Some(_) => (tracked.sent, tracked.answered),
-            None => (tracked.answered, tracked.sent),
-        };
-        if opener.is_none() {
-            flags |= flow_flag::INBOUND;
-        }
-        let closing = match opener {
-            Some(_) => flow_flag::FIN_INSIDE,
-            None => flow_flag::FIN_PEER,
-        };
-        if state == FlowState::Closing {
-            // Who opens is who closes, as a rule.
-            flags |= closing;
-        }
-        let age = tracked
-            .start
-            .map_or(0, |start| self.clock.saturating_sub(start));
-        let mapping = self.mappings.iter().find(|it| came_by(&it.spec, tracked));
-        let key = FlowKey {
-            endpoint: owner.number,
-            protocol: asked.protocol.into(),
-            inside: to_abi(inside.source),
-            peer: to_abi(inside.destination),
-            inside_port: inside.source_port,
-            peer_port: inside.destination_port,
-        };
-        let flow = Flow {
-            created: self.now.saturating_sub(age),
-            last_seen: self.now,
-            packets_out: out.packets,
-            bytes_out: out.bytes,
-            packets_in: back.packets,
-            bytes_in: back.bytes,
-            external: to_abi(view.destination),
-            external_port: view.destination_port,
-            peer: to_abi(view.source),
-            peer_port: view.source_port,
-            state: state as u32,
-            flags,
-            peer_kind: peer_kind as u32,
-            policy: UNJUDGED,
-            link: owner.link?,
-            peer_link,
-            mapping: mapping.map_or(0, |mapping| mapping.number),
-            ..Flow::default()
-        };
-        Some((key, flow))
-    }
-}
-
-/// State and flags of a TCP connection. `None`: it is over.
-fn tcp_flags(state: TcpState, is_answered: bool) -> Option<(FlowState, u32)> {
-    let answered = match is_answered {
-        true => flow_flag::ANSWERED,
-        false => 0,
-    };
-    let connected = flow_flag::ANSWERED | flow_flag::CONNECTED;
-    Some(match state {
-        TcpState::Opening => (FlowState::Opening, answered),
-        TcpState::Established => (FlowState::Established, connected),
-        TcpState::Closing => (FlowState::Closing, connected),
-        TcpState::Closed => return None,
-    })
 }
 
 /// The rules for the host's own sockets, wherever there are any: found while all still works, for
