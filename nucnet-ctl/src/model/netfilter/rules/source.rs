@@ -12,10 +12,27 @@ use std::net::IpAddr;
 const PRIVILEGED: u16 = 1023;
 
 /// With which address a packet leaves.
-enum Source<'a> {
+#[derive(Clone, Copy)]
+enum Source {
     /// That of the interface.
     Interface,
-    One(&'a str),
+    One(IpAddr),
+}
+
+impl Source {
+    /// The target of a rule, with ports from that range.
+    fn target(self, ports: Option<PortRange>) -> String {
+        let ports = ports.map(|range| format!("{}-{}", range.first(), range.last()));
+        match (self, ports) {
+            (Self::Interface, None) => "-j MASQUERADE".to_owned(),
+            (Self::Interface, Some(ports)) => format!("-j MASQUERADE --to-ports {ports}"),
+            (Self::One(address), None) => format!("-j SNAT --to-source {address}"),
+            (Self::One(IpAddr::V4(v4)), Some(ports)) => format!("-j SNAT --to-source {v4}:{ports}"),
+            (Self::One(IpAddr::V6(v6)), Some(ports)) => {
+                format!("-j SNAT --to-source [{v6}]:{ports}")
+            }
+        }
+    }
 }
 
 impl Wanted<'_> {
@@ -62,11 +79,7 @@ impl Wanted<'_> {
                 } => {
                     hook.rule("-o lo", &owner, "-j RETURN");
                     let matches = format!("-s {int}{}", by("-o", ext_if.as_ref()));
-                    let source = match ext_ip {
-                        IpAddr::V4(v4) => v4.to_string(),
-                        IpAddr::V6(v6) => format!("[{v6}]"),
-                    };
-                    self.translate(hook, &matches, &owner, Source::One(&source), false);
+                    self.translate(hook, &matches, &owner, Source::One(*ext_ip), false);
                 }
                 MappingSpec::Hairpin { ext_ip, int_ip, .. } => {
                     let Some(lan) = mapping.lan else { continue };
@@ -96,36 +109,23 @@ impl Wanted<'_> {
         chain: &mut Chain,
         matches: &str,
         owner: &str,
-        source: Source<'_>,
+        source: Source,
         keeps_ports: bool,
     ) {
-        let target = |drawn: Option<PortRange>| {
-            let drawn = drawn.map(|range| format!("{}-{}", range.first(), range.last()));
-            match (&source, drawn) {
-                (Source::Interface, None) => "-j MASQUERADE".to_owned(),
-                (Source::Interface, Some(drawn)) => format!("-j MASQUERADE --to-ports {drawn}"),
-                (Source::One(source), None) => {
-                    format!("-j SNAT --to-source {}", source.trim_matches(['[', ']']))
-                }
-                (Source::One(source), Some(drawn)) => {
-                    format!("-j SNAT --to-source {source}:{drawn}")
-                }
-            }
-        };
         if let Some(range) = self.ports {
             let privileged = PortRange::new(0, PRIVILEGED);
             for protocol in ["tcp", "udp"] {
                 let matches = format!("{matches} -p {protocol}");
                 if !keeps_ports {
-                    chain.rule(matches, owner, target(Some(range.drawn)));
+                    chain.rule(matches, owner, source.target(Some(range.drawn)));
                     continue;
                 }
                 for hosts in privileged.into_iter().chain([range.host]) {
                     let matches = format!("{matches} -m {protocol} --sport {}", ports(hosts));
-                    chain.rule(matches, owner, target(Some(range.drawn)));
+                    chain.rule(matches, owner, source.target(Some(range.drawn)));
                 }
             }
         }
-        chain.rule(matches, owner, target(None));
+        chain.rule(matches, owner, source.target(None));
     }
 }
