@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -29,6 +30,9 @@ use serde_json::Value;
 const PROGRAMS: &str = "/usr/sbin";
 /// Where they are kept while some are taken away.
 const KEPT: &str = "/mnt";
+
+/// For how long a host may take to settle.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The host: namespaces of the calling thread.
 pub(crate) struct Lab {
@@ -367,6 +371,7 @@ fn network() -> Vec<String> {
 /// links are up, and addresses of IPv6 with their routes come by a work queue.
 fn settle() {
     let netlink = Netlink::open().expect("netlink");
+    let end = Instant::now() + PATIENCE;
     loop {
         // Twice: a bridge is up when one of its ports is.
         for _ in 0..2 {
@@ -375,9 +380,12 @@ fn settle() {
                 netlink.find_link(link.index).expect("link");
             }
         }
-        if ip("-6 address show tentative").is_empty() {
+        let tentative = ip("-6 address show tentative");
+        if tentative.is_empty() {
             break;
         }
+        assert!(Instant::now() < end, "not proved unique: {tentative}");
+        thread::yield_now();
     }
 }
 
