@@ -16,8 +16,8 @@ use nucnet_common::{
 };
 
 use crate::{
-    glue::{Entry, Skb},
     maps::*,
+    skb::{Entry, Skb},
 };
 
 /// Whether a run may not change anything.

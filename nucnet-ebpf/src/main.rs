@@ -7,9 +7,9 @@
 extern crate self as aya_log_ebpf;
 
 mod dry_run;
-mod glue;
 mod log;
 mod maps;
+mod skb;
 mod sock;
 mod step;
 
@@ -26,7 +26,6 @@ use aya_ebpf::{
 };
 pub use log::macro_support;
 
-use glue::{AF_INET, AF_INET6, Skb, word, words};
 use nucnet_common::{
     abi::{Address, DropCount, DropKey, Reason},
     answer::{self, Origin},
@@ -35,6 +34,7 @@ use nucnet_common::{
     packet::{ETHERNET, is_v4},
     path::{self, Drop, Verdict, Way},
 };
+use skb::{AF_INET, AF_INET6, Skb, word, words};
 
 /// The packet is for this host (`linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;

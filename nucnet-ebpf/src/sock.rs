@@ -16,8 +16,8 @@ use nucnet_common::{
 };
 
 use crate::{
-    glue::{AF_INET6, address},
     maps::{PUBLISHES, SETTINGS},
+    skb::{AF_INET6, address},
 };
 
 /// The socket call goes on.

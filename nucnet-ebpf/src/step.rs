@@ -17,7 +17,7 @@ use nucnet_common::{
     step::Steps,
 };
 
-use crate::{glue::Skb, maps::QUESTION};
+use crate::{maps::QUESTION, skb::Skb};
 
 impl Steps for Skb {
     #[inline(always)]

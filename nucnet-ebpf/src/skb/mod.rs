@@ -1,0 +1,44 @@
+//! The kernel's side of `nucnet_common::env`: socket buffer, maps, clock, routes, sockets.
+
+mod address;
+mod frame;
+mod host;
+mod monitors;
+mod tables;
+
+pub use address::{AF_INET, AF_INET6, address, word, words};
+
+use core::ops::{Deref, DerefMut};
+
+use aya_ebpf::programs::TcContext;
+
+/// One packet in the kernel.
+pub struct Skb {
+    pub ctx: TcContext,
+}
+
+/// An entry of a hash map.
+///
+/// The kernel frees an entry only after a grace period, and a program runs inside one, so the
+/// memory outlives the program. Another processor may write the same entry: fields are plain
+/// integers, and no decision relies on two of them agreeing.
+pub struct Entry<T>(pub *mut T);
+
+impl<T> Deref for Entry<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: the pointer came from a lookup that succeeded in this run of the program; see
+        // the type for its lifetime.
+        unsafe { &*self.0 }
+    }
+}
+
+impl<T> DerefMut for Entry<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { &mut *self.0 }
+    }
+}
