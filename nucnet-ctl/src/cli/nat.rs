@@ -162,7 +162,7 @@ impl NatVerb {
                     &serde_json::json!({ "removed": removed }),
                     |out| match &removed {
                         Some(id) => writeln!(out, "{id}: removed"),
-                        None => writeln!(out, "was not there"),
+                        None => writeln!(out, "{choice}: was not there"),
                     },
                 );
                 Ok(())

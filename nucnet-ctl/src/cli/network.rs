@@ -175,7 +175,9 @@ impl NetworkVerb {
                     return show_plan(global, &undone(&host.plan_remove_network(&name)?));
                 }
                 host.remove_network(&name)?;
-                report(global, &serde_json::json!({ "id": name }), |_| Ok(()));
+                report(global, &serde_json::json!({ "id": name }), |out| {
+                    writeln!(out, "{name}: removed")
+                });
                 Ok(())
             }
         }

@@ -26,7 +26,7 @@ use crate::{
 };
 use nucnet_common::abi;
 use serde::Serialize;
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 /// A static mapping as the JSON shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,6 +57,15 @@ pub enum MappingChoice {
     Id(EndpointId),
     /// The one that was asked for in those words.
     Spec(MappingSpec),
+}
+
+impl fmt::Display for MappingChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Spec(spec) => spec.fmt(f),
+        }
+    }
 }
 
 impl MappingChoice {

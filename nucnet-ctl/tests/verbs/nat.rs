@@ -19,6 +19,27 @@ fn gc_takes_nothing_from_a_mapping_that_lives() {
 }
 
 #[test]
+fn whoever_removes_a_mapping_reads_which_one_and_whether_it_was_there() {
+    on_a_host(|lab| {
+        let added = lab.ok(ADD);
+        let (id, spec) = added.trim_end().split_once(": ").expect("id and mapping");
+        assert_eq!(
+            lab.ok(&format!("nat remove {id}")),
+            format!("{id}: removed\n")
+        );
+        assert_eq!(
+            lab.ok(&format!("nat remove {id}")),
+            format!("{id}: was not there\n")
+        );
+        let by_words = lab.ok(&ADD.replace("add", "remove"));
+        assert!(
+            by_words.starts_with(&format!("{spec}: was not there")),
+            "{by_words}"
+        );
+    });
+}
+
+#[test]
 fn a_mapping_without_idle_times_is_repaired_by_the_same_add() {
     on_a_host(|lab| {
         lab.ok(ADD);

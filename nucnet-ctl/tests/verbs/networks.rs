@@ -78,7 +78,7 @@ fn created_networks_stay_and_are_what_was_asked_for() {
             plan.to_string().contains("undo: make bridge br-blue"),
             "{plan}"
         );
-        lab.ok("network remove blue");
+        assert_eq!(lab.ok("network remove blue"), "blue: removed\n");
         assert!(!ip("link show").contains("br-blue"));
         let view = lab.json("network create auto");
         assert_eq!(view["subnets"][0], "10.0.43.0/24");
