@@ -41,6 +41,7 @@ pub(crate) mod tool {
     pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2" };
     pub(crate) const IPTABLES: Tool = Tool { program: "iptables", package: "iptables" };
     pub(crate) const IPERF3: Tool = Tool { program: "iperf3", package: "iperf3" };
+    pub(crate) const NFT: Tool = Tool { program: "nft", package: "nftables" };
     pub(crate) const PING: Tool = Tool { program: "ping", package: "iputils-ping" };
     pub(crate) const STRIP: Tool = Tool { program: "strip", package: "binutils" };
     pub(crate) const TRACEROUTE: Tool = Tool { program: "traceroute", package: "traceroute" };

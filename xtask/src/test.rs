@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the tests of the loaded programs run.
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 10] = [
     tool::BPFTOOL,
     tool::CURL,
     tool::DIG,
@@ -32,6 +32,7 @@ const TOOLS: [Tool; 9] = [
     tool::IP,
     tool::IPERF3,
     tool::IPTABLES,
+    tool::NFT,
     tool::PING,
     tool::TRACEROUTE,
 ];

@@ -236,26 +236,55 @@ pub fn bridge_netfilter(value: Option<&str>) -> Finding {
     Finding::ok("bridge-nf", text)
 }
 
-/// Whether a firewall drops what is forwarded. `None`: nobody could say.
-pub fn forward(drops: Option<&[&str]>, by_rules: bool) -> Finding {
+/// A chain that drops by default what the host forwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dropping {
+    /// `FORWARD` of iptables, as the tool of that name lists it: rules before its end may accept.
+    Iptables(&'static str),
+    /// One of a table that is no business of iptables': what other tables accept it still drops.
+    Native(String),
+}
+
+impl fmt::Display for Dropping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iptables(tool) => write!(f, "FORWARD ({tool})"),
+            Self::Native(chain) => write!(f, "{chain} (nft)"),
+        }
+    }
+}
+
+/// Whether a firewall drops by default what is forwarded. `None`: nobody could say.
+pub fn forward(drops: Option<&[Dropping]>, by_rules: bool) -> Finding {
     let id = "forward-policy";
-    match drops {
-        None => Finding::unknown(id, "no firewall tool could be asked", "run as root"),
-        Some([]) => Finding::ok(id, "no firewall drops by default what is forwarded"),
-        Some(tools) if by_rules => Finding::ok(
+    let Some(drops) = drops else {
+        return Finding::unknown(id, "no firewall tool could be asked", "run as root");
+    };
+    let named = |drops: &mut dyn Iterator<Item = &Dropping>| {
+        let names: Vec<_> = drops.map(ToString::to_string).collect();
+        names.join(", ")
+    };
+    let is_native = |drop: &&Dropping| matches!(drop, Dropping::Native(_));
+    let all = named(&mut drops.iter());
+    let native = named(&mut drops.iter().filter(is_native));
+    match (drops, by_rules) {
+        ([], _) => Finding::ok(id, "no firewall drops by default what is forwarded"),
+        (_, false) => Finding::ok(
             id,
             format!(
-                "{}: FORWARD drops by default; nucnet's rules accept its packets before",
-                tools.join(", ")
+                "drops by default: {all}; nucnet's packets are not forwarded by the host, and do \
+                 not pass it"
             ),
         ),
-        Some(tools) => Finding::ok(
+        (_, true) if native.is_empty() => Finding::ok(
             id,
-            format!(
-                "{}: FORWARD drops by default; nucnet's packets are not forwarded by the host, \
-                 and do not pass it",
-                tools.join(", ")
-            ),
+            format!("drops by default: {all}; nucnet's rules accept its packets before"),
+        ),
+        (_, true) => Finding::fail(
+            id,
+            format!("drops by default what nucnet's rules accept, too: {native}"),
+            "accept there what comes from or goes to nucnet's bridges (nft add rule ... iifname \
+             nucnet0 accept), or go over to --datapath ebpf, whose packets do not pass it",
         ),
     }
 }
@@ -303,12 +332,22 @@ pub fn iptables(found: Option<Iptables>, by_rules: bool) -> Finding {
     }
 }
 
-/// Whether a tool's listing of rules has a forward chain that drops by default.
-pub fn drops_forwarded(listing: &str) -> bool {
-    listing.lines().map(str::trim).any(|line| {
-        line.starts_with(":FORWARD DROP")
-            || line.contains("hook forward") && line.contains("policy drop")
-    })
+/// The chains in a tool's listing that drop by default what is forwarded.
+pub fn dropping(tool: &'static str, listing: &str) -> Vec<Dropping> {
+    let (mut table, mut chain) = ("", "");
+    let mut found = Vec::new();
+    for line in listing.lines().map(str::trim) {
+        let named = |kind| line.strip_prefix(kind)?.strip_suffix(" {");
+        table = named("table ").unwrap_or(table);
+        chain = named("chain ").unwrap_or(chain);
+        let is_iptables = matches!(table, "ip filter" | "ip6 filter") && chain == "FORWARD";
+        if line.starts_with(":FORWARD DROP") {
+            found.push(Dropping::Iptables(tool));
+        } else if line.contains("hook forward") && line.contains("policy drop") && !is_iptables {
+            found.push(Dropping::Native(format!("{table} {chain}")));
+        }
+    }
+    found
 }
 
 /// The destination ports that rules of `iptables-save` translate: protocol and port.
@@ -466,6 +505,7 @@ pub fn visibility() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice;
 
     fn severity(finding: Finding) -> Severity {
         assert_eq!(
@@ -516,19 +556,35 @@ mod tests {
 
     #[test]
     fn a_forward_policy_of_drop_is_seen_in_each_tools_words() {
-        assert!(drops_forwarded("*filter\n:FORWARD DROP [0:0]\n"));
-        assert!(drops_forwarded(
-            "table ip filter {\n chain FORWARD {\n  type filter hook forward priority filter; \
-             policy drop;\n }\n}"
-        ));
-        assert!(!drops_forwarded(
-            ":INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n type filter hook input priority 0; \
-             policy drop;"
-        ));
-        assert_eq!(severity(forward(Some(&["nft"]), false)), Severity::Ok);
+        let saved = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n";
+        let iptables = Dropping::Iptables("iptables-save");
+        assert_eq!(dropping("iptables-save", saved), slice::from_ref(&iptables));
+        let listed = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority \
+            filter; policy drop;\n\t}\n}\ntable inet strict {\n\tchain entry {\n\t\ttype filter \
+            hook input priority filter; policy drop;\n\t}\n\tchain through {\n\t\ttype filter hook \
+            forward priority filter; policy drop;\n\t}\n\tchain after {\n\t}\n}\n";
+        let native = Dropping::Native("inet strict through".to_owned());
+        assert_eq!(dropping("nft", listed), slice::from_ref(&native));
+        assert_eq!(dropping("nft", ":FORWARD ACCEPT [0:0]\n"), []);
+    }
+
+    #[test]
+    fn only_what_drops_after_nucnets_rules_is_in_their_way() {
+        let iptables = Dropping::Iptables("iptables-save");
+        let both = [
+            iptables.clone(),
+            Dropping::Native("inet strict through".to_owned()),
+        ];
         assert_eq!(severity(forward(None, false)), Severity::Unknown);
-        let text = forward(Some(&["nft"]), true).text;
-        assert!(text.contains("accept"), "{text}");
+        assert_eq!(severity(forward(Some(&both), false)), Severity::Ok);
+        assert_eq!(severity(forward(Some(&[iptables]), true)), Severity::Ok);
+        let finding = forward(Some(&both), true);
+        assert_eq!(finding.severity, Severity::Fail);
+        assert!(
+            finding.text.ends_with(": inet strict through (nft)"),
+            "{}",
+            finding.text
+        );
     }
 
     #[test]

@@ -398,14 +398,13 @@ fn iptables(by_rules: bool) -> Finding {
 
 fn firewalls(endpoints: &[EndpointRecord], by_rules: bool) -> [Finding; 2] {
     let rules = probe::firewalls();
-    let read: Vec<(&str, &str)> = rules
+    let read: Vec<(&'static str, &str)> = rules
         .iter()
         .filter_map(|rules| Some((rules.tool, rules.text.as_deref()?)))
         .collect();
-    let drops: Vec<&str> = read
+    let drops: Vec<_> = read
         .iter()
-        .filter(|(_, text)| diagnosis::drops_forwarded(text))
-        .map(|(tool, _)| *tool)
+        .flat_map(|(tool, text)| diagnosis::dropping(tool, text))
         .collect();
     let could_look = rules.is_empty() || !read.is_empty();
     let translated: BTreeSet<(String, u16)> = read

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nucnet_tests::lab::wait::{SOON, until};
+use nucnet_tests::lab::wait::{NEVER, SOON, until};
 use nucnet_tests::lab::{Endpoint, FAR, Family, HOST, Node, OUTSIDE, Pair, Snapshot, udp, web};
 use serde_json::Value;
 
@@ -22,6 +22,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "its chains, FORWARD DROP, its bridge with a container that goes on working",
         families: Families::Together,
         run: docker,
+    },
+    Scenario {
+        name: "native_firewall_that_drops_what_is_forwarded_is_passed_by_or_named",
+        what: "its table drops what iptables' accepts: by rules doctor says so, and its remedy helps",
+        families: Families::Each,
+        run: native_firewall,
     },
     Scenario {
         name: "transfers_go_on_while_others_attach_and_detach_and_gc_runs",
@@ -98,9 +104,11 @@ COMMIT
 ";
 
 /// Feeds a program with lines. `false`: this kernel cannot do it.
-fn feed(node: &Node, program: &str, lines: &str) -> Result<bool> {
+fn feed(node: &Node, program: &[&str], lines: &str) -> Result<bool> {
+    let (program, arguments) = program.split_first().context("no program")?;
     let mut child = node
         .command(program)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
@@ -133,8 +141,8 @@ fn with_docker(case: &Case) -> Result<Node> {
         }
     }
     let host = &case.lab.host;
-    if !feed(host, "iptables-restore", DOCKER_RULES)?
-        || !feed(host, "ip6tables-restore", DOCKER_RULES6)?
+    if !feed(host, &["iptables-restore"], DOCKER_RULES)?
+        || !feed(host, &["ip6tables-restore"], DOCKER_RULES6)?
     {
         return skip("this kernel has no netfilter, or lacks a match of Docker's");
     }
@@ -241,6 +249,47 @@ fn conversations(
         )?,
         Conversation::start(&names[1], container, remote.port(family, 80), &outside)?,
     ])
+}
+
+fn native_firewall(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    if !has("nft") {
+        return skip("there is no program nft here");
+    }
+    let host = &case.lab.host;
+    let table = "table inet strict {\n\
+                 chain through {\n\
+                 type filter hook forward priority 0; policy drop;\n\
+                 }\n\
+                 }\n";
+    if !feed(host, &["nft", "-f", "-"], table)? {
+        return skip("this kernel has no nf_tables");
+    }
+    let (container, _) = case.attached("web", &["-p", "8080:80"])?;
+    let _web = web::Server::start(container.listen(case.any(80))?)?;
+    let _remote = web::Server::start(case.lab.outside.listen(case.any(80))?)?;
+    let outside = &case.lab.outside;
+    if !case.is_by_programs() {
+        let lost = outside.connect(HOST.port(case.family, 8080), NEVER);
+        ensure!(lost.is_err(), "the table drops nothing");
+        let findings = case
+            .lab
+            .nucnet(&["doctor", "-o", "json"])?
+            .expect(5)?
+            .json()?;
+        let findings = findings.as_array().context("no findings")?;
+        let policy = findings.iter().find(|it| it["id"] == "forward-policy");
+        let text = policy.map_or(String::new(), |policy| policy["text"].to_string());
+        ensure!(text.contains("inet strict through"), "{findings:?}");
+        for way in ["iifname", "oifname"] {
+            let rule = format!("inet strict through {way} nucnet0 accept");
+            let words: Vec<&str> = ["add", "rule"].into_iter().chain(rule.split(' ')).collect();
+            host.run("nft", &words)?;
+        }
+    }
+    case.who(outside, HOST.port(case.family, 8080))?;
+    case.who(&container, OUTSIDE.port(case.family, 80))?;
+    Ok(())
 }
 
 fn transfers(case: &Case) -> Result<()> {
