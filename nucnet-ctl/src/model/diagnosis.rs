@@ -1,6 +1,6 @@
 //! What `doctor` makes of what it saw: how bad it is, and what mends it.
 
-use super::netfilter::Backend;
+use super::netfilter::{Backend, CHAIN_PREFIX};
 use ipnet::IpNet;
 use serde::Serialize;
 use std::fmt;
@@ -350,10 +350,12 @@ pub fn dropping(tool: &'static str, listing: &str) -> Vec<Dropping> {
     found
 }
 
-/// The destination ports that rules of `iptables-save` translate: protocol and port.
+/// The destination ports that others' rules of `iptables-save` translate: protocol and port.
 pub fn translated_ports(listing: &str) -> Vec<(String, u16)> {
     let rules = listing.lines().filter(|line| {
-        line.starts_with("-A ") && (line.contains("-j DNAT") || line.contains("-j REDIRECT"))
+        line.strip_prefix("-A ")
+            .is_some_and(|rule| !rule.starts_with(CHAIN_PREFIX))
+            && (line.contains("-j DNAT") || line.contains("-j REDIRECT"))
     });
     rules
         .filter_map(|rule| {
@@ -592,7 +594,8 @@ mod tests {
         let listing = "*nat\n:DOCKER - [0:0]\n\
             -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80\n\
             -A DOCKER -p udp -m udp --dport 53 -j ACCEPT\n\
-            -A PREROUTING -p tcp -m tcp --dport 25 -j REDIRECT --to-ports 2525\n";
+            -A PREROUTING -p tcp -m tcp --dport 25 -j REDIRECT --to-ports 2525\n\
+            -A NUCNET-1 -p tcp -m tcp --dport 90 -j DNAT --to-destination 10.0.42.2:80\n";
         let wanted = [("tcp".to_owned(), 8080), ("tcp".to_owned(), 25)];
         assert_eq!(translated_ports(listing), wanted);
     }

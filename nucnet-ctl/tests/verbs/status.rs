@@ -338,7 +338,22 @@ fn doctor_names_ports_that_iptables_translates_as_well() {
         assert!(text(&finding["text"]).contains("8085/tcp"), "{finding}");
         let policy = named(&found, "forward-policy");
         assert_eq!(policy["severity"], "ok");
-        assert!(text(&policy["text"]).contains("FORWARD drops"), "{policy}");
+        assert!(
+            text(&policy["text"]).contains("FORWARD (iptables-save)"),
+            "{policy}"
+        );
+    });
+}
+
+#[test]
+fn doctor_takes_nucnets_own_rules_for_nobody_elses() {
+    on_a_host(|lab| {
+        let container = lab.container("web");
+        let attach = format!("attach --netns {} -p 8080:80", container.display());
+        lab.ok(&format!("--datapath iptables {attach}"));
+        let (found, code) = findings(&mut lab.command("doctor -o json"));
+        assert_eq!(code, Some(0), "{found}");
+        assert_eq!(named(&found, "foreign-dnat")["severity"], "ok", "{found}");
     });
 }
 
