@@ -252,18 +252,7 @@ fn again_with_others(case: &Case) -> Result<()> {
 fn asked_for(case: &Case) -> Result<()> {
     case.only_nucnet()?;
     let container = case.lab.container("web")?;
-    let words = [
-        "network",
-        "create",
-        "red",
-        "--bridge",
-        "red0",
-        "--subnet",
-        "10.71.0.0/24",
-        "--subnet6",
-        "fd71::/64",
-    ];
-    case.lab.nucnet(&words)?.expect(0)?;
+    case.network("red --bridge red0 --subnet 10.71.0.0/24 --subnet6 fd71::/64")?;
     let endpoint = case.attach(
         &container,
         &[

@@ -108,6 +108,16 @@ impl Case {
         Ok(Self { lab, way, family })
     }
 
+    /// Makes a network: the words of `nucnet-ctl network create`, separated by blanks.
+    pub(crate) fn network(&self, words: &str) -> Result<()> {
+        let arguments: Vec<_> = "network create"
+            .split(' ')
+            .chain(words.split(' '))
+            .collect();
+        self.lab.nucnet(&arguments)?.expect(0)?;
+        Ok(())
+    }
+
     /// A new container, attached with these arguments of `nucnet-ctl attach`.
     pub(crate) fn attached(&self, name: &str, arguments: &[&str]) -> Result<(Node, Endpoint)> {
         let container = self.lab.container(name)?;

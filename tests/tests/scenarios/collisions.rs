@@ -166,10 +166,7 @@ fn both_talk(one: &mut Client, two: &mut Client) -> Result<()> {
 /// Endpoints of a network that keeps source ports, so that the first port tried is known.
 fn keeping(case: &Case, names: &[&str]) -> Result<Vec<(Node, Endpoint)>> {
     case.only_nucnet()?;
-    let words = "network create keep --bridge keep0 --subnet 10.71.0.0/24 --subnet6 fd71::/64 \
-                 --keep-ports";
-    let words: Vec<_> = words.split_whitespace().collect();
-    case.lab.nucnet(&words)?.expect(0)?;
+    case.network("keep --bridge keep0 --subnet 10.71.0.0/24 --subnet6 fd71::/64 --keep-ports")?;
     let attach = |name: &&str| case.attached(name, &["--network", "keep"]);
     names.iter().map(attach).collect()
 }

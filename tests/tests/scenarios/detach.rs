@@ -161,16 +161,7 @@ fn down(case: &Case) -> Result<()> {
     let before = both(case, &container)?;
     case.lab.nucnet(&["down"])?.expect(0)?;
     unchanged(&before, &both(case, &container)?, "down of nothing")?;
-    let words = [
-        "network",
-        "create",
-        "red",
-        "--bridge",
-        "red0",
-        "--subnet",
-        "10.71.0.0/24",
-    ];
-    case.lab.nucnet(&words)?.expect(0)?;
+    case.network("red --bridge red0 --subnet 10.71.0.0/24")?;
     case.attach(
         &container,
         &["-p", "8080:80", "-p", "5300:53/udp", "--allow", "any"],

@@ -105,23 +105,8 @@ fn container_to_host(case: &Case) -> Result<()> {
 
 fn networks(case: &Case) -> Result<()> {
     case.only_nucnet()?;
-    for (name, bridge, v4, v6) in [
-        ("red", "red0", "10.71.0.0/24", "fd71::/64"),
-        ("blue", "blue0", "10.72.0.0/24", "fd72::/64"),
-    ] {
-        let words = [
-            "network",
-            "create",
-            name,
-            "--bridge",
-            bridge,
-            "--subnet",
-            v4,
-            "--subnet6",
-            v6,
-        ];
-        case.lab.nucnet(&words)?.expect(0)?;
-    }
+    case.network("red --bridge red0 --subnet 10.71.0.0/24 --subnet6 fd71::/64")?;
+    case.network("blue --bridge blue0 --subnet 10.72.0.0/24 --subnet6 fd72::/64")?;
     let (one, first) = case.attached("one", &["--network", "red"])?;
     let (two, _) = case.attached("two", &["--network", "blue"])?;
     let _web = case.web(&one, 80)?;
@@ -137,13 +122,10 @@ fn networks(case: &Case) -> Result<()> {
 fn other_family(case: &Case) -> Result<()> {
     case.only_nucnet()?;
     let subnet = match case.family {
-        Family::V4 => ["--subnet6", "fd71::/64"],
-        Family::V6 => ["--subnet", "10.71.0.0/24"],
+        Family::V4 => "--subnet6 fd71::/64",
+        Family::V6 => "--subnet 10.71.0.0/24",
     };
-    let words = ["network", "create", "red", "--bridge", "red0"];
-    case.lab
-        .nucnet(&[&words[..], &subnet].concat())?
-        .expect(0)?;
+    case.network(&format!("red --bridge red0 {subnet}"))?;
     let (_first, _) = case.attached("first", &["--network", "red"])?;
     let (web, _) = case.attached("web", &["-p", "8080:80"])?;
     let _web = case.web(&web, 80)?;

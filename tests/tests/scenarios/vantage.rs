@@ -218,9 +218,7 @@ fn every_place(case: &Case) -> Result<()> {
     let served = Served::new(case, "web", &["-p", "8080:80", "-p", "5300:53/udp"])?;
     let (sibling, sibling_endpoint) = case.attached("sibling", &[])?;
     case.only_nucnet()?;
-    case.lab
-        .nucnet(&["network", "create", "other"])?
-        .expect(0)?;
+    case.network("other")?;
     let (other, other_endpoint) = case.attached("other", &["--network", "other"])?;
 
     let family = case.family;
@@ -301,9 +299,7 @@ fn loopback_only(case: &Case) -> Result<()> {
     let specs = published_on(family.loopback());
     let served = Served::new(case, "web", &specs.each_ref().map(String::as_str))?;
     let (sibling, _) = case.attached("sibling", &[])?;
-    case.lab
-        .nucnet(&["network", "create", "other"])?
-        .expect(0)?;
+    case.network("other")?;
     let (other, _) = case.attached("other", &["--network", "other"])?;
     let gateway = served.endpoint.gateway(family)?;
     for client in [
