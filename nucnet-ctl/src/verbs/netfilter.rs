@@ -49,14 +49,23 @@ impl Recorded {
         .in_use())
     }
 
-    /// Without what is being made, removed, or carried by programs.
+    /// Without what is being made, removed, or carried by programs, and in the order in which rules
+    /// are written.
     pub(super) fn in_use(mut self) -> Self {
         self.networks.retain(|network| is_in_use(network.state));
         self.endpoints.retain(|endpoint| {
             is_in_use(endpoint.state) && endpoint.datapath == DatapathKind::Iptables
         });
         self.mappings.retain(|mapping| is_in_use(mapping.state));
+        self.sort();
         self
+    }
+
+    /// By number, whatever the names: who comes later comes last.
+    pub(super) fn sort(&mut self) {
+        self.networks.sort_by_key(|network| network.number);
+        self.endpoints.sort_by_key(|endpoint| endpoint.number);
+        self.mappings.sort_by_key(|mapping| mapping.number);
     }
 
     /// Whether a mapping may have an effect. What comes in is for an address of the host's or not

@@ -144,6 +144,31 @@ fn without_empty_tables(saved: &[String]) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
+#[test]
+fn rules_are_the_same_whoever_writes_them() {
+    on_a_host(|lab| {
+        let gc = |call: &str| {
+            let gone = lab.json(call);
+            assert_eq!(list(&gone["removed"]), NOTHING, "{call}");
+            let status = lab.json("--datapath auto status --sample 0s");
+            assert_eq!(list(&status["drift"]), NOTHING, "{call}");
+        };
+        // By their names, the one that comes later is the first.
+        lab.ok(&format!("--datapath iptables {}", attach(lab, "web")));
+        let client = attach(lab, "client").replace("8080:80", "9090:90");
+        lab.ok(&format!("--datapath iptables {client}"));
+        for external in [2, 1] {
+            lab.ok(&format!(
+                "--datapath iptables nat add dnat --ext-ip 192.0.2.{external} --ports 443 \
+                 --int-ip 10.0.42.2"
+            ));
+        }
+        for call in [TO_RULES, TO_PROGRAMS, TO_RULES, TO_RULES] {
+            gc(call);
+        }
+    });
+}
+
 /// What is published, under a policy, of two networks.
 fn populate(lab: &Lab) {
     lab.ok(&attach(lab, "web"));

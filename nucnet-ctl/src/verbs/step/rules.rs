@@ -136,9 +136,7 @@ impl World<'_> {
                 .retain(|other| other.number != endpoint.number);
             publishes = self.publishes_at(endpoint, step, is_done);
         }
-        recorded.networks.sort_by_key(|network| network.number);
-        recorded.endpoints.sort_by_key(|endpoint| endpoint.number);
-        recorded.mappings.sort_by_key(|mapping| mapping.number);
+        recorded.sort();
         let mut wanted = recorded.wanted();
         if let Some(endpoint) = &self.endpoint
             && (is_done || !matches!(step, Step::Entries(_)))
