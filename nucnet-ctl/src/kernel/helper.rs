@@ -356,6 +356,31 @@ mod tests {
     }
 
     #[test]
+    fn the_first_place_that_has_a_program_decides() {
+        if !is_root() {
+            return;
+        }
+        let (first, second) = (place(), place());
+        let places = [first.path(), second.path()];
+        let found = |name: &str| Helper::find_in(&places, name);
+        shell_in(second.path(), "one");
+        let one = found("one").unwrap().expect("a program");
+        assert_eq!(one.path, second.path().join("one"));
+        shell_in(first.path(), "both");
+        shell_in(second.path(), "both");
+        let both = found("both").unwrap().expect("a program");
+        assert_eq!(both.path, first.path().join("both"));
+        // Not another one in place of one that cannot be trusted.
+        let path = first.path().join("both");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o757)).unwrap();
+        let refused = found("both").unwrap_err().to_string();
+        assert!(refused.contains(path.to_str().unwrap()), "{refused}");
+        // Nor what a link leads to that leads nowhere.
+        symlink("nowhere", first.path().join("one")).unwrap();
+        assert!(matches!(found("one"), Err(Error::File { .. })));
+    }
+
+    #[test]
     fn what_others_can_change_is_not_run() {
         if !is_root() {
             return;

@@ -1,10 +1,16 @@
 //! Which datapath carries packets, and going from one to the other.
 
-use std::{fs, process::Command};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+    thread,
+};
 
+use nucnet_ctl::kernel::netns;
 use serde_json::Value;
 
-use crate::lab::{Lab, firewall, has_faults, json, list, on_a_host, text};
+use crate::lab::{Lab, firewall, has_faults, ip, json, list, on_a_host, text};
 
 const NOTHING: [Value; 0] = [];
 const TO_RULES: &str = "--datapath iptables gc";
@@ -26,7 +32,7 @@ fn without_bpffs(lab: &Lab, arguments: &str) -> Command {
 }
 
 fn printed(mut command: Command) -> String {
-    let output = command.output().expect("nucnet-ctl");
+    let output = command.output().expect("a program");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {errors}");
     String::from_utf8(output.stdout).expect("text")
@@ -166,6 +172,58 @@ fn rules_are_the_same_whoever_writes_them() {
         for call in [TO_RULES, TO_PROGRAMS, TO_RULES, TO_RULES] {
             gc(call);
         }
+    });
+}
+
+#[test]
+fn programs_are_never_looked_for_along_path() {
+    on_a_host(|lab| {
+        let (fakes, ran) = (lab.place.join("fakes"), lab.place.join("ran"));
+        fs::create_dir(&fakes).expect("directory");
+        for family in ["iptables", "ip6tables"] {
+            for backend in ["", "-nft", "-legacy"] {
+                for verb in ["", "-save", "-restore"] {
+                    let fake = fakes.join(format!("{family}{backend}{verb}"));
+                    let text = format!("#!/bin/sh\necho $0 >>{}\n", ran.display());
+                    fs::write(&fake, text).expect("program");
+                    fs::set_permissions(&fake, Permissions::from_mode(0o755)).expect("mode");
+                }
+            }
+        }
+        let with_fakes = |mut command: Command| {
+            command.env("PATH", &fakes).current_dir(&fakes);
+            command
+        };
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "iptables"]);
+        printed(with_fakes(shell));
+        fs::remove_file(&ran).expect("whoever looks there finds them");
+
+        let call = |arguments: &str| {
+            let arguments = format!("--datapath iptables {arguments}");
+            with_fakes(lab.command(&arguments))
+        };
+        printed(call(&attach(lab, "web")));
+        // What dead containers left is swept by the same programs.
+        printed(call(&attach(lab, "dead").replace("8080:80", "9090:90")));
+        netns::remove_named(&lab.place.join("dead")).expect("namespace");
+        // The kernel takes the namespace apart in its own time, and the link with it.
+        while ip("link show").contains("nucnet:dead") {
+            thread::yield_now();
+        }
+        let swept = json(&printed(call("-o json gc")));
+        assert!(swept.to_string().contains("endpoint dead"), "{swept}");
+        assert!(firewall("iptables-save").contains("nucnet:web"));
+        printed(call("down"));
+        assert!(!firewall("iptables-save").contains("nucnet:"));
+
+        lab.take_away(|program| {
+            program.starts_with("iptables") || program.starts_with("ip6tables")
+        });
+        let refused = call(&attach(lab, "late")).output().expect("nucnet-ctl");
+        lab.give_back();
+        assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+        assert!(!ran.exists(), "{:?}", fs::read_to_string(&ran));
     });
 }
 
