@@ -184,7 +184,7 @@ fn tell<E: Env>(env: &E, event: &Event) {
 
 /// Whether no packet like this was refused a short while ago.
 #[inline(always)]
-fn is_news(limit: &mut EventLimit, event: &Event) -> bool {
+pub fn is_news(limit: &mut EventLimit, event: &Event) -> bool {
     let mut hash = mix(0, u64::from(event.reason) << 32 | u64::from(event.protocol));
     hash = mix_address(hash, &event.source);
     hash = mix_address(hash, &event.destination);
@@ -212,7 +212,7 @@ fn mix(hash: u64, word: u64) -> u64 {
 
 /// Whether an event is within its budget; if so, it says how many before it were not.
 #[inline(always)]
-fn is_within(budget: &mut EventBudget, most: u64, event: &mut Event) -> bool {
+pub fn is_within(budget: &mut EventBudget, most: u64, event: &mut Event) -> bool {
     if event.time.saturating_sub(budget.since) >= SECOND {
         budget.since = event.time;
         budget.told = 0;

@@ -28,6 +28,9 @@ use super::{
 /// `inspect` counts each packet, also those of discovery that each start sends, which are not
 /// shown. A flow that falls silent is shown as closed when its place is taken. With -o json,
 /// each event is an object on a line of its own. Up to four monitors can run at once.
+///
+/// Where iptables carries packets, refusals are those of policies, of which 1000 a second are
+/// looked at; a flow that falls silent is shown as closed when its time is over.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  nucnet-ctl monitor --endpoint web\n  \
     nucnet-ctl monitor -o json | jq -c 'select(.event == \"denied\")'")]
@@ -36,7 +39,8 @@ pub(super) struct MonitorArgs {
     #[arg(long, value_name = "ID")]
     endpoint: Option<String>,
     /// With what the programs say about each packet that is shown as refused: how they read it,
-    /// and the route that they asked for last (0: to the host, 1: by an interface, 2: none)
+    /// and the route that they asked for last (0: to the host, 1: by an interface, 2: none); by
+    /// iptables there are none
     #[arg(long, conflicts_with = "endpoint")]
     debug: bool,
 }

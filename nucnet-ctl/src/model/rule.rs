@@ -5,6 +5,7 @@ use super::{
     ports::{PortRange, parse_port},
     preset::Preset,
 };
+use nucnet_common::packet::{ICMP, ICMPV6, TCP, UDP};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -87,6 +88,45 @@ impl Rule {
             ports: vec![PortRange::one(53)],
             protocol: None,
         }
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// To whom.
+    pub address: IpAddr,
+    /// By which protocol, as IP numbers them.
+    pub protocol: u8,
+    /// To which port; 0: the protocol has none.
+    pub port: u16,
+    /// Whether the address is the host's own.
+    pub is_hosts: bool,
+}
+
+impl Rule {
+    /// Whether it is about that destination.
+    pub fn covers(&self, destination: &Destination) -> bool {
+        let covers = |cidr: Cidr| cidr.contains(destination.address);
+        let is_there = match self.target {
+            Target::Any => true,
+            Target::Cidr(cidr) => covers(cidr),
+            Target::Preset(preset) => match preset.prefixes() {
+                Some(prefixes) => prefixes.into_iter().any(covers),
+                None => destination.is_hosts,
+            },
+        };
+        let has_ports = matches!(destination.protocol, TCP | UDP);
+        let is_by = match self.protocol {
+            Some(RuleProtocol::Tcp) => destination.protocol == TCP,
+            Some(RuleProtocol::Udp) => destination.protocol == UDP,
+            Some(RuleProtocol::Icmp) => matches!(destination.protocol, ICMP | ICMPV6),
+            None => has_ports || self.ports.is_empty(),
+        };
+        let mut ranges = self.ports.iter();
+        let is_port =
+            |range: &PortRange| (range.first()..=range.last()).contains(&destination.port);
+        is_there && is_by && (self.ports.is_empty() || ranges.any(is_port))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
 };
 use nucnet_common::abi::FlowState;
 use std::{
+    net::IpAddr,
     num::NonZeroU32,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -19,43 +20,61 @@ use std::{
 #[derive(Debug)]
 pub(super) struct Connections {
     tracked: Vec<Tracked>,
-    endpoints: Vec<EndpointRecord>,
-    mappings: Vec<MappingRecord>,
-    /// Only those in which this one takes part.
-    of: Option<EndpointId>,
+    parties: Parties,
     /// Nanoseconds since 1970.
     now: u64,
 }
 
 impl Connections {
-    pub(super) fn read(
-        endpoints: Vec<EndpointRecord>,
-        mappings: Vec<MappingRecord>,
-        of: Option<EndpointId>,
-    ) -> Result<Self, Error> {
+    pub(super) fn read(parties: Parties) -> Result<Self, Error> {
         let tracked = Conntrack::open().and_then(|conntrack| conntrack.list());
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             tracked: tracked.map_err(Error::Conntrack)?,
-            endpoints,
-            mappings,
-            of,
+            parties,
             now: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
         })
     }
 
     /// Each as a flow.
     pub(super) fn views(&self) -> impl Iterator<Item = FlowView<'_>> {
-        self.tracked.iter().filter_map(|tracked| self.view(tracked))
+        let tracked = self.tracked.iter();
+        tracked.filter_map(|tracked| self.parties.flow(tracked, self.now))
+    }
+}
+
+/// Whose connections are flows.
+#[derive(Debug, Default)]
+pub(super) struct Parties {
+    endpoints: Vec<EndpointRecord>,
+    mappings: Vec<MappingRecord>,
+    /// Only those in which this one takes part.
+    of: Option<EndpointId>,
+}
+
+impl Parties {
+    pub(super) fn new(
+        endpoints: Vec<EndpointRecord>,
+        mappings: Vec<MappingRecord>,
+        of: Option<EndpointId>,
+    ) -> Self {
+        Self {
+            endpoints,
+            mappings,
+            of,
+        }
     }
 
-    fn view(&self, tracked: &Tracked) -> Option<FlowView<'_>> {
+    /// Who has an address.
+    pub(super) fn holder(&self, address: IpAddr) -> Option<&EndpointRecord> {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.find(|endpoint| endpoint.addresses.contains(&address))
+    }
+
+    /// A connection as a flow; none: it is none. `now`: nanoseconds since 1970.
+    pub(super) fn flow(&self, tracked: &Tracked, now: u64) -> Option<FlowView<'_>> {
         let (asked, answer) = (&tracked.original, &tracked.reply);
-        let holder = |address| {
-            let mut endpoints = self.endpoints.iter();
-            endpoints.find(|endpoint| endpoint.addresses.contains(&address))
-        };
-        let (opener, opened_to) = (holder(asked.source), holder(answer.source));
+        let (opener, opened_to) = (self.holder(asked.source), self.holder(answer.source));
         let mut mappings = self.mappings.iter();
         let mapping = mappings.find(|mapping| came_by(&mapping.spec, tracked));
         if opener.is_none() && opened_to.is_none() && mapping.is_none() {
@@ -74,7 +93,7 @@ impl Connections {
         };
         let age = tracked
             .start
-            .map(|start| Duration::from_nanos(self.now.saturating_sub(start)).as_millis());
+            .map(|start| Duration::from_nanos(now.saturating_sub(start)).as_millis());
         Some(FlowView {
             // The lower half of when it began is enough to tell it from the one before.
             id: FlowId::new(tracked.id, tracked.start.unwrap_or_default() as u32),

@@ -242,6 +242,9 @@ pub enum Error {
     /// The kernel's table of connections cannot be read or changed.
     #[error("cannot use the kernel's table of connections")]
     Conntrack(#[source] io::Error),
+    /// What rules log cannot be read.
+    #[error("cannot read what the rules log")]
+    Log(#[source] io::Error),
     /// Nobody has settled whose tables the rules are in.
     #[error("the state does not say which iptables the rules belong to")]
     NoRules,
@@ -425,7 +428,7 @@ impl Error {
             }
             Self::Helper(helper::Error::File { source, .. }) => io_kind(source),
             Self::Helper(_) => Kind::Operation,
-            Self::Conntrack(error) => io_kind(error),
+            Self::Conntrack(error) | Self::Log(error) => io_kind(error),
             Self::Sysctl(error) => sysctl_kind(error),
             Self::Tap(error) => match error.cause().raw_os_error() {
                 // The driver is a module, and not there.

@@ -220,7 +220,7 @@ impl Host {
             None => "policy",
         };
         let rule = match reason {
-            "policy" => Some(naming.rule(self, way_in.policy, explained.rule)?),
+            "policy" => naming.rule(self, way_in.policy, explained.rule)?,
             _ => None,
         };
         let mut explanation = Explanation {

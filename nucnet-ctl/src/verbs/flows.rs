@@ -1,6 +1,9 @@
 //! `flows` and `flows flush`.
 
-use super::{Error, Host, connections::Connections};
+use super::{
+    Error, Host,
+    connections::{Connections, Parties},
+};
 use crate::{
     kernel::{bpf::Datapath, netfilter::Conntrack},
     model::{
@@ -63,8 +66,8 @@ impl Host {
         if datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables) {
             let (mappings, unreadable) = store.mappings()?;
             super::list::report(&unreadable);
-            let connections = Connections::read(records, mappings, endpoint.cloned())?;
-            return Ok(Flows(Source::Rules(connections)));
+            let parties = Parties::new(records, mappings, endpoint.cloned());
+            return Ok(Flows(Source::Rules(Connections::read(parties)?)));
         }
         Ok(Flows(match self.open_datapath()? {
             Some(datapath) => Source::Programs {

@@ -126,12 +126,17 @@ impl Host {
 
     /// Fails where rules carry packets: only programs can do that.
     pub(super) fn needs_programs(&self, what: &'static str) -> Result<(), Error> {
-        let record = self.read()?.map(|store| store.host()).transpose()?;
-        let datapath = record.flatten().and_then(|record| record.datapath);
-        match datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables) {
+        match self.is_by_rules()? {
             true => Err(Error::OtherDatapath(what)),
             false => Ok(()),
         }
+    }
+
+    /// Whether rules carry packets.
+    pub(super) fn is_by_rules(&self) -> Result<bool, Error> {
+        let record = self.read()?.map(|store| store.host()).transpose()?;
+        let datapath = record.flatten().and_then(|record| record.datapath);
+        Ok(datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables))
     }
 
     /// Access for changing; the state directory is made if there is none.

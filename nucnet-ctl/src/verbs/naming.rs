@@ -33,10 +33,19 @@ impl Naming {
         Ok(self.endpoints[&number].clone())
     }
 
-    /// The rule of a policy in its canonical form, or "default".
-    pub(super) fn rule(&mut self, host: &Host, policy: u32, rule: u32) -> Result<String, Error> {
+    /// The rule of a policy in its canonical form, or "default"; none: nobody knows by which
+    /// policy it was.
+    pub(super) fn rule(
+        &mut self,
+        host: &Host,
+        policy: u32,
+        rule: u32,
+    ) -> Result<Option<String>, Error> {
+        if policy == 0 {
+            return Ok(None);
+        }
         if rule == 0 {
-            return Ok(DEFAULT.to_owned());
+            return Ok(Some(DEFAULT.to_owned()));
         }
         if !self.policies.contains_key(&policy) {
             self.learn(host)?;
@@ -44,11 +53,11 @@ impl Naming {
         }
         let known = self.policies[&policy].as_ref();
         let found = known.and_then(|policy| policy.rules().find(|(number, ..)| *number == rule));
-        Ok(match found {
+        Ok(Some(match found {
             Some((_, _, rule)) => rule.to_string(),
             // The policy was replaced before anybody looked.
             None => format!("rule {rule} of a policy that is gone"),
-        })
+        }))
     }
 
     fn learn(&mut self, host: &Host) -> Result<(), Error> {
@@ -68,7 +77,7 @@ impl Naming {
 }
 
 /// The policies of an endpoint: the one that its record has, and one that is coming or going.
-fn policies(endpoint: &EndpointRecord) -> impl Iterator<Item = (u32, &Policy)> {
+pub(super) fn policies(endpoint: &EndpointRecord) -> impl Iterator<Item = (u32, &Policy)> {
     let own = endpoint
         .policy
         .map(|numbers| (numbers.policy, &endpoint.egress));

@@ -14,6 +14,10 @@ use nix::{
     unistd::Pid,
 };
 use nucnet_common::abi;
+use nucnet_ctl::{
+    kernel::{bpf::monotonic, netfilter::readers},
+    model::netfilter::MONITOR_GROUPS,
+};
 use serde_json::Value;
 
 use super::{
@@ -57,20 +61,29 @@ impl Lab {
             if let Some(status) = monitor.child.try_wait()? {
                 anyhow::bail!("the monitor ended: {status}");
             }
-            Ok(self.monitors()?.iter().any(|entry| entry.process == own))
+            Ok(self.monitors()?.contains(&own))
         })?;
         Ok(monitor)
     }
 
-    /// Who reads which ring of events, as the programs see it.
+    /// The process ids of monitors that the datapath tells events to.
     ///
     /// # Errors
-    /// Nothing is pinned.
-    pub fn monitors(&self) -> Result<Vec<abi::Monitor>> {
+    /// There is no datapath.
+    pub fn monitors(&self) -> Result<Vec<u32>> {
+        if self.datapath == Some("iptables") {
+            let readers = self.host.within(readers)??;
+            let readers = readers.into_iter();
+            let monitors = readers.filter(|(group, _)| MONITOR_GROUPS.contains(group));
+            return Ok(monitors.map(|(_, process)| process).collect());
+        }
         let map = MapData::from_pin(self.bpffs().join("maps").join(abi::map::MONITORS))?;
         let map: Array<_, abi::Monitor> = Map::Array(map).try_into()?;
+        let now = monotonic()?;
         let readers = map.iter().take(abi::size::MONITORS);
-        Ok(readers.collect::<Result<_, _>>()?)
+        let readers = readers.collect::<Result<Vec<_>, _>>()?;
+        let current = readers.into_iter().filter(|reader| reader.until > now);
+        Ok(current.map(|reader| reader.process).collect())
     }
 }
 

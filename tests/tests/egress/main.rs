@@ -18,7 +18,7 @@ use nucnet_ctl::{
     model::{
         from_abi,
         policy::{Action, Compiled, Policy},
-        rule::Rule,
+        rule::{Destination, Rule},
         to_abi,
     },
 };
@@ -102,19 +102,39 @@ fn packet(asked: Asked, number: u16) -> Packet {
 /// What the policy makes of a packet, and by which rule, where it really goes considered.
 fn expected(policy: &Policy, asked: Asked) -> (Action, u32) {
     let (action, rule) = verdict(policy, asked);
-    let is_translated = asked.protocol == TCP && asked.port == PUBLISHED && is_host(asked.to);
-    if action == Action::Deny || !is_translated {
+    let really = really(asked);
+    if action == Action::Deny || really == asked {
         return (action, rule);
+    }
+    match verdict(policy, really) {
+        (Action::Deny, by) if by != 0 => (Action::Deny, by),
+        _ => (action, rule),
+    }
+}
+
+/// Where a packet goes once the site's publish has been looked at.
+fn really(asked: Asked) -> Asked {
+    let is_translated = asked.protocol == TCP && asked.port == PUBLISHED && is_host(asked.to);
+    if !is_translated {
+        return asked;
     }
     let to = match asked.to {
         IpAddr::V4(_) => APP.v4,
         IpAddr::V6(_) => APP.v6,
     };
     let port = 80;
-    match verdict(policy, Asked { to, port, ..asked }) {
-        (Action::Deny, by) if by != 0 => (Action::Deny, by),
-        _ => (action, rule),
-    }
+    Asked { to, port, ..asked }
+}
+
+/// The rule that denies a packet, as it is worked out for who monitors rules.
+fn denied_by(policy: &Policy, asked: Asked) -> Option<u32> {
+    let destination = |asked: Asked| Destination {
+        address: asked.to,
+        protocol: asked.protocol,
+        port: asked.port,
+        is_hosts: is_host(asked.to),
+    };
+    policy.denied_by(&destination(asked), &destination(really(asked)))
 }
 
 /// Whether the sender of what a policy denies is told as the policy wants it. Of ICMP errors there
@@ -196,6 +216,14 @@ fn compiled_tables_say_what_the_rules_say() {
             prop_assert_eq!(
                 judged(&world, &endpoint, *asked),
                 (action, rule),
+                "{:?}: {:?}",
+                policy,
+                asked
+            );
+            let (action, rule) = expected(&policy, *asked);
+            prop_assert_eq!(
+                denied_by(&policy, *asked),
+                (action == Action::Deny).then_some(rule),
                 "{:?}: {:?}",
                 policy,
                 asked

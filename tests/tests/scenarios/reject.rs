@@ -70,10 +70,7 @@ fn curl(case: &Case) -> Result<()> {
         endpoint.json["egress"]["reject"] == json!(true),
         "{endpoint:?}"
     );
-    let monitor = match case.is_by_programs() {
-        true => Some(case.lab.monitor(&["--endpoint", "client"])?),
-        false => None,
-    };
+    let monitor = case.lab.monitor(&["--endpoint", "client"])?;
     let url = format!("http://{to}/who");
 
     // It could wait for a minute, and does not.
@@ -85,16 +82,14 @@ fn curl(case: &Case) -> Result<()> {
         output.status
     );
     refused(&client, to)?;
-    if let Some(monitor) = monitor {
-        let event = monitor.wait_for("a denial", |event| event["event"] == "denied")?;
-        for (key, value) in [
-            ("reason", json!("policy")),
-            ("rule", json!("any:443/tcp")),
-            ("dst", json!(to.ip().to_string())),
-            ("dport", json!(443)),
-        ] {
-            ensure!(event[key] == value, "{key} is not {value}: {event}");
-        }
+    let event = monitor.wait_for("a denial", |event| event["event"] == "denied")?;
+    for (key, value) in [
+        ("reason", json!("policy")),
+        ("rule", json!("any:443/tcp")),
+        ("dst", json!(to.ip().to_string())),
+        ("dport", json!(443)),
+    ] {
+        ensure!(event[key] == value, "{key} is not {value}: {event}");
     }
     case.counted("policy")?;
 

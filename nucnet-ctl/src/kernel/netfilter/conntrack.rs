@@ -2,23 +2,21 @@
 //! network namespace.
 
 mod adopted;
+mod events;
 
 use std::{
     io,
     net::{IpAddr, Ipv6Addr},
-    os::fd::{AsRawFd, OwnedFd},
 };
 
-use nix::{
-    errno::Errno,
-    libc,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket},
-};
+use nix::{errno::Errno, libc};
 
+use super::nfnetlink::{Request, Socket, attributes, inner, kind, long, number, short};
 use crate::kernel::fault::{self, Operation};
 
 pub use adopted::Adopted;
 use adopted::{described, turned, write_tuple};
+pub use events::{Change, Connections};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,65 +189,49 @@ mod abi {
     pub(super) const NAT_PROTO: u16 = 3;
     /// Smallest and largest port.
     pub(super) const NAT_PORTS: [u16; 2] = [1, 2];
-    pub(super) const NESTED: u16 = 0x8000;
-    /// Nested, or in network order: not part of the type.
-    pub(super) const TYPE_MASK: u16 = 0x3fff;
 }
-
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
-/// `struct nfgenmsg`, after it.
-const GENERAL: usize = 4;
 
 /// A socket to the table.
 #[derive(Debug)]
-pub struct Conntrack(OwnedFd);
+pub struct Conntrack(Socket);
 
 impl Conntrack {
     /// That of the calling thread's namespace.
     pub fn open() -> io::Result<Self> {
-        let (kind, protocol) = (SockType::Raw, SockProtocol::NetlinkNetFilter);
-        let fd = socket(
-            AddressFamily::Netlink,
-            kind,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )?;
-        Ok(Self(fd))
+        Socket::open().map(Self)
     }
 
     /// All connections of both families. A kernel that tracks none has none.
     pub fn list(&self) -> io::Result<Vec<Tracked>> {
         let mut all = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            self.send(abi::GET, libc::NLM_F_DUMP, family as u8, &[])?;
-            let mut is_done = false;
-            while !is_done {
-                let mut buffer = vec![0; 1 << 16];
-                let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-                is_done = messages(&buffer[..length], |payload| {
-                    all.extend(tracked(payload));
-                })?;
-            }
+            let request = request(abi::GET, libc::NLM_F_DUMP, family as u8, &[]);
+            self.0.ask(&request, |message| {
+                all.extend(tracked(message.family, message.contents));
+            })?;
         }
         Ok(all)
+    }
+
+    /// What a connection is like now; none: it is gone.
+    pub fn look(&self, known: &Tracked) -> io::Result<Option<Tracked>> {
+        let mut found = None;
+        let request = request(abi::GET, libc::NLM_F_ACK, known.family, &known.name);
+        let answer = self.0.ask(&request, |message| {
+            found = tracked(message.family, message.contents);
+        });
+        unless_gone(answer)?;
+        Ok(found)
     }
 
     /// Forgets a connection; one that is gone is fine.
     pub fn forget(&self, tracked: &Tracked) -> io::Result<()> {
         fault::before(Operation::Netlink)?;
-        match self.change(abi::DELETE, 0, tracked.family, &tracked.name) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
-            result => result,
-        }
+        unless_gone(self.change(abi::DELETE, 0, tracked.family, &tracked.name))
     }
 
-    /// Sends a request and reads whether it was done.
-    fn change(&self, kind: u16, flags: i32, family: u8, attributes: &[u8]) -> io::Result<()> {
-        self.send(kind, libc::NLM_F_ACK | flags, family, attributes)?;
-        let mut buffer = vec![0; 1 << 12];
-        let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        messages(&buffer[..length], |_| {}).map(drop)
+    fn change(&self, number: u16, flags: i32, family: u8, attributes: &[u8]) -> io::Result<()> {
+        self.0.change(request(number, flags, family, attributes))
     }
 
     /// Has the kernel track a connection, by TCP or UDP, with the translation that it has. Whatever
@@ -268,10 +250,7 @@ impl Conntrack {
         }
         let mut name = Vec::new();
         write_tuple(&mut name, abi::TUPLE_ORIG, &adopted.original);
-        match self.change(abi::DELETE, 0, family, &name) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-            deleted => deleted?,
-        }
+        unless_gone(self.change(abi::DELETE, 0, family, &name))?;
         self.change(abi::NEW, create, family, &attributes)
     }
 
@@ -284,68 +263,33 @@ impl Conntrack {
         }
         Ok(count)
     }
+}
 
-    fn send(&self, kind: u16, flags: i32, family: u8, attributes: &[u8]) -> io::Result<()> {
-        let flags = (libc::NLM_F_REQUEST | flags) as u16;
-        let length = HEADER + GENERAL + attributes.len();
-        let mut bytes = Vec::with_capacity(length);
-        bytes.extend((length as u32).to_ne_bytes());
-        bytes.extend((abi::SUBSYSTEM << 8 | kind).to_ne_bytes());
-        bytes.extend(flags.to_ne_bytes());
-        // Sequence number and port of the sender: each request has its answer before the next one.
-        bytes.extend([0; 8]);
-        // Version 0 and no resource.
-        bytes.extend([family, 0, 0, 0]);
-        bytes.extend(attributes);
-        send(self.0.as_raw_fd(), &bytes, MsgFlags::empty())?;
-        Ok(())
+fn request(number: u16, flags: i32, family: u8, attributes: &[u8]) -> Request<'_> {
+    Request {
+        kind: kind(abi::SUBSYSTEM, number),
+        flags,
+        family,
+        resource: 0,
+        attributes,
     }
 }
 
-/// Calls `each` with what comes after the headers of each message. Whether that was the end.
-fn messages(mut bytes: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<bool> {
-    while let Some(header) = bytes.get(..HEADER) {
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let kind = i32::from(u16::from_ne_bytes([header[4], header[5]]));
-        let Some(payload) = bytes.get(HEADER..length) else {
-            return Err(Errno::EBADMSG.into());
-        };
-        match kind {
-            libc::NLMSG_DONE => return Ok(true),
-            libc::NLMSG_ERROR => {
-                let code = payload
-                    .first_chunk::<4>()
-                    .map(|code| i32::from_ne_bytes(*code));
-                return match code {
-                    Some(0) => Ok(true),
-                    Some(code) => Err(io::Error::from_raw_os_error(-code)),
-                    None => Err(Errno::EBADMSG.into()),
-                };
-            }
-            _ => each(payload),
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+/// What is gone is fine.
+fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+        result => result,
     }
-    Ok(false)
 }
 
-/// The attributes in some bytes: type, contents, and both with their header.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-        let kind = u16::from_ne_bytes([*bytes.get(2)?, *bytes.get(3)?]) & abi::TYPE_MASK;
-        let (whole, contents) = (bytes.get(..length)?, bytes.get(4..length)?);
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, contents, whole))
-    })
-}
-
-fn tracked(payload: &[u8]) -> Option<Tracked> {
+/// A connection by its attributes.
+fn tracked(family: u8, bytes: &[u8]) -> Option<Tracked> {
     let (mut original, mut reply, mut name) = (None, None, Vec::new());
     let (mut id, mut expires, mut is_answered) = (0, 0, false);
     let (mut tcp, mut start) = (None, None);
     let (mut sent, mut answered) = (Count::default(), Count::default());
-    for (kind, contents, whole) in attributes(payload.get(GENERAL..)?) {
+    for (kind, contents, whole) in attributes(bytes) {
         match kind {
             abi::TUPLE_ORIG => original = tuple(contents),
             abi::TUPLE_REPLY => reply = tuple(contents),
@@ -378,22 +322,8 @@ fn tracked(payload: &[u8]) -> Option<Tracked> {
         start,
         expires,
         name,
-        family: *payload.first()?,
+        family,
     })
-}
-
-/// The contents of the first attribute of that type.
-fn inner(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut found = attributes(bytes).filter(|(kind, ..)| *kind == wanted);
-    found.next().map(|(_, contents, _)| contents)
-}
-
-fn number(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(*bytes.first_chunk()?))
-}
-
-fn long(bytes: &[u8]) -> Option<u64> {
-    Some(u64::from_be_bytes(*bytes.first_chunk()?))
 }
 
 fn count(bytes: &[u8]) -> Count {
@@ -404,7 +334,7 @@ fn count(bytes: &[u8]) -> Count {
     }
 }
 
-fn tuple(bytes: &[u8]) -> Option<Tuple> {
+pub(super) fn tuple(bytes: &[u8]) -> Option<Tuple> {
     let (mut source, mut destination) = (None, None);
     let (mut protocol, mut source_port, mut destination_port) = (None, 0, 0);
     for (kind, contents, _) in attributes(bytes) {
@@ -417,8 +347,8 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
                 (
                     abi::TUPLE_PROTO,
                     abi::PROTO_SRC_PORT | abi::PROTO_ICMP_ID | abi::PROTO_ICMPV6_ID,
-                ) => source_port = port(value)?,
-                (abi::TUPLE_PROTO, abi::PROTO_DST_PORT) => destination_port = port(value)?,
+                ) => source_port = short(value)?,
+                (abi::TUPLE_PROTO, abi::PROTO_DST_PORT) => destination_port = short(value)?,
                 _ => {}
             }
         }
@@ -430,10 +360,6 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
         source_port,
         destination_port,
     })
-}
-
-fn port(bytes: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(*bytes.first_chunk()?))
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -471,8 +397,7 @@ mod tests {
                 expires: 7440,
             };
             let (family, attributes) = described(&adopted);
-            let message = [&[family, 0, 0, 0], &attributes[..]].concat();
-            let told = tracked(&message).expect("a connection");
+            let told = tracked(family, &attributes).expect("a connection");
             assert_eq!(told.original, adopted.original);
             // The kernel translates it by what else it is told.
             assert_eq!(told.reply, turned(&adopted.original));

@@ -4,6 +4,8 @@
 //! both, which do not see each other, so nucnet's go where the host's are ([`Backend`]).
 
 mod conntrack;
+mod log;
+mod nfnetlink;
 mod settings;
 
 use std::{fs, time::Duration};
@@ -11,7 +13,10 @@ use std::{fs, time::Duration};
 use super::helper::{self, Helper};
 use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, Table, change, emptied};
 
-pub use conntrack::{Adopted, Conntrack, Count, TcpState, Tracked, Tuple};
+pub use conntrack::{
+    Adopted, Change as ConnectionChange, Connections, Conntrack, Count, TcpState, Tracked, Tuple,
+};
+pub use log::{Log, Logged, readers};
 pub use settings::{Changed, count_all, forward_all, make, restore};
 
 /// How long another process may hold the lock of the old tables, in seconds.

@@ -55,11 +55,16 @@ pub fn forward_all(links: &[Link], v6: bool) -> Result<Changed, Error> {
     Ok(changes)
 }
 
-/// What must change so that packets and bytes of connections are counted, and when they began is
-/// noted. Connections that are open already are not.
+/// What must change so that packets and bytes of connections are counted, when they began is noted,
+/// and who listens is told of their end even if he came after they had begun. Not of connections
+/// that are open already.
 pub fn count_all() -> Result<Changed, Error> {
     let mut changes = Changed::new();
-    for name in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
+    for name in [
+        "nf_conntrack_acct",
+        "nf_conntrack_timestamp",
+        "nf_conntrack_events",
+    ] {
         let sysctl = Sysctl::Recorded(format!("net/netfilter/{name}"));
         plan(&sysctl, "1", &mut changes)?;
     }

@@ -129,6 +129,17 @@ impl Store {
         self.read_all()
     }
 
+    /// When records of networks, endpoints and mappings came, changed or went for the last time, in
+    /// seconds and nanoseconds.
+    pub fn changed(&self) -> Result<Vec<(i64, i64)>, Error> {
+        let directories = self.directories()?;
+        let stats = directories.iter().map(Directory::stat);
+        stats
+            .map(|stat| stat.map(|stat| (stat.st_mtime, stat.st_mtime_nsec)))
+            .collect::<Result<_, _>>()
+            .map_err(Error::from)
+    }
+
     /// Where a kind of record is; none: there was no such record yet.
     fn directory<T: Filed>(&self) -> Result<Option<Directory>, Error> {
         match T::DIRECTORY {

@@ -11,8 +11,9 @@ mod change;
 mod rules;
 mod saved;
 
+use nucnet_common::abi::size;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
 pub use change::{Change, change, emptied};
 pub use rules::{SourcePorts, Wanted, WantedEndpoint, of_mapping};
@@ -24,8 +25,10 @@ pub const CHAIN_PREFIX: &str = "NUCNET-";
 pub const COMMENT_PREFIX: &str = "nucnet:";
 /// The comment of rules that lead from the kernel's chains to nucnet's.
 pub const JUMP_COMMENT: &str = "nucnet:jump";
-/// The group that denials are logged to (`NFLOG`).
+/// The group that denials are logged to for whoever keeps a log (`NFLOG`).
 pub const LOG_GROUP: u16 = 110;
+/// The groups that they are logged to for monitors, since a group has one reader.
+pub const MONITOR_GROUPS: RangeInclusive<u16> = 111..=110 + size::MONITORS as u16;
 
 /// An address family, with a program and rules of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

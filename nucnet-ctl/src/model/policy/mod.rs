@@ -6,7 +6,7 @@ mod resolver;
 pub use compile::Compiled;
 pub use resolver::Resolver;
 
-use super::rule::Rule;
+use super::rule::{Destination, Rule};
 use nucnet_common::abi::PolicyAction;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashSet, fmt, hash::Hash};
@@ -197,6 +197,24 @@ impl Policy {
         })
     }
 
+    /// The rule that denies a packet, by its number; 0: the default does. None: it may leave.
+    /// `asked`: where it was sent; `really`: where publishes and mappings have it go. The programs
+    /// name the same one.
+    pub fn denied_by(&self, asked: &Destination, really: &Destination) -> Option<u32> {
+        let first = |action, to: &Destination| {
+            let mut rules = self.rules();
+            let found = rules.find(|(_, of, rule)| *of == action && rule.covers(to));
+            found.map(|(number, ..)| number)
+        };
+        if let Some(number) = first(Action::Deny, asked) {
+            return Some(number);
+        }
+        if self.default == Action::Deny && first(Action::Allow, asked).is_none() {
+            return Some(0);
+        }
+        first(Action::Deny, really)
+    }
+
     fn ranked(&self) -> impl Iterator<Item = (u32, Said, Rule)> {
         let resolvers = match self.allow_dns.unwrap_or_else(|| self.has_rules()) {
             true => self.dns.as_slice(),
@@ -253,6 +271,34 @@ mod tests {
         assert_eq!(last(policy(&[]).with_dns_allowed(true)), resolver(1));
         let without = policy(&["10.0.0.0/8"]).with_dns_allowed(false);
         assert_eq!(last(without), Some((1, "10.0.0.0/8".to_owned())));
+    }
+
+    #[test]
+    fn what_denies_a_packet_is_named() {
+        let to = |address: &str, protocol, port| Destination {
+            address: address.parse().unwrap(),
+            protocol,
+            port,
+            is_hosts: address.ends_with(".2"),
+        };
+        let allow = rules(&["10.0.0.0/8", "any:443/tcp"]);
+        let deny = rules(&["10.1.0.0/16:22", "host:22", "10.9.0.0/16/icmp"]);
+        let policy = Policy::new(None, allow, deny, vec![]);
+        let said = |to: Destination| policy.denied_by(&to, &to);
+        assert_eq!(said(to("10.1.0.1", 6, 22)), Some(3));
+        assert_eq!(said(to("10.1.0.1", 17, 22)), Some(3));
+        assert_eq!(said(to("10.1.0.1", 6, 23)), None);
+        // Of two that agree, the first.
+        assert_eq!(said(to("10.1.0.2", 6, 22)), Some(3));
+        assert_eq!(said(to("10.2.0.2", 6, 22)), Some(4));
+        assert_eq!(said(to("10.9.0.1", 1, 0)), Some(5));
+        assert_eq!(said(to("10.9.0.1", 6, 80)), None);
+        assert_eq!(said(to("192.0.2.1", 6, 443)), None);
+        assert_eq!(said(to("192.0.2.1", 17, 443)), Some(0));
+        // Where it really goes, only a deny counts.
+        let (asked, really) = (to("192.0.2.1", 6, 443), to("10.1.0.1", 6, 22));
+        assert_eq!(policy.denied_by(&asked, &really), Some(3));
+        assert_eq!(policy.denied_by(&asked, &to("172.16.0.1", 6, 80)), None);
     }
 
     #[test]

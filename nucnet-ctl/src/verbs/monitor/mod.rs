@@ -1,190 +1,35 @@
 //! `monitor`: what is refused, and which flows come and go, while it happens.
 
+mod programs;
+mod rules;
+mod view;
+
+pub use view::{EventName, EventView};
+
 use super::{Error, Host, naming::Naming};
-use crate::{
-    kernel::bpf::{self, Datapath, EventReader, LogReader, monotonic},
-    model::{EndpointId, from_abi},
-};
+use crate::model::EndpointId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nucnet_common::{
-    abi::{Event, EventKind, Reason},
-    packet::{ICMP, ICMPV6, TCP, UDP},
-};
-use serde::Serialize;
+use nucnet_common::abi::Event;
+use programs::ProgramsReader;
+use rules::RulesReader;
 use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::BorrowedFd,
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
+use view::{Clock, name};
 
 /// How often a monitor says that it is still there, and looks whether the datapath is.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often a monitor looks for events, since nobody wakes it.
+/// How often a monitor looks for events, since programs wake nobody.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Most events that one call gives.
 const BATCH: usize = 1024;
 
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EventName {
-    /// The endpoint's policy denied a packet.
-    Denied,
-    /// A packet was dropped for another reason.
-    Dropped,
-    /// A flow was opened.
-    FlowNew,
-    /// A flow is over.
-    FlowClosed,
-    /// Events found no room in the buffer: nobody read fast enough.
-    Lost,
-    /// What the programs themselves say about the packet of an event.
-    Debug,
-}
-
-/// An event. Of a refused packet, the addresses are those that it had; of a flow, those of its
-/// first packet, and with `nat_` what they are translated to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct EventView {
-    /// When, as RFC 3339 has it, in UTC.
-    pub time: String,
-    /// What.
-    pub event: EventName,
-    /// Whose; none: nobody's, or of an endpoint that left no trace.
-    pub endpoint: Option<EndpointId>,
-    /// IP protocol: a name, or a number where there is none here; none: it could not be read.
-    pub protocol: Option<String>,
-    /// Source address.
-    pub src: Option<IpAddr>,
-    /// Source port; of an ICMP echo, its identifier.
-    pub sport: Option<u16>,
-    /// Destination address.
-    pub dst: Option<IpAddr>,
-    /// Destination port; 0 for ICMP.
-    pub dport: Option<u16>,
-    /// Why it was refused.
-    pub reason: Option<&'static str>,
-    /// The rule that denied it, or "default".
-    pub rule: Option<String>,
-    /// Source address after translation.
-    pub nat_src: Option<IpAddr>,
-    /// Source port after translation.
-    pub nat_sport: Option<u16>,
-    /// Destination address after translation.
-    pub nat_dst: Option<IpAddr>,
-    /// Destination port after translation.
-    pub nat_dport: Option<u16>,
-    /// Of a flow: packets in both directions.
-    pub packets: Option<u64>,
-    /// Bytes of them, from the IP header on.
-    pub bytes: Option<u64>,
-    /// Events of that endpoint, of that sort (refusals or flows), which were left out before this
-    /// one because there were too many; how many were lost, if that is what happened.
-    pub suppressed: u64,
-    /// What the programs say, in their own words.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-}
-
-impl EventView {
-    /// One that is about no packet and no flow, as of now.
-    fn bare(event: EventName, clock: &Clock) -> Self {
-        Self {
-            time: clock.text(clock.monotonic),
-            event,
-            endpoint: None,
-            protocol: None,
-            src: None,
-            sport: None,
-            dst: None,
-            dport: None,
-            reason: None,
-            rule: None,
-            nat_src: None,
-            nat_sport: None,
-            nat_dst: None,
-            nat_dport: None,
-            packets: None,
-            bytes: None,
-            suppressed: 0,
-            message: None,
-        }
-    }
-}
-
-impl fmt::Display for EventView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.event == EventName::Lost {
-            let count = self.suppressed;
-            return write!(
-                f,
-                "{}  lost {count} events: not read fast enough",
-                self.time
-            );
-        }
-        if let Some(message) = &self.message {
-            return write!(f, "{}  debug    {message}", self.time);
-        }
-        let name = match self.event {
-            EventName::Denied => "denied",
-            EventName::Dropped => "dropped",
-            EventName::FlowNew => "new",
-            EventName::FlowClosed => "closed",
-            EventName::Lost => "lost",
-            EventName::Debug => "debug",
-        };
-        let id = self.endpoint.as_ref().map_or("-", EndpointId::as_str);
-        write!(f, "{}  {name:<7}  {id}", self.time)?;
-        if let (Some(protocol), Some(src), Some(dst)) = (&self.protocol, self.src, self.dst) {
-            let (from, to) = (Side(src, self.sport), Side(dst, self.dport));
-            write!(f, "  {protocol} {from} -> {to}")?;
-            let nat = (self.nat_src, self.nat_sport, self.nat_dst, self.nat_dport);
-            if let (Some(nat_src), sport, Some(nat_dst), dport) = nat
-                && nat != (Some(src), self.sport, Some(dst), self.dport)
-            {
-                write!(
-                    f,
-                    " as {} -> {}",
-                    Side(nat_src, sport),
-                    Side(nat_dst, dport)
-                )?;
-            }
-        }
-        if let (Some(packets), Some(bytes), EventName::FlowClosed) =
-            (self.packets, self.bytes, self.event)
-        {
-            write!(f, "  {packets} packets, {bytes} bytes")?;
-        }
-        match (&self.rule, self.reason) {
-            (Some(rule), _) => write!(f, "  by rule {rule}")?,
-            (None, Some(reason)) => write!(f, "  {reason}")?,
-            (None, None) => {}
-        }
-        if self.suppressed > 0 {
-            write!(f, "  ({} more before it)", self.suppressed)?;
-        }
-        Ok(())
-    }
-}
-
-/// An address, with its port if it has one.
-struct Side(IpAddr, Option<u16>);
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self(address, Some(port)) => SocketAddr::new(address, port).fmt(f),
-            Self(address, None) => address.fmt(f),
-        }
-    }
-}
-
 /// Reads events, of endpoints that come and go meanwhile, too, and over times at which nothing is
-/// attached.
+/// attached, by whichever datapath there is.
 pub struct Monitor {
     host: Host,
     only: Option<EndpointId>,
@@ -195,18 +40,53 @@ pub struct Monitor {
     naming: Naming,
 }
 
-struct Reader {
-    events: EventReader,
-    log: Option<LogReader>,
+/// Where events come from.
+enum Reader {
+    Programs(Box<ProgramsReader>),
+    Rules(Box<RulesReader>),
 }
 
 impl Reader {
-    fn stay(&mut self) -> Result<bool, Error> {
-        let keeps_log = match &mut self.log {
-            Some(log) => log.stay()?,
-            None => true,
-        };
-        Ok(keeps_log && self.events.stay()?)
+    /// Whether there is still something to read from. Says that the reader is there.
+    fn stay(&mut self, host: &Host) -> Result<bool, Error> {
+        match self {
+            Self::Programs(reader) => reader.stay(host),
+            Self::Rules(reader) => reader.stay(host),
+        }
+    }
+
+    /// What is readable when there may be something.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Programs(reader) => reader.descriptors(),
+            Self::Rules(reader) => reader.descriptors(),
+        }
+    }
+
+    /// Adds the events that there are.
+    fn read(&mut self, host: &Host, events: &mut Vec<Event>) -> Result<(), Error> {
+        match self {
+            Self::Programs(reader) => {
+                reader.read(events);
+                Ok(())
+            }
+            Self::Rules(reader) => reader.read(host, events),
+        }
+    }
+
+    /// How many were lost, each time that some were; 0: nobody knows.
+    fn take_lost(&mut self) -> Result<Vec<u64>, Error> {
+        match self {
+            Self::Programs(reader) => reader.take_lost(),
+            Self::Rules(reader) => Ok(reader.take_lost()),
+        }
+    }
+
+    fn take_messages(&mut self) -> Vec<String> {
+        match self {
+            Self::Programs(reader) => reader.take_messages(),
+            Self::Rules(_) => Vec::new(),
+        }
     }
 }
 
@@ -225,13 +105,12 @@ impl Host {
     ///
     /// # Errors
     /// [`Conflict`](crate::Kind::Conflict): another one does, or as many monitors as may are
-    /// running.
+    /// running. [`Unsupported`](crate::Kind::Unsupported): there are no programs.
     pub fn monitor_debug(&self) -> Result<Monitor, Error> {
         self.begin_monitor(None, true)
     }
 
     fn begin_monitor(&self, only: Option<EndpointId>, debugs: bool) -> Result<Monitor, Error> {
-        self.needs_programs("monitor")?;
         if let Some(id) = &only {
             self.read_endpoint(id)?;
         }
@@ -270,23 +149,19 @@ impl Monitor {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left.min(LOOK)).unwrap_or(PollTimeout::MAX);
-            let mut fds = vec![PollFd::new(reader.events.as_fd(), PollFlags::POLLIN)];
-            let log = reader.log.as_ref();
-            fds.extend(log.map(|log| PollFd::new(log.as_fd(), PollFlags::POLLIN)));
+            let descriptors = reader.descriptors().into_iter();
+            let mut fds: Vec<_> = descriptors
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
             // A signal ends one look early, which is as good as nothing having come.
             let is_something_there = poll(&mut fds, timeout).is_ok_and(|ready| ready > 0);
-            while events.len() < BATCH
-                && let Some(event) = reader.events.read()
-            {
-                events.push(event);
-            }
+            drop(fds);
+            reader.read(&self.host, &mut events)?;
             if is_something_there || !events.is_empty() || left.is_zero() {
                 break;
             }
         }
-        let lost = reader.events.take_lost()?;
-        let log = reader.log.as_mut();
-        let messages = log.map(LogReader::read).unwrap_or_default();
+        let (lost, messages) = (reader.take_lost()?, reader.take_messages());
         let clock = Clock::now()?;
         let mut views = Vec::new();
         for event in events {
@@ -295,9 +170,9 @@ impl Monitor {
                 views.push(view);
             }
         }
-        if lost > 0 {
+        for count in lost {
             let mut view = EventView::bare(EventName::Lost, &clock);
-            view.suppressed = lost;
+            view.suppressed = count;
             views.push(view);
         }
         for message in messages {
@@ -310,93 +185,31 @@ impl Monitor {
 
     fn find_reader(&mut self) -> Result<(), Error> {
         self.stayed = Instant::now();
-        let bpffs = &self.host.options.bpffs;
         if let Some(reader) = &mut self.reader {
-            // `down` takes the pins away; what comes after it has other maps.
-            if Datapath::pinned(bpffs)?.is_some() && reader.stay()? {
+            if reader.stay(&self.host)? {
                 return Ok(());
             }
             self.reader = None;
         }
-        if let Some(mut datapath) = Datapath::open_existing(bpffs, &bpf::Host::current()?)? {
-            let log = match self.debugs {
-                true => Some(datapath.read_log()?),
-                false => None,
-            };
-            let events = datapath.read_events()?;
-            self.reader = Some(Reader { events, log });
+        if self.host.is_by_rules()? {
+            if self.debugs {
+                return Err(Error::OtherDatapath("monitor --debug"));
+            }
+            let reader = RulesReader::open()?;
+            self.reader = Some(Reader::Rules(Box::new(reader)));
+        } else if let Some(datapath) = self.host.open_datapath()? {
+            let reader = ProgramsReader::open(datapath, self.debugs)?;
+            self.reader = Some(Reader::Programs(Box::new(reader)));
         }
         Ok(())
     }
 
     fn view(&mut self, event: &Event, clock: &Clock) -> Result<EventView, Error> {
-        let name = match event.kind {
-            kind if kind == EventKind::Denied as u32 => EventName::Denied,
-            kind if kind == EventKind::FlowNew as u32 => EventName::FlowNew,
-            kind if kind == EventKind::FlowClosed as u32 => EventName::FlowClosed,
-            _ => EventName::Dropped,
-        };
         let endpoint = self.naming.endpoint(&self.host, event.endpoint)?;
-        let rule = match name {
-            EventName::Denied => Some(self.naming.rule(&self.host, event.policy, event.rule)?),
+        let rule = match name(event) {
+            EventName::Denied => self.naming.rule(&self.host, event.policy, event.rule)?,
             _ => None,
         };
-        let is_flow = matches!(name, EventName::FlowNew | EventName::FlowClosed);
-        let is_read = event.source != [0; 16];
-        let protocol = (event.protocol != 0).then(|| protocol_name(event.protocol));
-        let has_ports = [TCP, UDP].map(u32::from).contains(&event.protocol);
-        let is_icmp = [ICMP, ICMPV6].map(u32::from).contains(&event.protocol);
-        let port = |port| (has_ports || is_icmp).then_some(port);
-        let address = |address| is_read.then(|| from_abi(address));
-        Ok(EventView {
-            time: clock.text(event.time),
-            event: name,
-            endpoint,
-            protocol: protocol.filter(|_| is_read),
-            src: address(&event.source),
-            sport: port(event.source_port),
-            dst: address(&event.destination),
-            dport: port(event.destination_port),
-            reason: Reason::from_number(event.reason).map(Reason::name),
-            rule,
-            nat_src: address(&event.nat_source).filter(|_| is_flow),
-            nat_sport: port(event.nat_source_port).filter(|_| is_flow),
-            nat_dst: address(&event.nat_destination).filter(|_| is_flow),
-            nat_dport: port(event.nat_destination_port).filter(|_| is_flow),
-            packets: is_flow.then_some(event.packets),
-            bytes: is_flow.then_some(event.bytes),
-            suppressed: event.suppressed,
-            message: None,
-        })
-    }
-}
-
-/// The name that rules have for an IP protocol, or its number.
-pub(super) fn protocol_name(protocol: u32) -> String {
-    match u8::try_from(protocol) {
-        Ok(TCP) => "tcp".to_owned(),
-        Ok(UDP) => "udp".to_owned(),
-        Ok(ICMP | ICMPV6) => "icmp".to_owned(),
-        _ => protocol.to_string(),
-    }
-}
-
-/// What the programs' clock and the wall's say at one moment.
-struct Clock {
-    monotonic: u64,
-    wall: SystemTime,
-}
-
-impl Clock {
-    fn now() -> Result<Self, Error> {
-        Ok(Self {
-            monotonic: monotonic()?,
-            wall: SystemTime::now(),
-        })
-    }
-
-    fn text(&self, time: u64) -> String {
-        let ago = Duration::from_nanos(self.monotonic.saturating_sub(time));
-        humantime::format_rfc3339_micros(self.wall - ago).to_string()
+        Ok(EventView::of(event, endpoint, rule, clock))
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use nix::libc;
 
 use super::{TcpState, Tuple, abi};
+use crate::kernel::netfilter::nfnetlink::{write, write_nested};
 
 /// A connection that the kernel has not seen the packets of, and is to track from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,20 +89,6 @@ pub(super) fn described(adopted: &Adopted) -> (u8, Vec<u8>) {
         IpAddr::V6(_) => libc::AF_INET6,
     };
     (family as u8, bytes)
-}
-
-fn write(bytes: &mut Vec<u8>, kind: u16, contents: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    bytes.extend([0; 2]);
-    bytes.extend(kind.to_ne_bytes());
-    contents(bytes);
-    let length = (bytes.len() - start) as u16;
-    bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-}
-
-fn write_nested(bytes: &mut Vec<u8>, kind: u16, contents: impl FnOnce(&mut Vec<u8>)) {
-    write(bytes, abi::NESTED | kind, contents);
 }
 
 fn write_address(bytes: &mut Vec<u8>, kind: u16, address: IpAddr) {

@@ -2,7 +2,7 @@
 
 use super::{Chains, Wanted, WantedEndpoint, dropped, host, of_network, own_chain, ports};
 use crate::model::{
-    netfilter::{CHAIN_PREFIX, Family, LOG_GROUP, Table},
+    netfilter::{CHAIN_PREFIX, Family, LOG_GROUP, MONITOR_GROUPS, Table},
     policy::Action,
     ports::PortRange,
     preset::Preset,
@@ -13,6 +13,10 @@ use nucnet_common::abi::Reason;
 
 /// How many denials of an endpoint are logged in a second; the rest is only counted.
 const LOGGED: &str = "20/sec";
+/// How many are told to monitors, which leave out what is no news, and say how many there were.
+const MONITORED: &str = "1000/sec";
+/// Where what monitors are told is logged.
+const MONITORS: &str = "NUCNET-MONITORS";
 
 /// Where what an endpoint's policy denies ends.
 pub(super) fn deny_chain(number: u32) -> String {
@@ -52,6 +56,9 @@ impl Wanted<'_> {
 fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
     let (family, record, policy) = (chains.family, endpoint.record, endpoint.egress);
     let (id, deny) = (record.id.as_str(), deny_chain(record.number));
+    if policy.log_denied() {
+        tell_monitors(chains);
+    }
     let end = chains.chain(Table::Filter, &deny);
     if policy.log_denied() {
         let log = format!("-j NFLOG --nflog-group {LOG_GROUP} --nflog-prefix \"nucnet:{id}\"");
@@ -60,6 +67,11 @@ fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
             format!("-m limit --limit {LOGGED} --limit-burst 20"),
             id,
             log,
+        );
+        end.rule(
+            format!("-m limit --limit {MONITORED} --limit-burst 1000"),
+            id,
+            format!("-j {MONITORS}"),
         );
     }
     if policy.rejects() {
@@ -113,6 +125,18 @@ fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
     }
     if policy.default_action() == Action::Deny {
         chain.rule("", id, &deny);
+    }
+}
+
+/// The chain that logs to whoever monitors.
+fn tell_monitors(chains: &mut Chains) {
+    let monitors = chains.chain(Table::Filter, MONITORS);
+    if !monitors.is_empty() {
+        return;
+    }
+    for group in MONITOR_GROUPS {
+        let log = format!("-j NFLOG --nflog-group {group}");
+        monitors.rule("", "host", log);
     }
 }
 

@@ -301,6 +301,7 @@ nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -j MASQUERADE";
             .filter_map(|line| line.strip_prefix("filter -A NUCNET-7"));
         let expected = "\
 -DENY -m limit --limit 20/sec --limit-burst 20 -j NFLOG --nflog-group 110 --nflog-prefix
+-DENY -m limit --limit 1000/sec --limit-burst 1000 -j NUCNET-MONITORS
 -DENY -j DROP
  -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
  -m conntrack --ctstate RELATED -j RETURN

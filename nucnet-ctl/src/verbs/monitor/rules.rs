@@ -1,0 +1,228 @@
+//! What monitors are told where rules carry packets: denials, which the rules log, and connections
+//! as the kernel tells of them.
+//!
+//! Of either an event is made as a program would have written it, within the same limits.
+
+use super::{Error, Host};
+use crate::{
+    kernel::{
+        bpf::{BpfError, monotonic},
+        netfilter::{
+            ConnectionChange, Connections, Conntrack, Log, Logged, TcpState, Tracked, readers,
+        },
+        netlink::Netlink,
+    },
+    model::{flow::FlowView, netfilter::MONITOR_GROUPS, rule::Destination, to_abi},
+    verbs::{connections::Parties, list::report, naming::policies, netfilter::local},
+};
+use nucnet_common::{
+    abi::{self, Event, EventKind, EventLimit, Reason},
+    event::{FLOWS, REFUSALS, is_news, is_within},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+/// Reads what rules and the kernel tell.
+pub(super) struct RulesReader {
+    log: Log,
+    connections: Connections,
+    table: Conntrack,
+    known: Known,
+    limits: HashMap<u32, EventLimit>,
+    /// Connections that are over, as was told, and that the kernel has not forgotten yet.
+    closed: HashSet<u32>,
+    lost: Vec<u64>,
+}
+
+impl RulesReader {
+    pub(super) fn open() -> Result<Self, Error> {
+        // The first such socket has the process's id for a port, by which others know it.
+        let mut log = Log::open().map_err(Error::Log)?;
+        let connections = Connections::open().map_err(Error::Conntrack)?;
+        let table = Conntrack::open().map_err(Error::Conntrack)?;
+        if !log.take(MONITOR_GROUPS).map_err(Error::Log)? {
+            let mut holders = readers().map_err(Error::Log)?;
+            holders.retain(|(group, _)| MONITOR_GROUPS.contains(group));
+            let holders = holders.into_iter().map(|(_, process)| process).collect();
+            return Err(BpfError::MonitorsBusy { holders }.into());
+        }
+        Ok(Self {
+            log,
+            connections,
+            table,
+            known: Known::default(),
+            limits: HashMap::new(),
+            closed: HashSet::new(),
+            lost: Vec::new(),
+        })
+    }
+
+    pub(super) fn stay(&mut self, host: &Host) -> Result<bool, Error> {
+        // Two changes may have one time.
+        self.known.changed = None;
+        host.is_by_rules()
+    }
+
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.log.as_fd(), self.connections.as_fd()]
+    }
+
+    pub(super) fn read(&mut self, host: &Host, events: &mut Vec<Event>) -> Result<(), Error> {
+        let (logged, lost) = self.log.read().map_err(Error::Log)?;
+        let (changes, is_whole) = self.connections.read().map_err(Error::Conntrack)?;
+        if lost > 0 {
+            self.lost.push(lost);
+        }
+        if !is_whole {
+            self.lost.push(0);
+            // Their end may have been among it.
+            self.closed.clear();
+        }
+        if logged.is_empty() && changes.is_empty() {
+            return Ok(());
+        }
+        self.known.refresh(host)?;
+        let now = monotonic()?;
+        for logged in logged {
+            events.extend(self.denial(&logged, now)?);
+        }
+        for change in changes {
+            events.extend(self.flow(change, now)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_lost(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// The event of a packet that a policy has denied; none: it is no news, or nobody's.
+    fn denial(&mut self, logged: &Logged, now: u64) -> Result<Option<Event>, Error> {
+        let Some(really) = logged.packet else {
+            return Ok(None);
+        };
+        let Some(endpoint) = self.known.parties.holder(really.source) else {
+            return Ok(None);
+        };
+        let asked = logged.asked.unwrap_or(really);
+        let mut event = Event {
+            time: now,
+            source: to_abi(asked.source),
+            source_port: asked.source_port,
+            destination: to_abi(asked.destination),
+            destination_port: asked.destination_port,
+            kind: EventKind::Denied as u32,
+            endpoint: endpoint.number,
+            reason: Reason::Policy as u32,
+            protocol: asked.protocol.into(),
+            ..Event::default()
+        };
+        let limit = self.limits.entry(endpoint.number).or_default();
+        if !is_news(limit, &event) || !is_within(&mut limit.refusals, REFUSALS, &mut event) {
+            return Ok(None);
+        }
+        let hosts = local(&Netlink::open()?)?;
+        let destination = |address: IpAddr, port| Destination {
+            address,
+            protocol: really.protocol,
+            port,
+            is_hosts: hosts.contains(&address),
+        };
+        let asked = destination(asked.destination, asked.destination_port);
+        let really = destination(really.destination, really.destination_port);
+        // While it is being changed, either may be in force.
+        for (number, policy) in policies(endpoint) {
+            if let Some(rule) = policy.denied_by(&asked, &really) {
+                (event.policy, event.rule) = (number, rule);
+                break;
+            }
+        }
+        Ok(Some(event))
+    }
+
+    /// The event of a flow that comes or goes; none: it does neither, or is nobody's.
+    fn flow(&mut self, change: ConnectionChange, now: u64) -> Result<Option<Event>, Error> {
+        let (kind, tracked) = match change {
+            ConnectionChange::New(tracked) => (EventKind::FlowNew, tracked),
+            ConnectionChange::Other(tracked) => {
+                let is_over = tracked.tcp == Some(TcpState::Closed);
+                let is_flow = is_over && self.known.parties.flow(&tracked, 0).is_some();
+                if !is_flow || !self.closed.insert(tracked.id) {
+                    return Ok(None);
+                }
+                (EventKind::FlowClosed, self.counted(tracked)?)
+            }
+            ConnectionChange::Gone(tracked) if self.closed.remove(&tracked.id) => return Ok(None),
+            ConnectionChange::Gone(tracked) => (EventKind::FlowClosed, tracked),
+        };
+        let parties = &self.known.parties;
+        let Some(flow) = parties.flow(&tracked, 0) else {
+            return Ok(None);
+        };
+        let opener = parties.holder(tracked.original.source);
+        let owner = opener.or_else(|| parties.holder(tracked.reply.source));
+        let number = owner.map_or(abi::MAPPED, |endpoint| endpoint.number);
+        let mut event = Event {
+            kind: kind as u32,
+            endpoint: number,
+            protocol: tracked.original.protocol.into(),
+            time: now,
+            ..event(&flow)
+        };
+        let limit = self.limits.entry(number).or_default();
+        Ok(is_within(&mut limit.flows, FLOWS, &mut event).then_some(event))
+    }
+
+    /// The same with what it has counted, which the kernel tells only of one that it forgets.
+    fn counted(&self, tracked: Tracked) -> Result<Tracked, Error> {
+        let now = self.table.look(&tracked).map_err(Error::Conntrack)?;
+        Ok(now.filter(|now| now.id == tracked.id).unwrap_or(tracked))
+    }
+}
+
+fn event(flow: &FlowView<'_>) -> Event {
+    Event {
+        packets: flow.packets,
+        bytes: flow.bytes,
+        source: to_abi(flow.src),
+        source_port: flow.sport,
+        destination: to_abi(flow.dst),
+        destination_port: flow.dport,
+        nat_source: to_abi(flow.nat_src),
+        nat_source_port: flow.nat_sport,
+        nat_destination: to_abi(flow.nat_dst),
+        nat_destination_port: flow.nat_dport,
+        ..Event::default()
+    }
+}
+
+/// Whose packets and connections are told about, as of the latest look at the records.
+#[derive(Default)]
+struct Known {
+    parties: Parties,
+    /// When the records had changed; none: they are to be read.
+    changed: Option<Vec<(i64, i64)>>,
+}
+
+impl Known {
+    /// Reads the records, if they have changed.
+    fn refresh(&mut self, host: &Host) -> Result<(), Error> {
+        let Some(store) = host.read()? else {
+            *self = Self::default();
+            return Ok(());
+        };
+        let changed = Some(store.changed()?);
+        if self.changed != changed {
+            let (endpoints, unreadable) = store.endpoints()?;
+            report(&unreadable);
+            let (mappings, unreadable) = store.mappings()?;
+            report(&unreadable);
+            self.parties = Parties::new(endpoints, mappings, None);
+            self.changed = changed;
+        }
+        Ok(())
+    }
+}
