@@ -29,8 +29,9 @@ use super::{
 /// shown. A flow that falls silent is shown as closed when its place is taken. With -o json,
 /// each event is an object on a line of its own. Up to four monitors can run at once.
 ///
-/// Where iptables carries packets, refusals are those of policies, of which 1000 a second are
-/// looked at; a flow that falls silent is shown as closed when its time is over.
+/// Where iptables carries packets, it is the rules that tell: of up to 1000 refusals a second for
+/// each reason. What the host's own stack drops they do not see. A flow that falls silent is
+/// shown as closed when its time is over.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  nucnet-ctl monitor --endpoint web\n  \
     nucnet-ctl monitor -o json | jq -c 'select(.event == \"denied\")'")]

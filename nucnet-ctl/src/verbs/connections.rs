@@ -71,6 +71,12 @@ impl Parties {
         endpoints.find(|endpoint| endpoint.addresses.contains(&address))
     }
 
+    /// Who has a link-layer address.
+    pub(super) fn station(&self, mac: [u8; 6]) -> Option<&EndpointRecord> {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.find(|endpoint| endpoint.mac.octets() == mac)
+    }
+
     /// A connection as a flow; none: it is none. `now`: nanoseconds since 1970.
     pub(super) fn flow(&self, tracked: &Tracked, now: u64) -> Option<FlowView<'_>> {
         let (asked, answer) = (&tracked.original, &tracked.reply);

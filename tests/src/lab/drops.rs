@@ -39,9 +39,9 @@ impl Lab {
         for program in ["iptables-save", "ip6tables-save"] {
             for line in self.host.run(program, &["-c"])?.lines() {
                 let count = line.strip_prefix('[').and_then(|line| line.split_once(':'));
-                let Some((packets, rule)) =
-                    count.filter(|_| line.contains("-j DROP") || line.contains("-j REJECT"))
-                else {
+                let ends = ["-j DROP", "-j REJECT", "-g NUCNET-DROP-"];
+                let drops = ends.iter().any(|end| line.contains(end));
+                let Some((packets, rule)) = count.filter(|_| drops) else {
                     continue;
                 };
                 let is_reason = |reason: &&Reason| {

@@ -86,7 +86,7 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
     (
         Which::Both,
         &["monitor_shows_what_the_programs_say_to_one_who_debugs"],
-        "rules say nothing of themselves",
+        "rules do not say how they read a packet",
     ),
     (
         Which::Both,

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nucnet_tests::lab::sniffer::Sniffer;
 use nucnet_tests::lab::wait::SOON;
 use nucnet_tests::lab::{FAR, Family, HOST, HOST2, OUTSIDE, OUTSIDE2, udp};
+use serde_json::json;
 use socket2::{Domain, Protocol, Type};
 
 use crate::case::{Case, Families, Scenario, silent_udp};
@@ -262,6 +263,7 @@ fn spoofed(case: &Case) -> Result<()> {
     let sources = [stranger, other.address(case.family)?, HOST.of(case.family)];
     let to = OUTSIDE.port(case.family, 9);
     let before = sniffer.count(|packet| packet.destination == to.ip() && packet.port == Some(9));
+    let monitor = case.lab.monitor(&[])?;
     for source in sources {
         raw(case, &container, &datagram(source, to, 17))?;
     }
@@ -276,6 +278,20 @@ fn spoofed(case: &Case) -> Result<()> {
     );
     sniffer.never_saw(stranger)?;
     sniffer.never_saw(endpoint.address(case.family)?)?;
+    // Whoever monitors reads who it was, and not whom he gave himself out for.
+    for source in sources {
+        let event = monitor.wait_for("what was dropped", |event| {
+            event["event"] == "dropped" && event["src"] == source.to_string()
+        })?;
+        for (key, value) in [
+            ("endpoint", json!("container")),
+            ("reason", json!("spoofed-address")),
+            ("dst", json!(to.ip().to_string())),
+            ("rule", json!(null)),
+        ] {
+            ensure!(event[key] == value, "{key} is not {value}: {event}");
+        }
+    }
     case.counted("spoofed-address")
 }
 

@@ -14,7 +14,7 @@ use nix::{errno::Errno, libc};
 use super::{
     Tuple,
     conntrack::tuple,
-    nfnetlink::{Request, Socket, attributes, inner, kind, number, write},
+    nfnetlink::{Request, Socket, attributes, inner, kind, number, short, write},
 };
 
 /// linux/netfilter/nfnetlink_log.h.
@@ -31,7 +31,9 @@ mod abi {
     pub(super) const COPY_PACKET: u8 = 2;
     pub(super) const NUMBERED: u16 = 1;
     pub(super) const WITH_CONNECTION: u16 = 4;
+    pub(super) const SENDER: u16 = 8;
     pub(super) const PAYLOAD: u16 = 9;
+    pub(super) const PREFIX: u16 = 10;
     pub(super) const NUMBER: u16 = 12;
     pub(super) const CONNECTION: u16 = 18;
     /// Of a connection (nfnetlink_conntrack.h).
@@ -47,6 +49,10 @@ const GATHERED: u32 = 2;
 /// A packet that was logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Logged {
+    /// What the rule calls it.
+    pub prefix: String,
+    /// Link-layer address of its sender; none: it has none.
+    pub sender: Option<[u8; 6]>,
     /// As it was when it was logged; none: it cannot be read.
     pub packet: Option<Tuple>,
     /// As the first packet of its connection was sent, before anything was translated; none: it is
@@ -160,17 +166,32 @@ fn reader(line: &str) -> Option<(u16, u32)> {
 
 fn logged(bytes: &[u8]) -> Logged {
     let mut logged = Logged {
+        prefix: String::new(),
+        sender: None,
         packet: None,
         asked: None,
     };
     for (kind, contents, _) in attributes(bytes) {
         match kind {
+            abi::PREFIX => {
+                let text = contents.strip_suffix(&[0]).unwrap_or(contents);
+                logged.prefix = String::from_utf8_lossy(text).into_owned();
+            }
+            abi::SENDER => logged.sender = sender(contents),
             abi::PAYLOAD => logged.packet = packet(contents),
             abi::CONNECTION => logged.asked = inner(contents, abi::TUPLE_ORIG).and_then(tuple),
             _ => {}
         }
     }
     logged
+}
+
+/// `struct nfulnl_msg_packet_hw`: length, padding, address.
+fn sender(bytes: &[u8]) -> Option<[u8; 6]> {
+    match short(bytes)? {
+        6 => Some(*bytes.get(4..)?.first_chunk()?),
+        _ => None,
+    }
 }
 
 /// A packet by its headers, as far as they are there.
@@ -257,6 +278,10 @@ mod tests {
     #[test]
     fn what_is_logged_names_what_its_connection_asked_for() {
         let mut bytes = Vec::new();
+        write(&mut bytes, abi::PREFIX, |bytes| bytes.extend(b"policy\0"));
+        write(&mut bytes, abi::SENDER, |bytes| {
+            bytes.extend([0, 6, 0, 0, 2, 0, 0, 0, 0, 7, 0, 0]);
+        });
         write(&mut bytes, abi::CONNECTION, |bytes| {
             write(bytes, abi::TUPLE_ORIG, |bytes| {
                 write(bytes, 1, |bytes| {
@@ -271,7 +296,8 @@ mod tests {
             });
         });
         let found = logged(&bytes);
-        assert_eq!(found.packet, None);
+        assert_eq!((found.prefix.as_str(), found.packet), ("policy", None));
+        assert_eq!(found.sender, Some([2, 0, 0, 0, 0, 7]));
         let asked = found.asked.expect("a connection");
         assert_eq!(
             (asked.destination.to_string(), asked.destination_port),

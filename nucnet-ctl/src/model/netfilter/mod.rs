@@ -21,6 +21,8 @@ pub use saved::{Dropped, Saved};
 
 /// Chains of nucnet's begin so.
 pub const CHAIN_PREFIX: &str = "NUCNET-";
+/// Chains of nucnet's that only drop begin so.
+const DROP_PREFIX: &str = "NUCNET-DROP-";
 /// Comments of nucnet's rules begin so.
 pub const COMMENT_PREFIX: &str = "nucnet:";
 /// The comment of rules that lead from the kernel's chains to nucnet's.

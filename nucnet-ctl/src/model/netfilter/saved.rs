@@ -1,6 +1,6 @@
 //! What `iptables-save -c` prints.
 
-use super::{CHAIN_PREFIX, COMMENT_PREFIX, JUMP_COMMENT, Table};
+use super::{CHAIN_PREFIX, COMMENT_PREFIX, DROP_PREFIX, JUMP_COMMENT, Table};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What came to a rule.
@@ -184,7 +184,9 @@ impl Saved {
             else {
                 continue;
             };
-            let drops = matches!(rule.value("-j"), Some("DROP" | "REJECT"));
+            let ends = rule.value("-g");
+            let drops = matches!(rule.value("-j"), Some("DROP" | "REJECT"))
+                || ends.is_some_and(|chain| chain.starts_with(DROP_PREFIX));
             if whose == owner && drops && rule.count.packets > 0 {
                 let count = dropped.entry(reason.to_owned()).or_default();
                 count.packets = count.packets.saturating_add(rule.count.packets);
@@ -265,12 +267,13 @@ mod tests {
         let text = "*filter\n:NUCNET-1-DENY - [0:0]\n\
             [7:420] -A NUCNET-1-DENY -m comment --comment \"nucnet:web policy =00\" -j DROP\n\
             [9:540] -A NUCNET-1-DENY -m comment --comment \"nucnet:web2 policy\" -j DROP\n\
-            [3:180] -A NUCNET-1-DENY -m comment --comment \"nucnet:web policy\" -j NFLOG\nCOMMIT\n";
+            [3:180] -A NUCNET-1-DENY -m comment --comment \"nucnet:web policy\" -j NFLOG\n\
+            [2:80] -A NUCNET-1 -m comment --comment \"nucnet:web martian\" -g NUCNET-DROP-martian\n\
+            [1:40] -A NUCNET-1 -m comment --comment \"nucnet:web rule 1\" -g NUCNET-1-DENY\nCOMMIT\n";
         let dropped = Saved::parse(text).dropped("web");
-        let expected = Dropped {
-            packets: 7,
-            bytes: 420,
-        };
-        assert_eq!(dropped, BTreeMap::from([("policy".to_owned(), expected)]));
+        let packets = |packets, bytes| Dropped { packets, bytes };
+        let expected = [("martian", packets(2, 80)), ("policy", packets(7, 420))];
+        let expected = expected.map(|(reason, count)| (reason.to_owned(), count));
+        assert_eq!(dropped, BTreeMap::from(expected));
     }
 }

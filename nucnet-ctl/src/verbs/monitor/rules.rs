@@ -1,4 +1,4 @@
-//! What monitors are told where rules carry packets: denials, which the rules log, and connections
+//! What monitors are told where rules carry packets: refusals, which the rules log, and connections
 //! as the kernel tells of them.
 //!
 //! Of either an event is made as a program would have written it, within the same limits.
@@ -8,7 +8,8 @@ use crate::{
     kernel::{
         bpf::{BpfError, monotonic},
         netfilter::{
-            ConnectionChange, Connections, Conntrack, Log, Logged, TcpState, Tracked, readers,
+            ConnectionChange, Connections, Conntrack, Log, Logged, TcpState, Tracked, Tuple,
+            readers,
         },
         netlink::Netlink,
     },
@@ -87,7 +88,7 @@ impl RulesReader {
         self.known.refresh(host)?;
         let now = monotonic()?;
         for logged in logged {
-            events.extend(self.denial(&logged, now)?);
+            events.extend(self.refusal(&logged, now)?);
         }
         for change in changes {
             events.extend(self.flow(change, now)?);
@@ -99,45 +100,48 @@ impl RulesReader {
         std::mem::take(&mut self.lost)
     }
 
-    /// The event of a packet that a policy has denied; none: it is no news, or nobody's.
-    fn denial(&mut self, logged: &Logged, now: u64) -> Result<Option<Event>, Error> {
-        let Some(really) = logged.packet else {
+    /// The event of a packet that was refused; none: it is no news.
+    fn refusal(&mut self, logged: &Logged, now: u64) -> Result<Option<Event>, Error> {
+        let mut reasons = Reason::ALL.iter();
+        let Some(reason) = reasons.find(|reason| reason.name() == logged.prefix) else {
             return Ok(None);
         };
-        let Some(endpoint) = self.known.parties.holder(really.source) else {
-            return Ok(None);
+        let is_denied = *reason == Reason::Policy;
+        let really = logged.packet;
+        // Of what policies deny, the source is the endpoint's: the guards have seen to that.
+        let endpoint = match (is_denied, really) {
+            (true, Some(packet)) => self.known.parties.holder(packet.source),
+            _ => logged
+                .sender
+                .and_then(|mac| self.known.parties.station(mac)),
         };
-        let asked = logged.asked.unwrap_or(really);
+        let is_asker =
+            |asked: &Tuple| is_denied && really.is_some_and(|it| it.source == asked.source);
+        let asked = logged.asked.filter(is_asker).or(really);
         let mut event = Event {
             time: now,
-            source: to_abi(asked.source),
-            source_port: asked.source_port,
-            destination: to_abi(asked.destination),
-            destination_port: asked.destination_port,
-            kind: EventKind::Denied as u32,
-            endpoint: endpoint.number,
-            reason: Reason::Policy as u32,
-            protocol: asked.protocol.into(),
-            ..Event::default()
+            kind: match is_denied {
+                true => EventKind::Denied as u32,
+                false => EventKind::Dropped as u32,
+            },
+            endpoint: endpoint.map_or(0, |endpoint| endpoint.number),
+            reason: *reason as u32,
+            ..asked.map(event_of_packet).unwrap_or_default()
         };
-        let limit = self.limits.entry(endpoint.number).or_default();
+        let limit = self.limits.entry(event.endpoint).or_default();
         if !is_news(limit, &event) || !is_within(&mut limit.refusals, REFUSALS, &mut event) {
             return Ok(None);
         }
-        let hosts = local(&Netlink::open()?)?;
-        let destination = |address: IpAddr, port| Destination {
-            address,
-            protocol: really.protocol,
-            port,
-            is_hosts: hosts.contains(&address),
-        };
-        let asked = destination(asked.destination, asked.destination_port);
-        let really = destination(really.destination, really.destination_port);
-        // While it is being changed, either may be in force.
-        for (number, policy) in policies(endpoint) {
-            if let Some(rule) = policy.denied_by(&asked, &really) {
-                (event.policy, event.rule) = (number, rule);
-                break;
+        if is_denied && let (Some(endpoint), Some(asked), Some(really)) = (endpoint, asked, really)
+        {
+            let hosts = local(&Netlink::open()?)?;
+            let (asked, really) = (destination(&asked, &hosts), destination(&really, &hosts));
+            // While it is being changed, either may be in force.
+            for (number, policy) in policies(endpoint) {
+                if let Some(rule) = policy.denied_by(&asked, &really) {
+                    (event.policy, event.rule) = (number, rule);
+                    break;
+                }
             }
         }
         Ok(Some(event))
@@ -170,7 +174,7 @@ impl RulesReader {
             endpoint: number,
             protocol: tracked.original.protocol.into(),
             time: now,
-            ..event(&flow)
+            ..event_of_flow(&flow)
         };
         let limit = self.limits.entry(number).or_default();
         Ok(is_within(&mut limit.flows, FLOWS, &mut event).then_some(event))
@@ -183,7 +187,28 @@ impl RulesReader {
     }
 }
 
-fn event(flow: &FlowView<'_>) -> Event {
+fn event_of_packet(packet: Tuple) -> Event {
+    Event {
+        source: to_abi(packet.source),
+        source_port: packet.source_port,
+        destination: to_abi(packet.destination),
+        destination_port: packet.destination_port,
+        protocol: packet.protocol.into(),
+        ..Event::default()
+    }
+}
+
+/// Where a packet goes. `hosts`: the host's own addresses.
+fn destination(packet: &Tuple, hosts: &[IpAddr]) -> Destination {
+    Destination {
+        address: packet.destination,
+        protocol: packet.protocol,
+        port: packet.destination_port,
+        is_hosts: hosts.contains(&packet.destination),
+    }
+}
+
+fn event_of_flow(flow: &FlowView<'_>) -> Event {
     Event {
         packets: flow.packets,
         bytes: flow.bytes,

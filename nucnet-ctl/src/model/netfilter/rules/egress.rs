@@ -2,7 +2,7 @@
 
 use super::{Chains, Wanted, WantedEndpoint, dropped, host, of_network, own_chain, ports};
 use crate::model::{
-    netfilter::{CHAIN_PREFIX, Family, LOG_GROUP, MONITOR_GROUPS, Table},
+    netfilter::{CHAIN_PREFIX, Family, LOG_GROUP, Table},
     policy::Action,
     ports::PortRange,
     preset::Preset,
@@ -13,10 +13,6 @@ use nucnet_common::abi::Reason;
 
 /// How many denials of an endpoint are logged in a second; the rest is only counted.
 const LOGGED: &str = "20/sec";
-/// How many are told to monitors, which leave out what is no news, and say how many there were.
-const MONITORED: &str = "1000/sec";
-/// Where what monitors are told is logged.
-const MONITORS: &str = "NUCNET-MONITORS";
 
 /// Where what an endpoint's policy denies ends.
 pub(super) fn deny_chain(number: u32) -> String {
@@ -56,11 +52,11 @@ impl Wanted<'_> {
 fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
     let (family, record, policy) = (chains.family, endpoint.record, endpoint.egress);
     let (id, deny) = (record.id.as_str(), deny_chain(record.number));
-    if policy.log_denied() {
-        tell_monitors(chains);
-    }
+    let told = policy
+        .log_denied()
+        .then(|| chains.told(Table::Filter, Reason::Policy));
     let end = chains.chain(Table::Filter, &deny);
-    if policy.log_denied() {
+    if let Some((matches, target)) = told {
         let log = format!("-j NFLOG --nflog-group {LOG_GROUP} --nflog-prefix \"nucnet:{id}\"");
         // One that is logged is not logged again for being sent again.
         end.rule(
@@ -68,21 +64,17 @@ fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
             id,
             log,
         );
-        end.rule(
-            format!("-m limit --limit {MONITORED} --limit-burst 1000"),
-            id,
-            format!("-j {MONITORS}"),
-        );
+        end.rule(matches, id, target);
     }
     if policy.rejects() {
-        let told = match family {
+        let error = match family {
             Family::Ipv4 => "icmp-admin-prohibited",
             Family::Ipv6 => "icmp6-adm-prohibited",
         };
         let comment = dropped(id, Reason::Policy);
         end.rule("-p tcp", &comment, "-j REJECT --reject-with tcp-reset");
         // An error is never the answer to an error.
-        end.rule("", &comment, format!("-j REJECT --reject-with {told}"));
+        end.rule("", &comment, format!("-j REJECT --reject-with {error}"));
     }
     end.rule("", &dropped(id, Reason::Policy), "-j DROP");
 
@@ -125,18 +117,6 @@ fn policy(endpoint: &WantedEndpoint<'_>, chains: &mut Chains) {
     }
     if policy.default_action() == Action::Deny {
         chain.rule("", id, &deny);
-    }
-}
-
-/// The chain that logs to whoever monitors.
-fn tell_monitors(chains: &mut Chains) {
-    let monitors = chains.chain(Table::Filter, MONITORS);
-    if !monitors.is_empty() {
-        return;
-    }
-    for group in MONITOR_GROUPS {
-        let log = format!("-j NFLOG --nflog-group {group}");
-        monitors.rule("", "host", log);
     }
 }
 

@@ -44,8 +44,9 @@ impl Wanted<'_> {
             let (owner, bridge) = (of_network(network), &network.bridge);
             // What the kernel knows no connection for would leave with its own address.
             let matches = format!("-i {bridge} -m conntrack --ctstate INVALID,UNTRACKED");
+            let target = chains.drop(Table::Filter, Reason::NoFlow);
             let forward = chains.hook(Table::Filter, "FORWARD");
-            forward.rule(matches, &dropped(&owner, Reason::NoFlow), "-j DROP");
+            forward.rule(matches, &dropped(&owner, Reason::NoFlow), target);
         }
         for network in &networks {
             let (owner, bridge) = (of_network(network), &network.bridge);
@@ -54,6 +55,11 @@ impl Wanted<'_> {
                 let peers = chains.chain(Table::Filter, PEERS);
                 peers.rule(format!("-i {bridge}"), &owner, "-j ACCEPT");
             }
+            let reason = match network.isolate {
+                true => Reason::Isolated,
+                false => Reason::NotPublished,
+            };
+            let target = chains.drop(Table::Filter, reason);
             let forward = chains.hook(Table::Filter, "FORWARD");
             forward.rule(to("RELATED,ESTABLISHED"), &owner, "-j ACCEPT");
             // Published, or mapped.
@@ -63,11 +69,7 @@ impl Wanted<'_> {
             if !network.isolate {
                 forward.rule(format!("-o {bridge}"), &owner, format!("-j {PEERS}"));
             }
-            let reason = match network.isolate {
-                true => Reason::Isolated,
-                false => Reason::NotPublished,
-            };
-            forward.rule(format!("-o {bridge}"), &dropped(&owner, reason), "-j DROP");
+            forward.rule(format!("-o {bridge}"), &dropped(&owner, reason), target);
         }
         for network in &networks {
             let forward = chains.hook(Table::Filter, "FORWARD");

@@ -23,8 +23,9 @@ impl Wanted<'_> {
         }
         for (network, _, subnet) in self.networks(family) {
             let comment = dropped(&of_network(network), Reason::MartianSource);
+            let target = chains.drop(Table::Mangle, Reason::MartianSource);
             let hook = chains.hook(Table::Mangle, "PREROUTING");
-            hook.rule(format!("-s {subnet}"), &comment, "-j DROP");
+            hook.rule(format!("-s {subnet}"), &comment, target);
         }
         if self.networks(family).next().is_none() {
             return;
@@ -55,7 +56,6 @@ impl Wanted<'_> {
             );
             let sources = chains.chain(Table::Mangle, SOURCES);
             sources.rule(own, id, format!("-g {chain}"));
-            let guard = chains.chain(Table::Mangle, &chain);
             let forbidden: &[(&str, Reason)] = match family {
                 Family::Ipv4 => &[
                     ("-d 127.0.0.0/8", Reason::Martian),
@@ -89,24 +89,30 @@ impl Wanted<'_> {
                 ],
             };
             for (matches, reason) in forbidden {
-                guard.rule(*matches, &dropped(id, *reason), "-j DROP");
+                let target = chains.drop(Table::Mangle, *reason);
+                let guard = chains.chain(Table::Mangle, &chain);
+                guard.rule(*matches, &dropped(id, *reason), target);
             }
+            let target = chains.drop(Table::Mangle, Reason::Protocol);
+            let guard = chains.chain(Table::Mangle, &chain);
             for matches in carried(family) {
                 guard.rule(matches, id, "-j RETURN");
             }
-            guard.rule("", &dropped(id, Reason::Protocol), "-j DROP");
+            guard.rule("", &dropped(id, Reason::Protocol), target);
         }
         for (endpoint, network, _) in self.endpoints(family) {
             let record = endpoint.record;
             let matches = format!("-i {} -m mac --mac-source {}", network.bridge, record.mac);
             let comment = dropped(record.id.as_str(), Reason::SpoofedAddress);
+            let target = chains.drop(Table::Mangle, Reason::SpoofedAddress);
             let sources = chains.chain(Table::Mangle, SOURCES);
-            sources.rule(matches, &comment, "-j DROP");
+            sources.rule(matches, &comment, target);
         }
         let comment = dropped("host", Reason::SpoofedMac);
+        let target = chains.drop(Table::Mangle, Reason::SpoofedMac);
         chains
             .chain(Table::Mangle, SOURCES)
-            .rule("", &comment, "-j DROP");
+            .rule("", &comment, target);
     }
 }
 

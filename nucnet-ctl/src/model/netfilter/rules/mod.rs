@@ -13,6 +13,7 @@
 //! Policies come after the translation, because only there can a packet be refused with a word:
 //! what was asked for is in the kernel's entry of the connection (`--ctorigdst`).
 
+mod drop;
 mod egress;
 mod forward;
 mod guard;
@@ -231,23 +232,52 @@ mod tests {
         lines.collect()
     }
 
+    /// Whether a rule is of a chain that drops lead to.
+    fn is_end_of_drops(line: &str) -> bool {
+        let ends = ["-A NUCNET-DROP-", "-A NUCNET-TOLD-"];
+        ends.iter().any(|end| line.contains(end))
+    }
+
+    #[test]
+    fn drops_end_where_monitors_are_told() {
+        let (network, record) = (network(false, &[]), endpoint(&[], open()));
+        let found = rules(&wanted(&network, &record), Family::Ipv4);
+        let is_meant = |line: &&String| line.split(' ').nth(2).unwrap().ends_with("-martian");
+        let of_reason = found.iter().filter(is_meant);
+        let log = |group| {
+            format!(
+                "mangle -A NUCNET-TOLD-martian -j NFLOG --nflog-group {group} --nflog-prefix martian"
+            )
+        };
+        let expected = [
+            "mangle -A NUCNET-DROP-martian -m limit --limit 1000/sec --limit-burst 1000 -j NUCNET-TOLD-martian".to_owned(),
+            "mangle -A NUCNET-DROP-martian -j DROP".to_owned(),
+            log(111), log(112), log(113), log(114),
+        ];
+        assert_eq!(
+            of_reason.collect::<Vec<_>>(),
+            expected.iter().collect::<Vec<_>>()
+        );
+    }
+
     #[test]
     fn a_published_endpoint_without_a_policy() {
         let (network, record) = (network(false, &[]), endpoint(&["8080:80"], open()));
+        // Where drops end is the same for each reason.
         let expected = "\
 mangle -A NUCNET-PREROUTING -i lo -j RETURN
 mangle -A NUCNET-PREROUTING -i nucnet0 -g NUCNET-SOURCES
-mangle -A NUCNET-PREROUTING -s 10.0.42.0/24 -j DROP
+mangle -A NUCNET-PREROUTING -s 10.0.42.0/24 -g NUCNET-DROP-martian-source
 mangle -A NUCNET-SOURCES -s 10.0.42.7/32 -i nucnet0 -m mac --mac-source 02:00:00:00:00:07 -g NUCNET-7
-mangle -A NUCNET-SOURCES -i nucnet0 -m mac --mac-source 02:00:00:00:00:07 -j DROP
-mangle -A NUCNET-SOURCES -j DROP
-mangle -A NUCNET-7 -d 127.0.0.0/8 -j DROP
-mangle -A NUCNET-7 -d 224.0.0.0/4 -j DROP
-mangle -A NUCNET-7 -m addrtype --dst-type BROADCAST -j DROP
-mangle -A NUCNET-7 -d 240.0.0.0/4 -j DROP
-mangle -A NUCNET-7 -d 169.254.0.0/16 -j DROP
-mangle -A NUCNET-7 -p udp -m udp --sport 67 --dport 68 -j DROP
-mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 5 -j DROP
+mangle -A NUCNET-SOURCES -i nucnet0 -m mac --mac-source 02:00:00:00:00:07 -g NUCNET-DROP-spoofed-address
+mangle -A NUCNET-SOURCES -g NUCNET-DROP-spoofed-mac
+mangle -A NUCNET-7 -d 127.0.0.0/8 -g NUCNET-DROP-martian
+mangle -A NUCNET-7 -d 224.0.0.0/4 -g NUCNET-DROP-multicast
+mangle -A NUCNET-7 -m addrtype --dst-type BROADCAST -g NUCNET-DROP-multicast
+mangle -A NUCNET-7 -d 240.0.0.0/4 -g NUCNET-DROP-martian
+mangle -A NUCNET-7 -d 169.254.0.0/16 -g NUCNET-DROP-link-local
+mangle -A NUCNET-7 -p udp -m udp --sport 67 --dport 68 -g NUCNET-DROP-infrastructure
+mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 5 -g NUCNET-DROP-infrastructure
 mangle -A NUCNET-7 -p tcp -j RETURN
 mangle -A NUCNET-7 -p udp -j RETURN
 mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 8 -j RETURN
@@ -255,13 +285,13 @@ mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 0 -j RETURN
 mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 3 -j RETURN
 mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 11 -j RETURN
 mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 12 -j RETURN
-mangle -A NUCNET-7 -j DROP
-filter -A NUCNET-FORWARD -i nucnet0 -m conntrack --ctstate INVALID,UNTRACKED -j DROP
+mangle -A NUCNET-7 -g NUCNET-DROP-protocol
+filter -A NUCNET-FORWARD -i nucnet0 -m conntrack --ctstate INVALID,UNTRACKED -g NUCNET-DROP-no-flow
 filter -A NUCNET-FORWARD -o nucnet0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 filter -A NUCNET-FORWARD -o nucnet0 -m conntrack --ctstate DNAT -j ACCEPT
 filter -A NUCNET-FORWARD -i nucnet0 -o nucnet0 -j ACCEPT
 filter -A NUCNET-FORWARD -o nucnet0 -j NUCNET-PEERS
-filter -A NUCNET-FORWARD -o nucnet0 -j DROP
+filter -A NUCNET-FORWARD -o nucnet0 -g NUCNET-DROP-not-published
 filter -A NUCNET-FORWARD -i nucnet0 -j ACCEPT
 filter -A NUCNET-PEERS -i nucnet0 -j ACCEPT
 filter -A NUCNET-OUTPUT -o nucnet0 -p icmp -m icmp --icmp-type 5 -j DROP
@@ -280,6 +310,7 @@ nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -p tcp -j MASQUERADE --to-ports 16384-
 nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -p udp -j MASQUERADE --to-ports 16384-32767
 nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -j MASQUERADE";
         let mut found = rules(&wanted(&network, &record), Family::Ipv4);
+        found.retain(|line| !is_end_of_drops(line));
         let mut expected: Vec<String> = expected.lines().map(str::to_owned).collect();
         // Within a chain the order counts; that of the chains does not.
         let chain = |line: &String| line.split(' ').take(3).collect::<Vec<_>>().join(" ");
@@ -301,7 +332,7 @@ nat -A NUCNET-POSTROUTING -s 10.0.42.0/24 -j MASQUERADE";
             .filter_map(|line| line.strip_prefix("filter -A NUCNET-7"));
         let expected = "\
 -DENY -m limit --limit 20/sec --limit-burst 20 -j NFLOG --nflog-group 110 --nflog-prefix
--DENY -m limit --limit 1000/sec --limit-burst 1000 -j NUCNET-MONITORS
+-DENY -m limit --limit 1000/sec --limit-burst 1000 -j NUCNET-TOLD-policy
 -DENY -j DROP
  -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
  -m conntrack --ctstate RELATED -j RETURN
