@@ -30,6 +30,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: ends,
     },
     Scenario {
+        name: "monitor_says_how_many_refusals_it_leaves_out",
+        what: "a scan must neither fill the log nor look like a few attempts",
+        families: Families::Each,
+        run: many,
+    },
+    Scenario {
+        name: "monitor_goes_on_over_an_exchange_of_the_datapath",
+        what: "whoever watches a host that is moved to the other datapath sees it go on",
+        families: Families::Together,
+        run: exchange,
+    },
+    Scenario {
         name: "several_monitors_see_the_same_and_end_cleanly",
         what: "a log collector must not keep an operator from looking",
         families: Families::Together,
@@ -140,6 +152,66 @@ fn ends(case: &Case) -> Result<()> {
     })?;
     ensure!(event["src"] == local.ip().to_string(), "{event}");
     ensure!(event["packets"].as_u64() > Some(5), "{event}");
+    Ok(())
+}
+
+fn many(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let (client, _) = case.attached("client", &["--egress-default", "deny"])?;
+    let monitor = case.lab.monitor(&[])?;
+    let socket = client.udp(case.any(0))?;
+    let mut sent = 0;
+    let mut send = || {
+        sent += 1;
+        socket.send_to(b"x", OUTSIDE.port(case.family, 1000 + sent))
+    };
+    for _ in 0..200 {
+        send()?;
+    }
+    let number = |event: &Value, key: &str| event[key].as_u64().unwrap_or_default();
+    let mut told = Vec::new();
+    wait::until("those that were left out are named", wait::SOON, || {
+        send()?;
+        told = monitor.events()?;
+        told.retain(|event| event["event"] == "denied");
+        Ok(told.iter().any(|event| number(event, "suppressed") > 0))
+    })?;
+    let left_out = told
+        .iter()
+        .position(|event| number(event, "suppressed") > 0);
+    told.truncate(left_out.context("none")? + 1);
+    let latest = told.last().context("none")?;
+    let (shown, left_out) = (told.len() as u64, number(latest, "suppressed"));
+    // Each packet has a port of its own, one after the other. Two processors that drop at the same
+    // moment may count as one, or in another order.
+    let all = number(latest, "dport") - 1000;
+    ensure!(
+        (shown + left_out).abs_diff(all) <= 5,
+        "{shown} are shown, {left_out} left out of {all}: {latest}"
+    );
+    Ok(())
+}
+
+fn exchange(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let first = case.lab.datapath.unwrap_or("ebpf");
+    let other = if first == "ebpf" { "iptables" } else { "ebpf" };
+    let (client, _) = case.attached("client", &["--egress-default", "deny"])?;
+    let monitor = case.lab.monitor(&[])?;
+    let socket = client.udp(case.any(0))?;
+    let mut port = 1000;
+    for datapath in [first, other, first] {
+        case.lab
+            .nucnet(&["--datapath", datapath, "gc"])?
+            .expect(0)?;
+        let from = port + 1;
+        wait::until(&format!("a denial by {datapath}"), wait::SOON, || {
+            port += 1;
+            socket.send_to(b"x", OUTSIDE.port(case.family, port))?;
+            let is_it = |event: &Value| event["dport"].as_u64() >= Some(from.into());
+            Ok(monitor.events()?.iter().any(is_it))
+        })?;
+    }
     Ok(())
 }
 
