@@ -71,6 +71,12 @@ impl Parties {
         endpoints.find(|endpoint| endpoint.addresses.contains(&address))
     }
 
+    /// Whether there is an endpoint with that number.
+    pub(super) fn has(&self, number: u32) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|endpoint| endpoint.number == number)
+    }
+
     /// Who has a link-layer address.
     pub(super) fn station(&self, mac: [u8; 6]) -> Option<&EndpointRecord> {
         let mut endpoints = self.endpoints.iter();

@@ -134,9 +134,14 @@ impl Host {
 
     /// Whether rules carry packets.
     pub(super) fn is_by_rules(&self) -> Result<bool, Error> {
+        let carrier = self.carrier()?;
+        Ok(carrier.is_some_and(|carrier| carrier.kind == DatapathKind::Iptables))
+    }
+
+    /// What carries packets, as is on record.
+    pub(super) fn carrier(&self) -> Result<Option<DatapathRecord>, Error> {
         let record = self.read()?.map(|store| store.host()).transpose()?;
-        let datapath = record.flatten().and_then(|record| record.datapath);
-        Ok(datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables))
+        Ok(record.flatten().and_then(|record| record.datapath))
     }
 
     /// Access for changing; the state directory is made if there is none.

@@ -196,9 +196,12 @@ fn exchange(case: &Case) -> Result<()> {
     case.only_nucnet()?;
     let first = case.lab.datapath.unwrap_or("ebpf");
     let other = if first == "ebpf" { "iptables" } else { "ebpf" };
-    let (client, _) = case.attached("client", &["--egress-default", "deny"])?;
+    let (client, _) = case.attached("client", &["--deny", "any/udp"])?;
     let monitor = case.lab.monitor(&[])?;
     let socket = client.udp(case.any(0))?;
+    let _web = case.web(&case.lab.outside, 80)?;
+    let open = connect(&client, OUTSIDE.port(case.family, 80))?;
+    let local = open.local_addr()?.port();
     let mut port = 1000;
     for datapath in [first, other, first] {
         case.lab
@@ -212,6 +215,14 @@ fn exchange(case: &Case) -> Result<()> {
             Ok(monitor.events()?.iter().any(is_it))
         })?;
     }
+    // What was open all the time has begun once, and is not over.
+    let is_of_open = |event: &Value| event["protocol"] == "tcp" && event["sport"] == local;
+    let mut told = monitor.events()?;
+    told.retain(is_of_open);
+    ensure!(
+        told.len() == 1 && told[0]["event"] == "flow-new",
+        "{told:?}"
+    );
     Ok(())
 }
 

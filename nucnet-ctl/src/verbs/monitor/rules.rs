@@ -13,7 +13,9 @@ use crate::{
         },
         netlink::Netlink,
     },
-    model::{flow::FlowView, netfilter::MONITOR_GROUPS, rule::Destination, to_abi},
+    model::{
+        flow::FlowView, netfilter::MONITOR_GROUPS, record::DatapathKind, rule::Destination, to_abi,
+    },
     verbs::{connections::Parties, list::report, naming::policies, netfilter::local},
 };
 use nucnet_common::{
@@ -85,13 +87,23 @@ impl RulesReader {
         if logged.is_empty() && changes.is_empty() {
             return Ok(());
         }
-        self.known.refresh(host)?;
+        if self.known.refresh(host)? {
+            // Numbers are never given twice.
+            let parties = &self.known.parties;
+            let is_known =
+                |number: &u32| matches!(*number, 0 | abi::MAPPED) || parties.has(*number);
+            self.limits.retain(|number, _| is_known(number));
+        }
         let now = monotonic()?;
         for logged in logged {
             events.extend(self.refusal(&logged, now)?);
         }
-        for change in changes {
-            events.extend(self.flow(change, now)?);
+        // What moves to the other datapath goes on there, and is not over.
+        let carrier = host.carrier()?;
+        if carrier.is_some_and(|it| it.kind == DatapathKind::Iptables && !it.moving) {
+            for change in changes {
+                events.extend(self.flow(change, now)?);
+            }
         }
         Ok(())
     }
@@ -233,21 +245,22 @@ struct Known {
 }
 
 impl Known {
-    /// Reads the records, if they have changed.
-    fn refresh(&mut self, host: &Host) -> Result<(), Error> {
+    /// Reads the records, if they have changed: then `true`.
+    fn refresh(&mut self, host: &Host) -> Result<bool, Error> {
         let Some(store) = host.read()? else {
             *self = Self::default();
-            return Ok(());
+            return Ok(true);
         };
         let changed = Some(store.changed()?);
-        if self.changed != changed {
-            let (endpoints, unreadable) = store.endpoints()?;
-            report(&unreadable);
-            let (mappings, unreadable) = store.mappings()?;
-            report(&unreadable);
-            self.parties = Parties::new(endpoints, mappings, None);
-            self.changed = changed;
+        if self.changed == changed {
+            return Ok(false);
         }
-        Ok(())
+        let (endpoints, unreadable) = store.endpoints()?;
+        report(&unreadable);
+        let (mappings, unreadable) = store.mappings()?;
+        report(&unreadable);
+        self.parties = Parties::new(endpoints, mappings, None);
+        self.changed = changed;
+        Ok(true)
     }
 }
