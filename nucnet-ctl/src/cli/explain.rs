@@ -16,7 +16,9 @@ use super::{
 /// Show what would become of a packet, and which rule decides
 ///
 /// The programs themselves are asked, in a form that changes nothing: routes, flows, publishes
-/// and policy are those of this moment. Exit code 0 whatever the answer is.
+/// and policy are those of this moment. Where iptables carries packets, nucnet's rules are
+/// followed instead, if they are in place; what rules of others do is not looked at. Exit code 0
+/// whatever the answer is.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  nucnet-ctl explain --from web --to 192.0.2.1:443\n  \

@@ -8,8 +8,8 @@ use crate::{
         helper, netlink, netns, process, resolv, store, sysctl, tap,
     },
     model::{
-        EndpointId, IfName, Invalid, Kind, Mac, NetworkName, policy_file::PolicyFileError, record,
-        resolv::NoResolver,
+        EndpointId, IfName, Invalid, Kind, Mac, NetworkName, drift::Drift, netfilter,
+        policy_file::PolicyFileError, record, resolv::NoResolver,
     },
 };
 use nix::{errno::Errno, libc};
@@ -233,6 +233,12 @@ pub enum Error {
     /// Only programs can do it.
     #[error("{0} is not possible where iptables carries packets")]
     OtherDatapath(&'static str),
+    /// What carries packets is not as recorded, so that nobody knows what becomes of them.
+    #[error("what carries packets is not as it should be: {}", listed(.0))]
+    NotInPlace(Vec<Drift>),
+    /// A rule of nucnet's says what nobody here understands.
+    #[error(transparent)]
+    UnknownRule(#[from] netfilter::Unknown),
     /// No rule can be written for IPv6.
     #[error("{0}: IPv6 is closed where iptables carries packets and there is no ip6tables")]
     NoIp6tables(String),
@@ -352,6 +358,13 @@ impl fmt::Display for Left {
     }
 }
 
+fn listed(drift: &[Drift]) -> String {
+    let each = drift
+        .iter()
+        .map(|drift| format!("{}: {}", drift.id, drift.problem));
+    each.collect::<Vec<_>>().join("; ")
+}
+
 /// An error and its causes in one line.
 pub fn chain(error: &(dyn error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -397,6 +410,8 @@ impl Error {
             | Self::UsedUp(_)
             | Self::DatapathGone(_)
             | Self::NoRules
+            | Self::NotInPlace(_)
+            | Self::UnknownRule(_)
             | Self::Signals(_)
             | Self::Output(_)
             | Self::Teardown { .. } => Kind::Operation,
@@ -522,6 +537,7 @@ impl Error {
             Self::OtherDatapath(_) => {
                 Some("use --datapath ebpf on a kernel that can load it".to_owned())
             }
+            Self::NotInPlace(drift) => drift.first().map(|first| first.remedy.clone()),
             Self::NoIp6tables(_) => Some("install ip6tables, or use --datapath ebpf".to_owned()),
             Self::Helper(helper::Error::Missing(_)) => {
                 Some("install iptables, or use --datapath ebpf".to_owned())

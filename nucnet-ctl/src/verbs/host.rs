@@ -124,14 +124,6 @@ impl Host {
         Datapath::open_existing(&self.options.bpffs, &bpf::Host::current()?)
     }
 
-    /// Fails where rules carry packets: only programs can do that.
-    pub(super) fn needs_programs(&self, what: &'static str) -> Result<(), Error> {
-        match self.is_by_rules()? {
-            true => Err(Error::OtherDatapath(what)),
-            false => Ok(()),
-        }
-    }
-
     /// Whether rules carry packets.
     pub(super) fn is_by_rules(&self) -> Result<bool, Error> {
         let carrier = self.carrier()?;

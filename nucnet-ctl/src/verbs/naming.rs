@@ -5,7 +5,7 @@ use crate::model::{EndpointId, policy::Policy, record::EndpointRecord};
 use std::collections::HashMap;
 
 /// What a number of a rule means where no rule decided.
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 
 /// Endpoints and policies by number. Numbers are never given twice, so those that went are still
 /// known.

@@ -5,14 +5,14 @@ use crate::{
     kernel::{
         bpf::{BpfError, HostPorts},
         diag::{self, Connection},
-        netfilter::{self, Netfilter, Tracked, Tuple},
+        netfilter::{self, Netfilter, Tracked},
         netlink::Netlink,
         sysctl::{self, LinkKey, Sysctl},
     },
     model::{
         behaviour::BehaviourWish,
         mapping::MappingSpec,
-        netfilter::{Family, SourcePorts, Wanted, WantedEndpoint},
+        netfilter::{Family, SourcePorts, Tuple, Wanted, WantedEndpoint},
         ports::PortRange,
         record::{DatapathKind, EndpointRecord, HostRecord, MappingRecord, NetworkRecord, State},
     },

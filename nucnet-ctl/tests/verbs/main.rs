@@ -4,6 +4,7 @@ mod commands;
 mod datapath;
 mod egress;
 mod endpoints;
+mod explain;
 mod faults;
 mod flows;
 mod ip6tables;

@@ -1,4 +1,4 @@
-//! What the programs have written, to see whether something changed it.
+//! What packets leave behind, to see whether something changed it.
 
 use anyhow::Result;
 use aya::{
@@ -13,11 +13,15 @@ use super::Lab;
 
 impl Lab {
     /// Every entry that only programs write: flows, external views, bindings, places, usage,
-    /// drops (but of what interfaces say by themselves).
+    /// drops (but of what interfaces say by themselves). Where rules carry packets: connections,
+    /// and the counters of rules that drop or translate.
     ///
     /// # Errors
     /// Nothing is pinned.
     pub fn tables(&self) -> Result<Vec<String>> {
+        if self.datapath == Some("iptables") {
+            return self.counts_and_connections();
+        }
         let mut lines = self.table::<FlowKey, Flow>(map::FLOWS)?;
         lines.extend(self.table::<OutsideKey, FlowKey>(map::OUTSIDE)?);
         lines.extend(self.table::<FlowKey, Binding>(map::BINDINGS)?);
@@ -38,6 +42,35 @@ impl Lab {
             if slot.holds != SlotUse::Free as u32 || slot.version != 0 {
                 lines.push(format!("{} {index}: {slot:?}", map::SLOTS));
             }
+        }
+        lines.sort();
+        Ok(lines)
+    }
+
+    fn counts_and_connections(&self) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for program in ["iptables-save", "ip6tables-save"] {
+            let rules = self.host.run(program, &["-c"])?;
+            // Rules that lead to a drop count it, for their owner.
+            let decides = |line: &&str| {
+                let targets = [
+                    "-g NUCNET-DROP-",
+                    "-j DROP",
+                    "-j REJECT",
+                    "-j DNAT",
+                    "-j SNAT",
+                    "-j MASQ",
+                ];
+                targets.iter().any(|target| line.contains(target))
+                    && !line.contains(Reason::Discovery.name())
+            };
+            lines.extend(rules.lines().filter(decides).map(str::to_owned));
+        }
+        let flows = self.nucnet(&["-o", "json", "flows"])?.expect(0)?.json()?;
+        for flow in flows.as_array().into_iter().flatten() {
+            let of = |key: &str| format!("{key} {}", flow[key]);
+            let known = ["id", "protocol", "nat_sport", "state", "packets", "bytes"];
+            lines.push(known.map(of).join(" "));
         }
         lines.sort();
         Ok(lines)

@@ -74,17 +74,6 @@ const DIFFERENCES: &[(Which, &[&str], &str)] = &[
     ),
     (
         Which::Both,
-        &[
-            "explain_changes_nothing",
-            "explain_follows_a_packet_from_outside_to_a_publish",
-            "explain_refuses_questions_that_make_no_sense",
-            "explain_says_reject_where_the_sender_is_told",
-            "explain_says_what_then_happens_to_a_new_connection",
-        ],
-        "explain asks the programs",
-    ),
-    (
-        Which::Both,
         &["monitor_shows_what_the_programs_say_to_one_who_debugs"],
         "rules do not say how they read a packet",
     ),

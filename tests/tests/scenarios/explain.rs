@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Result, ensure};
-use nucnet_tests::lab::{FAR, Family, HOST, OUTSIDE};
+use anyhow::{Context, Result, ensure};
+use nucnet_tests::lab::{Endpoint, FAR, Family, HOST, OUTSIDE};
 use serde_json::{Value, json};
 
 use crate::case::{Case, Families, Scenario, silent};
@@ -20,6 +20,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "why does nobody reach my server",
         families: Families::Each,
         run: inbound,
+    },
+    Scenario {
+        name: "explain_knows_where_a_packet_goes_whoever_it_is_for",
+        what: "the same answers whatever carries packets: siblings, publishes, mappings, the host",
+        families: Families::Each,
+        run: everywhere,
     },
     Scenario {
         name: "explain_changes_nothing",
@@ -165,6 +171,111 @@ fn inbound(case: &Case) -> Result<()> {
         &["--from", "uplink", "--to", &other],
         &[("verdict", json!("pass")), ("reason", json!("host"))],
     )?;
+    Ok(())
+}
+
+fn everywhere(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    case.lab
+        .nucnet(&["network", "create", "red", "--isolate"])?
+        .expect(0)?;
+    let (_server, server) = case.attached("server", &["-p", "8080:80", "-p", "8081:81"])?;
+    let own = server.address(case.family)?;
+    let denied = SocketAddr::new(own, 81).to_string();
+    let (_client, client) = case.attached("client", &["--deny", &denied])?;
+    let (_other, other) = case.attached("other", &["--network", "red"])?;
+    let address = client.address(case.family)?;
+    let (ext, int) = (HOST.of(case.family).to_string(), address.to_string());
+    #[rustfmt::skip]
+    let dnat = [
+        "nat", "add", "dnat", "--ext-ip", &ext, "--ports", "9090", "--int-ip", &int,
+        "--int-port", "90",
+    ];
+    case.lab.nucnet(&dnat)?.expect(0)?;
+
+    let at = |address: IpAddr, port: u16| SocketAddr::new(address, port).to_string();
+    let host = |port: u16| HOST.port(case.family, port).to_string();
+    let interface = |endpoint: &Endpoint| endpoint.json["host_ifname"].clone();
+    // It would not take its own address as a source.
+    let gateway = server.gateway(case.family)?;
+    let bridge = json!("nucnet0");
+    let at_host = HOST.of(case.family);
+    #[rustfmt::skip]
+    let passing = [
+        ("client", at(own, 80), "policy", address, (own, 80), interface(&server)),
+        ("client", host(8080), "policy", address, (own, 80), interface(&server)),
+        ("server", host(8080), "no-policy", gateway, (own, 80), interface(&server)),
+        ("server", host(9090), "no-policy", own, (address, 90), interface(&client)),
+        ("client", host(22), "policy", address, (at_host, 22), bridge),
+    ];
+    for (from, to, reason, source, (destination, port), interface) in passing {
+        explain(
+            case,
+            &["--from", from, "--to", &to],
+            &[
+                ("verdict", json!("pass")),
+                ("reason", json!(reason)),
+                ("endpoint", json!(from)),
+                ("nat_src", json!(source.to_string())),
+                ("nat_sport", json!(40_000)),
+                ("nat_dst", json!(destination.to_string())),
+                ("nat_dport", json!(port)),
+                ("interface", interface),
+                ("next_hop", Value::Null),
+            ],
+        )?;
+    }
+
+    let neighbour = OUTSIDE.port(case.family, 5000).to_string();
+    let from_outside = ["--from", "uplink", "--source", &neighbour, "--to"];
+    explain(
+        case,
+        &[&from_outside[..], &[&host(9090)]].concat(),
+        &[
+            ("verdict", json!("pass")),
+            ("reason", json!("published")),
+            ("endpoint", json!("client")),
+            ("nat_dst", json!(address.to_string())),
+            ("nat_dport", json!(90)),
+            ("interface", interface(&client)),
+        ],
+    )?;
+    explain(
+        case,
+        &[&from_outside[..], &[&host(8080), "--proto", "udp"]].concat(),
+        &[("verdict", json!("pass")), ("reason", json!("host"))],
+    )?;
+
+    let dropped = |arguments: &[&str], reason: &str| {
+        let expected = [("verdict", json!("drop")), ("reason", json!(reason))];
+        explain(case, arguments, &expected)
+    };
+    let from = ["--from", "client", "--to"];
+    for to in [at(own, 81), host(8081)] {
+        let answer = dropped(&[&from[..], &[&to]].concat(), "policy")?;
+        ensure!(
+            answer["rule"] == client.json["egress"]["deny"][0],
+            "{answer}"
+        );
+        ensure!(answer["endpoint"] == "client", "{answer}");
+    }
+    // The gateway has the first one.
+    let mut others = (100..103).map(|last| match own {
+        IpAddr::V4(own) => IpAddr::from((u32::from(own) & !0xff | last).to_be_bytes()),
+        IpAddr::V6(own) => IpAddr::from((u128::from(own) & !0xff | u128::from(last)).to_be_bytes()),
+    });
+    let free = others.find(|other| *other != own && *other != address);
+    let nobody = at(free.context("an address that is free")?, 80);
+    dropped(&[&from[..], &[&nobody]].concat(), "no-such-address")?;
+    let isolated = at(other.address(case.family)?, 80);
+    dropped(&[&from[..], &[&isolated]].concat(), "isolated")?;
+    let source = own.to_string();
+    let out = OUTSIDE.port(case.family, 80).to_string();
+    let forged = [&from[..], &[&out, "--source", &source]].concat();
+    dropped(&forged, "spoofed-address")?;
+    let to = host(8080);
+    let forged = ["--from", "uplink", "--to", &to, "--source", &source];
+    dropped(&forged, "martian-source")?;
     Ok(())
 }
 

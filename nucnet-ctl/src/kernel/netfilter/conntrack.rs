@@ -12,26 +12,14 @@ use std::{
 use nix::{errno::Errno, libc};
 
 use super::nfnetlink::{Request, Socket, attributes, inner, kind, long, number, short};
-use crate::kernel::fault::{self, Operation};
+use crate::{
+    kernel::fault::{self, Operation},
+    model::netfilter::Tuple,
+};
 
 pub use adopted::Adopted;
-use adopted::{described, turned, write_tuple};
+use adopted::{described, write_tuple};
 pub use events::{Change, Connections};
-
-/// One direction of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuple {
-    /// Who sends.
-    pub source: IpAddr,
-    /// To whom.
-    pub destination: IpAddr,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// The sender's port; 0: the protocol has none. Of an ICMP query, its identifier.
-    pub source_port: u16,
-    /// The receiver's port; 0: the protocol has none.
-    pub destination_port: u16,
-}
 
 /// A connection that the kernel tracks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,7 +233,7 @@ impl Conntrack {
             Err(error) if error.raw_os_error() == exists => {}
             created => return created,
         }
-        if adopted.reply == turned(&adopted.original) {
+        if adopted.reply == adopted.original.turned() {
             return Ok(());
         }
         let mut name = Vec::new();
@@ -400,7 +388,7 @@ mod tests {
             let told = tracked(family, &attributes).expect("a connection");
             assert_eq!(told.original, adopted.original);
             // The kernel translates it by what else it is told.
-            assert_eq!(told.reply, turned(&adopted.original));
+            assert_eq!(told.reply, adopted.original.turned());
             assert_eq!((told.tcp, told.is_answered), (adopted.tcp, true));
             assert_eq!(told.expires, 7440);
         }
@@ -423,7 +411,7 @@ mod tests {
         };
         assert_eq!(has(&published), [true, false]);
         let direct = Adopted {
-            reply: turned(&original),
+            reply: original.turned(),
             ..published
         };
         assert_eq!(has(&direct), [false, false]);

@@ -12,10 +12,10 @@ use etherparse::{Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPacket, Transport
 use nix::{errno::Errno, libc};
 
 use super::{
-    Tuple,
     conntrack::tuple,
     nfnetlink::{Request, Socket, attributes, inner, kind, number, short, write},
 };
+use crate::model::netfilter::Tuple;
 
 /// linux/netfilter/nfnetlink_log.h.
 mod abi {

@@ -14,7 +14,7 @@ use super::helper::{self, Helper};
 use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, Table, change, emptied};
 
 pub use conntrack::{
-    Adopted, Change as ConnectionChange, Connections, Conntrack, Count, TcpState, Tracked, Tuple,
+    Adopted, Change as ConnectionChange, Connections, Conntrack, Count, TcpState, Tracked,
 };
 pub use log::{Log, Logged, readers};
 pub use settings::{Changed, count_all, forward_all, make, restore};

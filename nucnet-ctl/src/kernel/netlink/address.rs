@@ -26,6 +26,8 @@ pub struct LinkAddress {
     pub scope: AddressScope,
     /// Who made it (`IFA_PROTO`, Linux 5.18): [`PROTOCOL`] for nucnet.
     pub protocol: Option<u8>,
+    /// Whether another address of the link's subnet comes first (IPv4).
+    pub is_secondary: bool,
 }
 
 /// How far an address means something.
@@ -211,5 +213,6 @@ fn shown(message: &AddressMessage) -> Option<LinkAddress> {
             _ => AddressScope::Global,
         },
         protocol,
+        is_secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
     })
 }

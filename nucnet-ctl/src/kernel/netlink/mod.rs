@@ -46,7 +46,7 @@ pub use error::{Error, Holder, Refusal};
 pub use filter::{Direction, Filter};
 pub use link::{Ipv6LinkLocal, Link, LinkChange, LinkId, LinkType, Owner, State};
 pub use neighbour::Neighbour;
-pub use route::{Hop, KernelRoute, Route};
+pub use route::{Found, Hop, KernelRoute, Route};
 pub use uplink::Uplink;
 pub use veth::{Veth, VethSpec};
 

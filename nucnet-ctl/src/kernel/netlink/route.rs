@@ -15,7 +15,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Change, Error, Netlink, PROTOCOL};
+use super::{AddressScope, Change, Error, Netlink, PROTOCOL};
 
 /// A route of nucnet's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +140,23 @@ pub struct Hop {
     pub gateway: Option<IpAddr>,
 }
 
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// To the host.
+    Local,
+    /// To everybody in a subnet of the host's, the host among them.
+    Broadcast,
+    /// To a group that the host may be of (multicast, anycast).
+    Group,
+    /// Out of an interface.
+    Way(Hop),
+    /// Nowhere.
+    None,
+    /// Nowhere: by the interface that it came in, nothing comes from there.
+    Refused,
+}
+
 /// How often the kernel is asked again.
 const POLL: Duration = Duration::from_micros(200);
 
@@ -196,22 +213,65 @@ impl Netlink {
     }
 
     fn is_local(&self, address: IpAddr) -> Result<bool, Error> {
-        let destination = IpNet::from(address);
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(&destination);
-        message.header.destination_prefix_length = destination.prefix_len();
-        message.attributes = vec![RouteAttribute::Destination(match address {
-            IpAddr::V4(address) => RouteAddress::Inet(address),
-            IpAddr::V6(address) => RouteAddress::Inet6(address),
-        })];
-        match self.get(RouteNetlinkMessage::GetRoute(message)) {
-            Ok(RouteNetlinkMessage::NewRoute(message)) => {
-                Ok(message.header.kind == RouteType::Local)
-            }
-            Ok(_) => Ok(false),
-            Err(failure) if failure.errno().is_some() => Ok(false),
-            Err(failure) => Err(failure.to("look up", address)),
+        Ok(self.find_way(address, None)? == Found::Local)
+    }
+
+    /// Where the kernel sends a packet: one of the host's own or, with its source and the index of
+    /// an interface, one that came in there.
+    pub fn find_way(
+        &self,
+        destination: IpAddr,
+        arrival: Option<(IpAddr, u32)>,
+    ) -> Result<Found, Error> {
+        let mut message = question(destination);
+        if let Some((source, link)) = arrival {
+            message.header.source_prefix_length = IpNet::from(source).prefix_len();
+            let attributes = [
+                RouteAttribute::Source(as_kernel(source)),
+                RouteAttribute::Iif(link),
+            ];
+            message.attributes.extend(attributes);
         }
+        match self.get(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(RouteNetlinkMessage::NewRoute(message)) => Ok(found(&message)),
+            Ok(_) => Ok(Found::None),
+            Err(failure) => match failure.errno() {
+                Some(Errno::EXDEV | Errno::EINVAL) if arrival.is_some() => Ok(Found::Refused),
+                Some(_) => Ok(Found::None),
+                None => Err(failure.to("look up", destination)),
+            },
+        }
+    }
+
+    /// The host's address that the kernel gives to what leaves by an interface for another one's
+    /// sake (`MASQUERADE`): of IPv4, one of the interface's, if possible in the next hop's subnet
+    /// (`inet_select_addr`); of IPv6, what its rules for sources say (`ipv6_dev_get_saddr`).
+    pub fn masquerade_source(
+        &self,
+        destination: IpAddr,
+        link: u32,
+        next_hop: IpAddr,
+    ) -> Result<Option<IpAddr>, Error> {
+        if destination.is_ipv6() {
+            let mut message = question(destination);
+            message.attributes.push(RouteAttribute::Oif(link));
+            return match self.get(RouteNetlinkMessage::GetRoute(message)) {
+                Ok(RouteNetlinkMessage::NewRoute(message)) => Ok(preferred_source(&message)),
+                Ok(_) => Ok(None),
+                Err(failure) if failure.errno().is_some() => Ok(None),
+                Err(failure) => Err(failure.to("look up", destination)),
+            };
+        }
+        let mut all = self.addresses()?;
+        all.retain(|held| {
+            held.address.addr().is_ipv4()
+                && held.scope == AddressScope::Global
+                && !held.is_secondary
+        });
+        let own = || all.iter().filter(|held| held.link == link);
+        let near = own().find(|held| held.address.contains(&next_hop));
+        let chosen = near.or_else(|| own().next()).or_else(|| all.first());
+        Ok(chosen.map(|held| held.address.addr()))
     }
 
     /// The default routes of the main table, both families, best first.
@@ -303,6 +363,51 @@ fn everything(family: IpAddr) -> IpNet {
         IpAddr::V4(_) => Ipv4Net::default().into(),
         IpAddr::V6(_) => Ipv6Net::default().into(),
     }
+}
+
+fn as_kernel(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+/// Asks for the way to one address.
+fn question(address: IpAddr) -> RouteMessage {
+    let destination = IpNet::from(address);
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(&destination);
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.attributes = vec![RouteAttribute::Destination(as_kernel(address))];
+    message
+}
+
+fn found(message: &RouteMessage) -> Found {
+    let link = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(link) => Some(*link),
+            _ => None,
+        });
+    match (message.header.kind, link) {
+        (RouteType::Local, _) => Found::Local,
+        (RouteType::Broadcast, _) => Found::Broadcast,
+        (RouteType::Anycast | RouteType::Multicast, _) => Found::Group,
+        (RouteType::Unicast, Some(link)) => Found::Way(Hop {
+            link,
+            gateway: gateway(&message.attributes),
+        }),
+        _ => Found::None,
+    }
+}
+
+fn preferred_source(message: &RouteMessage) -> Option<IpAddr> {
+    let mut attributes = message.attributes.iter();
+    attributes.find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => ip(address),
+        _ => None,
+    })
 }
 
 fn shown(message: &RouteMessage) -> Option<KernelRoute> {

@@ -8,16 +8,22 @@
 //! taking back is nothing but wanting what was wanted before.
 
 mod change;
+mod journey;
 mod rules;
 mod saved;
+mod tuple;
+mod walk;
 
 use nucnet_common::abi::size;
 use serde::{Deserialize, Serialize};
 use std::{fmt, ops::RangeInclusive};
 
 pub use change::{Change, change, emptied};
+pub use journey::{Connection, End, Journey, Origin, Surroundings, Way};
 pub use rules::{SourcePorts, Wanted, WantedEndpoint, of_mapping};
 pub use saved::{Dropped, Saved};
+pub use tuple::Tuple;
+pub use walk::{AddressKind, Unknown};
 
 /// Chains of nucnet's begin so.
 pub const CHAIN_PREFIX: &str = "NUCNET-";

@@ -4,10 +4,11 @@
 use crate::{
     kernel::{
         bpf::LOOPBACK,
-        netfilter::{Adopted, TcpState, Tracked, Tuple},
+        netfilter::{Adopted, TcpState, Tracked},
     },
     model::{
         from_abi,
+        netfilter::Tuple,
         record::{EndpointRecord, MappingRecord, NetworkRecord},
         to_abi,
     },

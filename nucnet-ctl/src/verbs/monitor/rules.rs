@@ -8,13 +8,16 @@ use crate::{
     kernel::{
         bpf::{BpfError, monotonic},
         netfilter::{
-            ConnectionChange, Connections, Conntrack, Log, Logged, TcpState, Tracked, Tuple,
-            readers,
+            ConnectionChange, Connections, Conntrack, Log, Logged, TcpState, Tracked, readers,
         },
         netlink::Netlink,
     },
     model::{
-        flow::FlowView, netfilter::MONITOR_GROUPS, record::DatapathKind, rule::Destination, to_abi,
+        flow::FlowView,
+        netfilter::{MONITOR_GROUPS, Tuple},
+        record::DatapathKind,
+        rule::Destination,
+        to_abi,
     },
     verbs::{connections::Parties, list::report, naming::policies, netfilter::local},
 };

@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use nix::libc;
 
-use super::{TcpState, Tuple, abi};
-use crate::kernel::netfilter::nfnetlink::{write, write_nested};
+use super::{TcpState, abi};
+use crate::{
+    kernel::netfilter::nfnetlink::{write, write_nested},
+    model::netfilter::Tuple,
+};
 
 /// A connection that the kernel has not seen the packets of, and is to track from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +29,7 @@ impl Adopted {
     /// The same as the kernel would see it who translates nothing.
     pub fn untranslated(self) -> Self {
         Self {
-            reply: turned(&self.original),
+            reply: self.original.turned(),
             // What has answers is not translated by rules that come later.
             is_answered: true,
             ..self
@@ -34,21 +37,10 @@ impl Adopted {
     }
 }
 
-/// A direction turned round.
-pub(super) fn turned(tuple: &Tuple) -> Tuple {
-    Tuple {
-        source: tuple.destination,
-        destination: tuple.source,
-        protocol: tuple.protocol,
-        source_port: tuple.destination_port,
-        destination_port: tuple.source_port,
-    }
-}
-
 /// The family of a connection that is to be tracked, and what describes it to the kernel.
 pub(super) fn described(adopted: &Adopted) -> (u8, Vec<u8>) {
     let (original, reply) = (&adopted.original, &adopted.reply);
-    let untranslated = turned(original);
+    let untranslated = original.turned();
     let mut bytes = Vec::new();
     write_tuple(&mut bytes, abi::TUPLE_ORIG, original);
     // The kernel translates it by itself, as the next two say.

@@ -18,6 +18,8 @@ mod egress;
 mod forward;
 mod guard;
 mod publish;
+#[cfg(test)]
+pub(super) mod sample;
 mod source;
 
 use super::{CHAIN_PREFIX, Chain, Family, Table};
@@ -174,50 +176,14 @@ fn ports(range: PortRange) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{egress::deny_chain, publish::published, *};
-    use crate::model::{
-        netfilter::{Saved, change},
-        record::{DatapathKind, sample},
+    use super::{
+        egress::deny_chain,
+        publish::published,
+        sample::{endpoint, network, open, wanted},
+        *,
     };
+    use crate::model::netfilter::{Saved, change};
     use serde_json::json;
-
-    fn network(isolate: bool, uplinks: &[&str]) -> NetworkRecord {
-        let mut record = sample::network();
-        record.isolate = isolate;
-        if let Some(wish) = &mut record.wish {
-            wish.uplinks = uplinks.iter().map(|name| name.parse().unwrap()).collect();
-        }
-        record
-    }
-
-    fn endpoint(publishes: &[&str], egress: serde_json::Value) -> EndpointRecord {
-        EndpointRecord {
-            publishes: publishes.iter().map(|spec| spec.parse().unwrap()).collect(),
-            egress: serde_json::from_value(egress).unwrap(),
-            datapath: DatapathKind::Iptables,
-            ..sample::endpoint()
-        }
-    }
-
-    fn open() -> serde_json::Value {
-        json!({"default": "allow", "allow": [], "deny": [], "dns": []})
-    }
-
-    fn wanted<'a>(network: &'a NetworkRecord, record: &'a EndpointRecord) -> Wanted<'a> {
-        Wanted {
-            networks: vec![network],
-            endpoints: vec![WantedEndpoint {
-                record,
-                publishes: &record.publishes,
-                egress: &record.egress,
-                keeps_open: false,
-            }],
-            mappings: Vec::new(),
-            ports: PortRange::new(16384, 32767)
-                .zip(PortRange::new(32768, 60999))
-                .map(|(drawn, host)| SourcePorts { drawn, host }),
-        }
-    }
 
     /// The rules without comments, each with its table.
     fn rules(wanted: &Wanted<'_>, family: Family) -> Vec<String> {
