@@ -36,6 +36,15 @@ pub enum Error {
     /// It cannot be told which interfaces have routes that routers advertised.
     #[error("cannot read the IPv6 routes of this network namespace")]
     Routes(#[source] io::Error),
+    /// It cannot be told which interfaces there are.
+    #[error("cannot list the interfaces that have sysctls of {family}")]
+    Interfaces {
+        /// Of which family.
+        family: Family,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// The name would leave the directory of interfaces.
     #[error("{interface:?} is not an interface name")]
     Interface {
@@ -184,6 +193,24 @@ impl Sysctl {
             },
         }
     }
+}
+
+/// The interfaces that have sysctls of a family, with `default` for those to come; none: the
+/// kernel is without it.
+pub fn interfaces(family: Family) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::Interfaces { family, source };
+    let entries = match fs::read_dir(format!("/proc/sys/net/{family}/conf")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        // Interfaces whose names are no text have none that could be written here.
+        names.extend(name.into_string().ok().filter(|name| name != "all"));
+    }
+    Ok(names)
 }
 
 /// The path below `/proc/sys`.

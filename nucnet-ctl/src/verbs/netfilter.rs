@@ -136,10 +136,11 @@ pub(super) fn leave(session: &Session) -> Result<(), Error> {
     if let Some(netfilter) = of_host(&session.record)? {
         clear(&netfilter)?;
     }
-    let changed = session.sysctls.take();
-    netfilter::restore(&changed).inspect_err(|_| {
-        session.sysctls.replace(changed);
-    })?;
+    if netfilter::announce(&mut session.sysctls.borrow_mut())? {
+        session.put_host()?;
+    }
+    netfilter::restore(&session.sysctls.borrow())?;
+    session.sysctls.take();
     Ok(())
 }
 

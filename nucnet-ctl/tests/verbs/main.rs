@@ -7,6 +7,7 @@ mod endpoints;
 mod explain;
 mod faults;
 mod flows;
+mod forwarding;
 mod ip6tables;
 mod lab;
 mod nat;

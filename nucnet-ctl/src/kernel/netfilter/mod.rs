@@ -17,7 +17,7 @@ pub use conntrack::{
     Adopted, Change as ConnectionChange, Connections, Conntrack, Count, TcpState, Tracked,
 };
 pub use log::{Log, Logged, readers};
-pub use settings::{Changed, count_all, forward_all, make, restore};
+pub use settings::{Changed, announce, count_all, forward_all, make, restore};
 
 /// How long another process may hold the lock of the old tables, in seconds.
 const LOCK_WAIT: &str = "5";

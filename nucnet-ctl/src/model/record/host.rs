@@ -76,6 +76,21 @@ pub struct SysctlChange {
     pub before: String,
     /// What was written.
     pub written: String,
+    /// Settings of single interfaces that go with it, and had another value before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overwrites: Vec<Overwritten>,
+    /// It is being given back, and then what it overwrites.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub returning: bool,
+}
+
+/// A setting of an interface that another one overwrites.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overwritten {
+    /// Its path below `/proc/sys`.
+    pub name: String,
+    /// What it was.
+    pub before: String,
 }
 
 impl Record for HostRecord {

@@ -13,7 +13,9 @@ pub(crate) mod sample;
 pub use endpoint::{
     AttachWish, EndpointRecord, MountPoint, OtherPolicy, PolicyNumbers, ResolvRecord,
 };
-pub use host::{DatapathKind, DatapathRecord, HostRecord, Numbers, SysctlChange, UsedUp};
+pub use host::{
+    DatapathKind, DatapathRecord, HostRecord, Numbers, Overwritten, SysctlChange, UsedUp,
+};
 pub use network::{NetworkRecord, NetworkWish};
 
 use super::{Cidr, EndpointId, mapping::MappingSpec};

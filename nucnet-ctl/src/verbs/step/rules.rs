@@ -91,8 +91,13 @@ impl World<'_> {
         }
         let mut noted = self.session.sysctls.borrow_mut();
         for change in changes {
-            if noted.iter().all(|other| other.name != change.name) {
-                noted.push(change.clone());
+            match noted.iter_mut().find(|known| known.name == change.name) {
+                // Somebody has taken it back since, and what went with it.
+                Some(known) => {
+                    known.overwrites.clone_from(&change.overwrites);
+                    known.returning = false;
+                }
+                None => noted.push(change.clone()),
             }
         }
         drop(noted);
