@@ -20,7 +20,7 @@ const ICMPV6_REDIRECT: u8 = 137;
 /// The source link-layer address must be the endpoint's.
 #[inline(always)]
 pub fn source_mac<F: Frame>(frame: &F, endpoint: &Endpoint) -> Result<u16, Reason> {
-    let header: [u8; 14] = frame.load(0).ok_or(Reason::Malformed)?;
+    let header: [u8; 14] = frame.header(0).ok_or(Reason::Malformed)?;
     let mac = &endpoint.mac;
     if header[6] != mac[0]
         || header[7] != mac[1]

@@ -165,7 +165,9 @@ impl Skb {
                 Way::Peer { link } => {
                     // A frame that was addressed to the bridge is "for others" to the peer,
                     // and kernels before 6.16 drop it there.
-                    bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST);
+                    if self.packet_type() != PACKET_HOST {
+                        bpf_skb_change_type(self.ctx.skb.skb, PACKET_HOST);
+                    }
                     bpf_redirect_peer(link, 0)
                 }
                 Way::Link { link } => bpf_redirect(link, 0),

@@ -28,6 +28,11 @@ pub trait Frame {
     /// Copies `N` bytes out, or nothing if the frame ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
+    /// The same for a header, near the start of the frame, where the kernel has it at hand.
+    fn header<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.load(offset)
+    }
+
     /// Writes `N` bytes. They have been loaded before, so only the kernel itself can refuse.
     fn store<const N: usize>(
         &self,

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::abi::{Address, Flow, FlowKey, Reason};
 
+/// Where the part of an IPv4 header begins that is rewritten, up to its end.
+const REST: u32 = offset_of!(Ipv4Hdr, ttl) as u32;
+
 /// New addresses and ports for a packet. For an echo message both ports are its identifier.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +79,7 @@ impl Rewrite {
     /// # Errors
     /// [`Reason::Helper`] if the kernel refuses a write to bytes that it gave out before. The
     /// packet is then dropped, never sent on.
-    #[inline(never)]
+    #[inline(always)]
     pub fn apply<F: Frame>(&self, frame: &F, packet: &Packet) -> Result<(), Reason> {
         let family = packet.family;
         let addresses = Delta::NONE
@@ -92,27 +95,45 @@ impl Rewrite {
         if moved && packet.covers_addresses() {
             frame.fix_checksum(packet.checksum(), addresses, covered)?;
         }
-        if packet.is_trackable() {
-            self.apply_ports(frame, packet, covered)?;
+        let ports = self.fix_ports(frame, packet, covered)?;
+        match (family, ports) {
+            // Right behind a header without options, they are written along with it.
+            (Family::V4, Some(ports)) if packet.l4 - packet.l3 == Ipv4Hdr::LEN as u32 => {
+                frame.store(
+                    packet.l3 + REST,
+                    &join(self.rest_of_v4(packet, addresses), ports),
+                    Balance::Balanced,
+                )?;
+                return Ok(());
+            }
+            (_, Some(ports)) => frame.store(packet.l4, &ports, Balance::Balanced)?,
+            (_, None) => {}
         }
-
         match family {
-            Family::V4 => self.apply_v4(frame, packet, moved, addresses),
+            Family::V4 if moved || self.hop => frame.store(
+                packet.l3 + REST,
+                &self.rest_of_v4(packet, addresses),
+                Balance::Balanced,
+            ),
+            Family::V4 => Ok(()),
             Family::V6 => self.apply_v6(frame, packet, moved),
         }
     }
 
+    /// Mends the layer 4 checksum for new ports, which are then still to be written: `Some`. The
+    /// identifier of an echo message, which is elsewhere, is written at once.
     #[inline(always)]
-    fn apply_ports<F: Frame>(
+    fn fix_ports<F: Frame>(
         &self,
         frame: &F,
         packet: &Packet,
         covered: Covered,
-    ) -> Result<(), Reason> {
-        if packet.source_port == self.source_port
-            && packet.destination_port == self.destination_port
+    ) -> Result<Option<[u8; 4]>, Reason> {
+        if !packet.is_trackable()
+            || packet.source_port == self.source_port
+                && packet.destination_port == self.destination_port
         {
-            return Ok(());
+            return Ok(None);
         }
         let covered = Covered {
             pseudo_header: false,
@@ -123,25 +144,18 @@ impl Rewrite {
             let new = self.source_port.to_be_bytes();
             let delta = Delta::NONE.word([old[0], old[1], 0, 0], [new[0], new[1], 0, 0]);
             frame.fix_checksum(packet.checksum(), delta, covered)?;
-            return frame.store(packet.l4 + 4, &new, Balance::Balanced);
+            frame.store(packet.l4 + 4, &new, Balance::Balanced)?;
+            return Ok(None);
         }
         let old = ports(packet.source_port, packet.destination_port);
         let new = ports(self.source_port, self.destination_port);
         frame.fix_checksum(packet.checksum(), Delta::NONE.word(old, new), covered)?;
-        frame.store(packet.l4, &new, Balance::Balanced)
+        Ok(Some(new))
     }
 
+    /// The rest of an IPv4 header from the time to live on: protocol, checksum, addresses.
     #[inline(always)]
-    fn apply_v4<F: Frame>(
-        &self,
-        frame: &F,
-        packet: &Packet,
-        moved: bool,
-        addresses: Delta,
-    ) -> Result<(), Reason> {
-        if !moved && !self.hop {
-            return Ok(());
-        }
+    fn rest_of_v4(&self, packet: &Packet, addresses: Delta) -> [u8; 12] {
         let mut delta = addresses;
         let mut ttl = packet.ttl;
         if self.hop {
@@ -153,25 +167,20 @@ impl Rewrite {
         }
         let check = delta.applied(packet.header_checksum);
         let (source, destination) = (quarter(&self.source, 12), quarter(&self.destination, 12));
-        // Time to live, protocol, checksum and addresses are the rest of the header.
-        frame.store(
-            packet.l3 + offset_of!(Ipv4Hdr, ttl) as u32,
-            &[
-                ttl,
-                packet.protocol,
-                check[0],
-                check[1],
-                source[0],
-                source[1],
-                source[2],
-                source[3],
-                destination[0],
-                destination[1],
-                destination[2],
-                destination[3],
-            ],
-            Balance::Balanced,
-        )
+        [
+            ttl,
+            packet.protocol,
+            check[0],
+            check[1],
+            source[0],
+            source[1],
+            source[2],
+            source[3],
+            destination[0],
+            destination[1],
+            destination[2],
+            destination[3],
+        ]
     }
 
     #[inline(always)]
@@ -196,4 +205,12 @@ impl Rewrite {
 pub(crate) fn ports(source: u16, destination: u16) -> [u8; 4] {
     let (source, destination) = (source.to_be_bytes(), destination.to_be_bytes());
     [source[0], source[1], destination[0], destination[1]]
+}
+
+#[inline(always)]
+fn join(header: [u8; 12], ports: [u8; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..12].copy_from_slice(&header);
+    bytes[12..].copy_from_slice(&ports);
+    bytes
 }

@@ -282,9 +282,11 @@ pub(crate) fn send<E: Env>(
         }
         fits(env, &scratch.packet, flow.mtu, &mut scratch.mtu)?;
         let link = flow.peer_link;
-        // The first packet of a flow, and one a second, go by way of the kernel's neighbour, so
-        // that it probes it while we use it.
-        let by_neighbour = stale || flow.state == FlowState::Opening as u32 || !has_macs(flow);
+        // What is not answered yet, and one packet a second, goes by way of the kernel's neighbour,
+        // so that it probes it while we use it.
+        let is_unanswered =
+            flow.state == FlowState::Opening as u32 && flow.flags & flow_flag::ANSWERED == 0;
+        let by_neighbour = stale || is_unanswered || !has_macs(flow);
         if by_neighbour && !same(&flow.next_hop, &NO_ADDRESS) {
             scratch.way.set(Way::Uplink {
                 link,

@@ -1,13 +1,13 @@
 //! The frame: bytes and checksums of the socket buffer.
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode},
     helpers::generated::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use nucnet_common::{
@@ -51,6 +51,27 @@ impl Frame for Skb {
         }
         // SAFETY: the helper returned 0: it filled the buffer.
         Some(unsafe { bytes.assume_init() }.0)
+    }
+
+    #[inline(always)]
+    fn header<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        // As many extension headers as are looked behind end before that.
+        let offset = opaque(offset) & FARTHEST;
+        // Read in place: a call of a helper costs more than all that is read.
+        let end = offset as usize + N;
+        if self.ctx.data() + end > self.ctx.data_end() {
+            // SAFETY: the context is the program's own. If that fails, so does the next comparison.
+            unsafe { bpf_skb_pull_data(self.ctx.skb.skb, end as u32) };
+        }
+        let mut start = self.ctx.data() + offset as usize;
+        // SAFETY: a register is copied to itself: the verifier follows what is compared only if
+        // the same is read from.
+        unsafe { asm!("{0} = {0}", inout(reg) start) };
+        if start + N > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: the bytes are before the end of what the kernel has in one piece.
+        Some(unsafe { *(start as *const [u8; N]) })
     }
 
     #[inline(always)]
@@ -140,6 +161,9 @@ impl Frame for Skb {
     }
 }
 
+/// Where a header begins at most; all its bits are set.
+const FARTHEST: u64 = 0x3fff;
+
 /// Bytes of IP that the kernel wants left when a frame is shortened: an IPv6 header.
 const LEAST_LEFT: u32 = 40;
 /// Bytes that are taken away to have no checksum filled in: all headers before a place where one
@@ -152,7 +176,7 @@ const TAKEN: u32 = 192;
 fn opaque(number: u32) -> u64 {
     let mut number = u64::from(number);
     // SAFETY: a register is copied to itself.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number) };
+    unsafe { asm!("{0} = {0}", inout(reg) number) };
     number
 }
 

@@ -57,6 +57,31 @@ impl Wire {
         Ok(())
     }
 
+    /// Sends a frame of which the kernel has its Ethernet header in one piece, and the rest in
+    /// others: it must be longer than a page.
+    ///
+    /// # Errors
+    /// As of [`Wire::of`] and [`Wire::send`].
+    pub fn send_in_pieces(interface: &str, frame: &[u8]) -> Result<()> {
+        let wire = Self::of(interface)?;
+        let yes: libc::c_int = 1;
+        // SAFETY: the option is an integer, and as long as it is said to be.
+        let result = unsafe {
+            libc::setsockopt(
+                wire.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_VNET_HDR,
+                (&raw const yes).cast(),
+                size_of_val(&yes) as libc::socklen_t,
+            )
+        };
+        Errno::result(result)?;
+        // `struct virtio_net_hdr`: nothing to be done to it, and how much is a header.
+        let mut header = [0; 10];
+        header[2..4].copy_from_slice(&14_u16.to_ne_bytes());
+        wire.send(&[&header, frame].concat())
+    }
+
     /// All frames that have come, or have been sent, since the last call. Each is cut to its
     /// first 2,048 bytes.
     ///

@@ -14,7 +14,7 @@ use nucnet_tests::packets::bench::Frame as _;
 use nucnet_tests::packets::packet::{Packet, arp, icmp, solicitation, udp};
 use nucnet_tests::packets::wire::Wire;
 
-use crate::case::{Case, Families, Scenario, silent};
+use crate::case::{Case, Families, Scenario, silent, skip};
 use crate::differences::counts_arp;
 
 use odd::{
@@ -71,6 +71,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         what: "who answers for others must not answer a container's check of its own address",
         families: Families::Together,
         run: own_check,
+    },
+    Scenario {
+        name: "headers_that_are_in_pieces_are_translated",
+        what: "the kernel need not have more than the link layer's header in one piece",
+        families: Families::Each,
+        run: in_pieces,
     },
     Scenario {
         name: "root_in_the_container_cannot_lift_its_policy",
@@ -399,6 +405,44 @@ fn address_checks(case: &Case) -> Result<()> {
             count - earlier
         );
     }
+    Ok(())
+}
+
+fn in_pieces(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    if !case.is_by_programs() {
+        return skip("no program reads headers");
+    }
+    let (container, endpoint) = case.attached("container", &["--mtu", "9000"])?;
+    let (host, outside) = (&case.lab.host, &case.lab.outside);
+    for node in [host, outside] {
+        node.ip("link set eth0 mtu 9000")?;
+    }
+    case.lab.nucnet(&["gc"])?.expect(0)?;
+    let server = outside.udp(case.any(53))?;
+    let client = container.udp(case.any(5000))?;
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(SOON))?;
+    }
+    // The neighbours are known then, and the way back.
+    client.send_to(b"first", OUTSIDE.port(case.family, 53))?;
+    let mut bytes = vec![0; 65536];
+    let (_, seen) = server.recv_from(&mut bytes)?;
+
+    let long: Vec<u8> = (0..8000).map(|at| (at % 251) as u8).collect();
+    let inside = endpoint.address(case.family)?;
+    let there = udp((inside, 5000), (OUTSIDE.of(case.family), 53)).payload(long.clone());
+    let frame = there.framed(mac_of(host, "nucnet0")?, mac_of(&container, "eth0")?);
+    container.within(|| Wire::send_in_pieces("eth0", &frame))??;
+    let (length, from) = server.recv_from(&mut bytes)?;
+    ensure!(from == seen, "it comes from {from}, not {seen}");
+    ensure!(bytes[..length] == long, "other bytes come out");
+
+    let back = udp((OUTSIDE.of(case.family), 53), seen).payload(long.clone());
+    let frame = back.framed(mac_of(host, "eth0")?, mac_of(outside, "eth0")?);
+    outside.within(|| Wire::send_in_pieces("eth0", &frame))??;
+    let (length, _) = client.recv_from(&mut bytes)?;
+    ensure!(bytes[..length] == long, "other bytes come back");
     Ok(())
 }
 
