@@ -154,6 +154,9 @@ fn steady(line: &str) -> Option<String> {
     while let Some(word) = words.next() {
         if word.ends_with("_timer") {
             words.next();
+        } else if word == "UNKNOWN" {
+            // An interface that is up, before the kernel has noticed it (Linux before 6.5).
+            kept.push("UP");
         } else if !word.starts_with('[') {
             kept.push(word);
         }
