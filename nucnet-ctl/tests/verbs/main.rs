@@ -1,5 +1,6 @@
 //! The verbs by way of the program, on hosts that each test makes.
 
+mod by_rules;
 mod commands;
 mod datapath;
 mod egress;

@@ -44,7 +44,7 @@ impl Lab {
     }
 }
 
-fn named<'a>(values: &'a Value, id: &str) -> &'a Value {
+pub(crate) fn named<'a>(values: &'a Value, id: &str) -> &'a Value {
     list(values)
         .iter()
         .find(|value| value["id"] == id)
@@ -189,7 +189,7 @@ fn a_bridge_that_lost_what_it_needs_is_mended_as_status_says() {
 }
 
 /// The findings of `doctor`, and its exit code.
-fn findings(command: &mut Command) -> (Value, Option<i32>) {
+pub(crate) fn findings(command: &mut Command) -> (Value, Option<i32>) {
     let output = command.output().expect("nucnet-ctl");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!text.is_empty(), "{output:?}");
