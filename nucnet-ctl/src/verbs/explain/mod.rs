@@ -217,9 +217,33 @@ fn other_family(probe: &Probe) -> Error {
     Invalid::new("--source", probe.source.ip(), problem).into()
 }
 
-/// The address of somebody beside the host on one of its links.
+/// The address of somebody beside the host on one of its links: neither the first nor the last of
+/// four, which may be those of a subnet and of its broadcasts.
 fn beside(own: IpAddr) -> IpAddr {
     let mut neighbour = to_abi(own);
-    neighbour[15] ^= 1;
+    neighbour[15] ^= match neighbour[15] % 4 {
+        1 | 2 => 3,
+        _ => 1,
+    };
     from_abi(&neighbour)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_beside_the_host_has_an_address_that_hosts_have() {
+        for (own, neighbour) in [
+            ("192.0.2.1", "192.0.2.2"),
+            ("192.0.2.2", "192.0.2.1"),
+            ("192.0.2.3", "192.0.2.2"),
+            ("192.0.2.4", "192.0.2.5"),
+            ("192.0.2.254", "192.0.2.253"),
+            ("2001:db8::1", "2001:db8::2"),
+        ] {
+            let expected: IpAddr = neighbour.parse().unwrap();
+            assert_eq!(beside(own.parse().unwrap()), expected, "beside {own}");
+        }
+    }
 }
