@@ -106,8 +106,7 @@ impl Packet {
 
     #[inline(always)]
     fn parse_v6<F: Frame>(&mut self, frame: &F) -> Result<(), Reason> {
-        // Not as a header is: the verifier of Linux 6.1 walks further than it may (docs/kernels.md).
-        let header: [u8; Ipv6Hdr::LEN] = frame.load(self.l3).ok_or(Reason::Malformed)?;
+        let header: [u8; Ipv6Hdr::LEN] = frame.header(self.l3).ok_or(Reason::Malformed)?;
         if header[0] >> 4 != 6 {
             return Err(Reason::Malformed);
         }

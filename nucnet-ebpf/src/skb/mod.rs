@@ -8,7 +8,10 @@ mod tables;
 
 pub use address::{AF_INET, AF_INET6, address, word, words};
 
-use core::ops::{Deref, DerefMut};
+use core::{
+    hint::assert_unchecked,
+    ops::{Deref, DerefMut},
+};
 
 use aya_ebpf::programs::TcContext;
 
@@ -30,8 +33,12 @@ impl<T> Deref for Entry<T> {
     #[inline(always)]
     fn deref(&self) -> &T {
         // SAFETY: the pointer came from a lookup that succeeded in this run of the program; see
-        // the type for its lifetime.
-        unsafe { &*self.0 }
+        // the type for its lifetime. The kernel aligns values to eight bytes. (The compiler has to
+        // be told, or reads them byte by byte.)
+        unsafe {
+            assert_unchecked(self.0.is_aligned());
+            &*self.0
+        }
     }
 }
 
@@ -39,6 +46,9 @@ impl<T> DerefMut for Entry<T> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above.
-        unsafe { &mut *self.0 }
+        unsafe {
+            assert_unchecked(self.0.is_aligned());
+            &mut *self.0
+        }
     }
 }
