@@ -39,6 +39,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: allow_network,
     },
     Scenario {
+        name: "metadata_services_are_a_matter_of_policy",
+        what: "clouds have them at link-local addresses of IPv4, to which hosts have routes",
+        families: Families::Together,
+        run: metadata,
+    },
+    Scenario {
         name: "egress_rules_that_overlap_are_a_union",
         what: "a narrower rule does not hide a wider one",
         families: Families::Each,
@@ -185,6 +191,35 @@ fn closed(case: &Case, client: &Node, to: SocketAddr) -> Result<()> {
     silent_udp(case, client, to)?;
     ensure!(!case.pings(client, to.ip())?, "{} answers pings", to.ip());
     Ok(())
+}
+
+fn metadata(case: &Case) -> Result<()> {
+    case.only_nucnet()?;
+    let service = SocketAddr::from(([169, 254, 169, 254], 80));
+    let (address, router) = (service.ip().to_string(), OUTSIDE.of(Family::V4).to_string());
+    let outside = &case.lab.outside;
+    outside.ip(&format!("addr add {address}/32 dev lo"))?;
+    case.lab
+        .host
+        .ip(&format!("route add {address} via {router}"))?;
+    let _service = case.web_at(outside, service)?;
+    for (id, policy) in [
+        ("open", &[][..]),
+        ("allowed", &["--allow", "metadata"]),
+        ("another", &["--deny", "any:81"]),
+    ] {
+        let (client, _) = case.attached(id, policy)?;
+        let (seen, _) = case.who(&client, service)?;
+        ensure!(seen.ip() == HOST.of(Family::V4), "{id} is {seen}");
+    }
+    for (id, policy) in [
+        ("denied", ["--deny", "metadata"]),
+        ("else", ["--allow", "internet"]),
+    ] {
+        let (client, _) = case.attached(id, &policy)?;
+        silent(&client, service)?;
+    }
+    case.counted("policy")
 }
 
 fn deny_all(case: &Case) -> Result<()> {

@@ -57,12 +57,12 @@ impl Wanted<'_> {
             let sources = chains.chain(Table::Mangle, SOURCES);
             sources.rule(own, id, format!("-g {chain}"));
             let forbidden: &[(&str, Reason)] = match family {
+                // Not its link-local range, which services are routed to: a matter of policy.
                 Family::Ipv4 => &[
                     ("-d 127.0.0.0/8", Reason::Martian),
                     ("-d 224.0.0.0/4", Reason::Multicast),
                     ("-m addrtype --dst-type BROADCAST", Reason::Multicast),
                     ("-d 240.0.0.0/4", Reason::Martian),
-                    ("-d 169.254.0.0/16", Reason::LinkLocal),
                     (
                         "-p udp -m udp --sport 67 --dport 68",
                         Reason::Infrastructure,

@@ -241,7 +241,6 @@ mangle -A NUCNET-7 -d 127.0.0.0/8 -g NUCNET-DROP-martian
 mangle -A NUCNET-7 -d 224.0.0.0/4 -g NUCNET-DROP-multicast
 mangle -A NUCNET-7 -m addrtype --dst-type BROADCAST -g NUCNET-DROP-multicast
 mangle -A NUCNET-7 -d 240.0.0.0/4 -g NUCNET-DROP-martian
-mangle -A NUCNET-7 -d 169.254.0.0/16 -g NUCNET-DROP-link-local
 mangle -A NUCNET-7 -p udp -m udp --sport 67 --dport 68 -g NUCNET-DROP-infrastructure
 mangle -A NUCNET-7 -p icmp -m icmp --icmp-type 5 -g NUCNET-DROP-infrastructure
 mangle -A NUCNET-7 -p tcp -j RETURN
