@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod reference;
+mod rules;
 
 use std::{cell::RefCell, collections::HashSet, net::IpAddr};
 

@@ -19,6 +19,7 @@ use crate::{
         policy::Policy,
         probe::{Payload, Probe},
         record::{EndpointRecord, HostRecord},
+        rule::Destination,
     },
     verbs::{
         Error, Host,
@@ -85,7 +86,11 @@ impl Host {
             &connections()?,
             &kernel,
         )?;
-        Ok(view(&probe, &origin, &recorded, journey))
+        let rule = match origin.endpoint {
+            Some(endpoint) => Some(kernel.rule(&endpoint.egress, &probe, &journey)?),
+            None => None,
+        };
+        Ok(view(&probe, &origin, &recorded, journey, rule))
     }
 }
 
@@ -224,6 +229,30 @@ struct Kernel<'a> {
     origin: &'a Sender<'a>,
 }
 
+impl Kernel<'_> {
+    /// The rule of a policy that decided, or "default". Of several that deny a packet, the one that
+    /// programs would name, too.
+    fn rule(&self, policy: &Policy, probe: &Probe, journey: &Journey) -> Result<String, Error> {
+        let destination = |tuple: &Tuple| -> Result<Destination, Error> {
+            Ok(Destination {
+                address: tuple.destination,
+                protocol: tuple.protocol,
+                port: tuple.destination_port,
+                is_hosts: self.kind(tuple.destination)? == AddressKind::Local,
+            })
+        };
+        let number = match journey.end {
+            End::Dropped { .. } => {
+                policy.denied_by(&destination(&sent(probe))?, &destination(&journey.arrival)?)
+            }
+            _ => journey.policy_rule,
+        };
+        let mut rules = policy.rules();
+        let found = rules.find(|(other, ..)| Some(*other) == number);
+        Ok(found.map_or_else(|| DEFAULT.to_owned(), |(_, _, rule)| rule.to_string()))
+    }
+}
+
 impl Surroundings for Kernel<'_> {
     type Error = Error;
 
@@ -268,7 +297,13 @@ impl Surroundings for Kernel<'_> {
     }
 }
 
-fn view(probe: &Probe, origin: &Sender<'_>, recorded: &Recorded, journey: Journey) -> Explanation {
+fn view(
+    probe: &Probe,
+    origin: &Sender<'_>,
+    recorded: &Recorded,
+    journey: Journey,
+    rule: Option<String>,
+) -> Explanation {
     let (asked, arrival) = (sent(probe), journey.arrival);
     let policy = origin.endpoint.map(|endpoint| &endpoint.egress);
     let mut endpoints = recorded.endpoints.iter();
@@ -299,9 +334,7 @@ fn view(probe: &Probe, origin: &Sender<'_>, recorded: &Recorded, journey: Journe
         _ => (Verdict::Pass, "host"),
     };
     let mut explanation = Explanation::of(probe, verdict, reason);
-    if let ("policy", Some(policy)) = (reason, policy) {
-        explanation.rule = Some(rule(policy, journey.policy_rule));
-    }
+    explanation.rule = rule.filter(|_| reason == "policy");
     if reason == "host" {
         return explanation;
     }
@@ -323,11 +356,4 @@ fn view(probe: &Probe, origin: &Sender<'_>, recorded: &Recorded, journey: Journe
     explanation.nat_dst = Some(arrival.destination);
     explanation.nat_dport = Some(arrival.destination_port);
     explanation
-}
-
-/// A rule of a policy by its number; without one, the default.
-fn rule(policy: &Policy, number: Option<u32>) -> String {
-    let mut rules = policy.rules();
-    let found = rules.find(|(other, ..)| Some(*other) == number);
-    found.map_or_else(|| DEFAULT.to_owned(), |(_, _, rule)| rule.to_string())
 }
