@@ -67,8 +67,7 @@ impl Parties {
 
     /// Who has an address.
     pub(super) fn holder(&self, address: IpAddr) -> Option<&EndpointRecord> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.find(|endpoint| endpoint.addresses.contains(&address))
+        EndpointRecord::holder(&self.endpoints, address)
     }
 
     /// Whether there is an endpoint with that number.

@@ -59,13 +59,11 @@ impl Host {
                 None => Ok(Flows(Source::Nothing)),
             };
         };
-        let (records, unreadable) = store.endpoints()?;
-        super::list::report(&unreadable);
+        let records = super::list::readable(store.endpoints()?);
         let party = endpoint.map(|id| party(id, &records)).transpose()?;
         let datapath = store.host()?.and_then(|host| host.datapath);
         if datapath.is_some_and(|datapath| datapath.kind == DatapathKind::Iptables) {
-            let (mappings, unreadable) = store.mappings()?;
-            super::list::report(&unreadable);
+            let mappings = super::list::readable(store.mappings()?);
             let parties = Parties::new(records, mappings, endpoint.cloned());
             return Ok(Flows(Source::Rules(Connections::read(parties)?)));
         }

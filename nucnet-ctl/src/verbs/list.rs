@@ -28,8 +28,7 @@ impl Host {
         let Some(store) = self.read()? else {
             return Ok(Vec::new());
         };
-        let (endpoints, unreadable) = store.endpoints()?;
-        report(&unreadable);
+        let endpoints = readable(store.endpoints()?);
         let (networks, _) = store.networks()?;
         let links = Netlink::open()?.links()?;
         let links: HashMap<&str, &Link> = links.iter().map(|l| (l.name.as_str(), l)).collect();
@@ -159,14 +158,15 @@ fn forwarded(datapath: &Datapath, record: &EndpointRecord) -> Result<Vec<Forward
     Ok(sums.into_iter().map(|(_, sum)| sum).collect())
 }
 
-/// Says what cannot be read.
-pub(super) fn report(unreadable: &[store::Error]) {
-    for error in unreadable {
+/// The records that can be read. Says what cannot.
+pub(super) fn readable<T>((records, unreadable): (Vec<T>, Vec<store::Error>)) -> Vec<T> {
+    for error in &unreadable {
         tracing::warn!(
             error = error as &dyn std::error::Error,
             "a record cannot be read"
         );
     }
+    records
 }
 
 /// The recorded state, unless the kernel knows better.

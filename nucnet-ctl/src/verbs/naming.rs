@@ -1,6 +1,6 @@
 //! What people call what the programs know by number: endpoints and the rules of policies.
 
-use super::{Error, Host, list::report};
+use super::{Error, Host, list::readable};
 use crate::model::{EndpointId, policy::Policy, record::EndpointRecord};
 use std::collections::HashMap;
 
@@ -64,8 +64,7 @@ impl Naming {
         let Some(store) = host.read()? else {
             return Ok(());
         };
-        let (endpoints, unreadable) = store.endpoints()?;
-        report(&unreadable);
+        let endpoints = readable(store.endpoints()?);
         for endpoint in endpoints {
             for (policy, rules) in policies(&endpoint) {
                 self.policies.insert(policy, Some(rules.clone()));

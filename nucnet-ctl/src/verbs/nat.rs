@@ -108,8 +108,7 @@ impl Host {
         let Some(store) = self.read()? else {
             return Ok(Vec::new());
         };
-        let (records, unreadable) = store.mappings()?;
-        super::list::report(&unreadable);
+        let records = super::list::readable(store.mappings()?);
         let counters = Counters::open(self, store.host()?.as_ref())?;
         let netlink = Netlink::open()?;
         let mut records = records;

@@ -239,8 +239,7 @@ impl Host {
         let Some(store) = self.read()? else {
             return Ok(Vec::new());
         };
-        let (networks, unreadable) = store.networks()?;
-        super::list::report(&unreadable);
+        let networks = super::list::readable(store.networks()?);
         Ok(networks.iter().map(NetworkView::new).collect())
     }
 

@@ -1,5 +1,6 @@
 //! One direction of a connection, as the kernel tells connections apart.
 
+use crate::model::rule::Destination;
 use nucnet_common::packet::{ICMP, ICMPV6};
 use std::net::IpAddr;
 
@@ -33,6 +34,16 @@ impl Tuple {
             source_port,
             destination_port,
             ..self
+        }
+    }
+
+    /// Where it goes, as rules of policies have it. `is_hosts`: to the host itself.
+    pub fn goes_to(&self, is_hosts: bool) -> Destination {
+        Destination {
+            address: self.destination,
+            protocol: self.protocol,
+            port: self.destination_port,
+            is_hosts,
         }
     }
 

@@ -148,6 +148,12 @@ impl OtherPolicy {
 }
 
 impl EndpointRecord {
+    /// Who of them has an address.
+    pub fn holder(endpoints: &[Self], address: IpAddr) -> Option<&Self> {
+        let mut endpoints = endpoints.iter();
+        endpoints.find(|endpoint| endpoint.addresses.contains(&address))
+    }
+
     /// Its policy in force, as one that others may replace.
     pub fn policy_in_force(&self) -> OtherPolicy {
         OtherPolicy {

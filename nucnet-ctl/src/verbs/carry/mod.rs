@@ -3,7 +3,7 @@
 
 mod same;
 
-use same::{Parties, connection};
+use same::{Adopter, connection};
 
 use super::{
     Error,
@@ -144,7 +144,7 @@ pub(super) fn to_flows(
     let tracked = Conntrack::open().and_then(|conntrack| conntrack.list());
     let tracked = tracked.map_err(Error::Conntrack)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH);
-    let parties = Parties {
+    let adopter = Adopter {
         endpoints,
         networks,
         mappings,
@@ -155,10 +155,10 @@ pub(super) fn to_flows(
     let mut adoption = datapath.adoption()?;
     let (mut carried, mut lost) = (0, 0);
     for tracked in &tracked {
-        let Some((key, flow)) = parties.flow(tracked) else {
+        let Some((key, flow)) = adopter.flow(tracked) else {
             continue;
         };
-        let network = parties.network_of(key.endpoint);
+        let network = adopter.network_of(key.endpoint);
         let behaviour = match network {
             Some(network) => network.behaviour(),
             None => BehaviourWish::default().resolved(),
@@ -208,10 +208,9 @@ impl HostRules {
         let local = local(&session.netlink)?;
         forget(|tracked| {
             let asker = tracked.original.source;
-            let mut endpoints = endpoints.iter();
             tracked.is_translated()
                 && (asker.is_loopback() || local.contains(&asker))
-                && endpoints.any(|it| it.addresses.contains(&tracked.reply.source))
+                && EndpointRecord::holder(endpoints, tracked.reply.source).is_some()
         })
     }
 }

@@ -74,8 +74,8 @@ fn tcp_state(flow: &Flow) -> Option<TcpState> {
     })
 }
 
-/// Who may take part in a connection.
-pub(super) struct Parties<'a> {
+/// Has connections of these be flows.
+pub(super) struct Adopter<'a> {
     pub(super) endpoints: &'a [EndpointRecord],
     pub(super) networks: &'a [NetworkRecord],
     pub(super) mappings: &'a [MappingRecord],
@@ -87,12 +87,7 @@ pub(super) struct Parties<'a> {
     pub(super) clock: u64,
 }
 
-impl Parties<'_> {
-    fn endpoint(&self, address: IpAddr) -> Option<&EndpointRecord> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.find(|endpoint| endpoint.addresses.contains(&address))
-    }
-
+impl Adopter<'_> {
     pub(super) fn network_of(&self, endpoint: u32) -> Option<&NetworkRecord> {
         let endpoint = self.endpoints.iter().find(|it| it.number == endpoint)?;
         let mut networks = self.networks.iter();
@@ -113,7 +108,8 @@ impl Parties<'_> {
             (UDP, _) => (FlowState::Opening, 0),
             _ => return None,
         };
-        let (opener, opened_to) = (self.endpoint(asked.source), self.endpoint(answer.source));
+        let holder = |address| EndpointRecord::holder(self.endpoints, address);
+        let (opener, opened_to) = (holder(asked.source), holder(answer.source));
         let owner = opener.or(opened_to)?;
         let bridge = self.network_of(owner.number)?.link?;
         let is_translated = tracked.is_translated();
@@ -218,7 +214,7 @@ mod tests {
             addresses: vec![ip("10.0.42.8"), ip("fd00::8")],
             ..endpoint()
         };
-        let parties = Parties {
+        let adopter = Adopter {
             endpoints: &[endpoint(), sibling],
             networks: &[network()],
             mappings: &[],
@@ -226,7 +222,7 @@ mod tests {
             now: NOW,
             clock: 0,
         };
-        parties.flow(&Tracked::of(&connection(key, flow, NOW)?))
+        adopter.flow(&Tracked::of(&connection(key, flow, NOW)?))
     }
 
     fn ip(text: &str) -> IpAddr {

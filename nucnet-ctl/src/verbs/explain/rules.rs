@@ -23,7 +23,7 @@ use crate::{
     },
     verbs::{
         Error, Host,
-        list::report,
+        list::readable,
         naming::DEFAULT,
         netfilter::{self as rules, Recorded},
         sight::View,
@@ -127,12 +127,9 @@ impl<'a> Sender<'a> {
 }
 
 fn recorded(store: &Store, netlink: &Netlink) -> Result<Recorded, Error> {
-    let (networks, unreadable) = store.networks()?;
-    report(&unreadable);
-    let (endpoints, unreadable) = store.endpoints()?;
-    report(&unreadable);
-    let (mappings, unreadable) = store.mappings()?;
-    report(&unreadable);
+    let networks = readable(store.networks()?);
+    let endpoints = readable(store.endpoints()?);
+    let mappings = readable(store.mappings()?);
     let recorded = Recorded {
         networks,
         endpoints,
@@ -233,17 +230,12 @@ impl Kernel<'_> {
     /// The rule of a policy that decided, or "default". Of several that deny a packet, the one that
     /// programs would name, too.
     fn rule(&self, policy: &Policy, probe: &Probe, journey: &Journey) -> Result<String, Error> {
-        let destination = |tuple: &Tuple| -> Result<Destination, Error> {
-            Ok(Destination {
-                address: tuple.destination,
-                protocol: tuple.protocol,
-                port: tuple.destination_port,
-                is_hosts: self.kind(tuple.destination)? == AddressKind::Local,
-            })
+        let goes_to = |tuple: Tuple| -> Result<Destination, Error> {
+            Ok(tuple.goes_to(self.kind(tuple.destination)? == AddressKind::Local))
         };
         let number = match journey.end {
             End::Dropped { .. } => {
-                policy.denied_by(&destination(&sent(probe))?, &destination(&journey.arrival)?)
+                policy.denied_by(&goes_to(sent(probe))?, &goes_to(journey.arrival)?)
             }
             _ => journey.policy_rule,
         };
@@ -306,8 +298,7 @@ fn view(
 ) -> Explanation {
     let (asked, arrival) = (sent(probe), journey.arrival);
     let policy = origin.endpoint.map(|endpoint| &endpoint.egress);
-    let mut endpoints = recorded.endpoints.iter();
-    let receiver = endpoints.find(|other| other.addresses.contains(&arrival.destination));
+    let receiver = EndpointRecord::holder(&recorded.endpoints, arrival.destination);
     let is_bridge = |link: &str| {
         recorded
             .networks

@@ -16,10 +16,9 @@ use crate::{
         flow::FlowView,
         netfilter::{MONITOR_GROUPS, Tuple},
         record::DatapathKind,
-        rule::Destination,
         to_abi,
     },
-    verbs::{connections::Parties, list::report, naming::policies, netfilter::local},
+    verbs::{connections::Parties, list::readable, naming::policies, netfilter::local},
 };
 use nucnet_common::{
     abi::{self, Event, EventKind, EventLimit, Reason},
@@ -27,7 +26,6 @@ use nucnet_common::{
 };
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -150,7 +148,8 @@ impl RulesReader {
         if is_denied && let (Some(endpoint), Some(asked), Some(really)) = (endpoint, asked, really)
         {
             let hosts = local(&Netlink::open()?)?;
-            let (asked, really) = (destination(&asked, &hosts), destination(&really, &hosts));
+            let goes_to = |packet: Tuple| packet.goes_to(hosts.contains(&packet.destination));
+            let (asked, really) = (goes_to(asked), goes_to(really));
             // While it is being changed, either may be in force.
             for (number, policy) in policies(endpoint) {
                 if let Some(rule) = policy.denied_by(&asked, &really) {
@@ -213,16 +212,6 @@ fn event_of_packet(packet: Tuple) -> Event {
     }
 }
 
-/// Where a packet goes. `hosts`: the host's own addresses.
-fn destination(packet: &Tuple, hosts: &[IpAddr]) -> Destination {
-    Destination {
-        address: packet.destination,
-        protocol: packet.protocol,
-        port: packet.destination_port,
-        is_hosts: hosts.contains(&packet.destination),
-    }
-}
-
 fn event_of_flow(flow: &FlowView<'_>) -> Event {
     Event {
         packets: flow.packets,
@@ -258,10 +247,8 @@ impl Known {
         if self.changed == changed {
             return Ok(false);
         }
-        let (endpoints, unreadable) = store.endpoints()?;
-        report(&unreadable);
-        let (mappings, unreadable) = store.mappings()?;
-        report(&unreadable);
+        let endpoints = readable(store.endpoints()?);
+        let mappings = readable(store.mappings()?);
         self.parties = Parties::new(endpoints, mappings, None);
         self.changed = changed;
         Ok(true)
