@@ -46,7 +46,8 @@ mod unchanged;
 mod vantage;
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 
 use case::{Case, Datapath, Families, Scenario, Skip, Way};
@@ -68,6 +69,10 @@ fn main() -> ExitCode {
     if !arguments.list {
         match (&ways[..], nucnet_program()) {
             ([Way::Seeds(rules)], _) => println!("not nucnet: {rules:?}"),
+            (_, Some(program)) if !runs(&program) => {
+                eprintln!("{} cannot be run", program.display());
+                return ExitCode::from(2);
+            }
             (_, Some(program)) => println!("nucnet-ctl: {}", program.display()),
             (_, None) => println!("nucnet-ctl: none"),
         }
@@ -129,7 +134,6 @@ fn main() -> ExitCode {
                             Some(reason) => Err(Skip(reason.clone()).into()),
                             None => run(scenario, way, family),
                         };
-                        let outcome = differences::judge(scenario.name, way, family, outcome);
                         let mut matrix = matrix.lock().unwrap_or_else(|e| e.into_inner());
                         matrix.note(base, way, &outcome);
                         match outcome {
@@ -215,13 +219,21 @@ fn chain(error: &anyhow::Error) -> String {
 
 fn run(scenario: &Scenario, way: Way, family: Family) -> anyhow::Result<()> {
     let case = Case::new(way, family)?;
-    (scenario.run)(&case).map_err(|error| {
+    let outcome = (scenario.run)(&case).map_err(|error| {
         if error.is::<Skip>() {
             return error;
         }
         let report = case.report();
         error.context(format!("{}\n\n{report}\nwhat went wrong:", scenario.what))
-    })
+    });
+    // A lab that could not be made is no difference.
+    differences::judge(scenario.name, way, family, outcome)
+}
+
+/// Whether a program can be run: one that cannot would fail each scenario, those that have to, too.
+fn runs(program: &Path) -> bool {
+    let output = Command::new(program).arg("--version").output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 /// Why nothing at all can run here.
