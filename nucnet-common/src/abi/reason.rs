@@ -36,6 +36,11 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text,)+ }
             }
 
+            /// The reason with that name.
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.name() == name)
+            }
+
             /// The reason with that number.
             pub const fn from_number(number: u32) -> Option<Self> {
                 match number { $($number => Some(Self::$name),)+ _ => None }

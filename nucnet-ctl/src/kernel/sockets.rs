@@ -206,7 +206,7 @@ fn in_the_way<'a>(spec: &PublishSpec, listeners: &'a [Listener]) -> Option<&'a L
     let ports = spec.host_ports()?;
     listeners.iter().find(|listener| {
         listener.protocol == spec.protocol()
-            && (ports.first()..=ports.last()).contains(&listener.port)
+            && ports.contains(listener.port)
             && match listener.address {
                 // Whether it hears IPv4 too, `/proc/net` does not tell.
                 IpAddr::V6(any) if any.is_unspecified() => {

@@ -10,7 +10,6 @@ use serde::{Serialize, Serializer};
 
 use super::{
     EndpointId, from_abi,
-    ports::PortRange,
     publish::{HostAddress, PublishSpec},
 };
 
@@ -239,7 +238,6 @@ impl Party {
         let Some(host_ports) = publish.host_ports() else {
             return false;
         };
-        let within = |ports: PortRange, port: u16| (ports.first()..=ports.last()).contains(&port);
         let through = |asked: (&abi::Address, u16), port: u16| {
             let address = from_abi(asked.0);
             let is_meant = match publish.host() {
@@ -247,7 +245,7 @@ impl Party {
                 any if address.is_ipv4() => any.v4(),
                 any => any.v6(),
             };
-            is_meant && within(host_ports, asked.1) && within(publish.ports(), port)
+            is_meant && host_ports.contains(asked.1) && publish.ports().contains(port)
         };
         if key.protocol != u32::from(publish.protocol().number()) {
             return false;

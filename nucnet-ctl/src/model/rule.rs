@@ -124,8 +124,7 @@ impl Rule {
             None => has_ports || self.ports.is_empty(),
         };
         let mut ranges = self.ports.iter();
-        let is_port =
-            |range: &PortRange| (range.first()..=range.last()).contains(&destination.port);
+        let is_port = |range: &PortRange| range.contains(destination.port);
         is_there && is_by && (self.ports.is_empty() || ranges.any(is_port))
     }
 }

@@ -85,6 +85,7 @@ impl Parties {
     /// A connection as a flow; none: it is none. `now`: nanoseconds since 1970.
     pub(super) fn flow(&self, tracked: &Tracked, now: u64) -> Option<FlowView<'_>> {
         let (asked, answer) = (&tracked.original, &tracked.reply);
+        let delivered = answer.turned();
         let (opener, opened_to) = (self.holder(asked.source), self.holder(answer.source));
         let mut mappings = self.mappings.iter();
         let mapping = mappings.find(|mapping| came_by(&mapping.spec, tracked));
@@ -116,17 +117,10 @@ impl Parties {
             sport: asked.source_port,
             dst: asked.destination,
             dport: asked.destination_port,
-            nat_src: answer.destination,
-            nat_sport: match answer.destination_port {
-                // The identifier of an ICMP query.
-                0 => answer.source_port,
-                port => port,
-            },
-            nat_dst: answer.source,
-            nat_dport: match asked.destination_port {
-                0 => 0,
-                _ => answer.source_port,
-            },
+            nat_src: delivered.source,
+            nat_sport: delivered.source_port,
+            nat_dst: delivered.destination,
+            nat_dport: delivered.destination_port,
             state: state(tracked).into(),
             packets: out.packets.saturating_add(back.packets),
             bytes: out.bytes.saturating_add(back.bytes),

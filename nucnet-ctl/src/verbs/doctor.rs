@@ -416,11 +416,10 @@ fn firewalls(endpoints: &[EndpointRecord], by_rules: bool) -> [Finding; 2] {
         .iter()
         .filter(|(protocol, port)| {
             publishes().any(|publish| {
-                let covers = |range: crate::model::ports::PortRange| {
-                    (range.first()..=range.last()).contains(port)
-                };
                 publish.protocol().to_string() == *protocol
-                    && publish.host_ports().is_some_and(covers)
+                    && publish
+                        .host_ports()
+                        .is_some_and(|range| range.contains(*port))
             })
         })
         .map(|(protocol, port)| format!("{port}/{protocol}"))

@@ -119,8 +119,9 @@ impl Host {
                 details.endpoint.state = degraded(details.endpoint.state);
             }
             for (reason, count) in saved.dropped(record.id.as_str()) {
-                let reason = abi::Reason::ALL.iter().find(|known| known.name() == reason);
-                let Some(reason) = reason else { continue };
+                let Some(reason) = abi::Reason::named(&reason) else {
+                    continue;
+                };
                 let total = details.dropped.entry(reason.name()).or_insert(Dropped {
                     packets: 0,
                     bytes: 0,

@@ -220,7 +220,7 @@ pub(super) fn came_by(spec: &MappingSpec, tracked: &Tracked) -> bool {
             asked.protocol == protocol.number()
                 && asked.destination == spec.ext_ip()
                 && Some(answer.source) == spec.int_ip()
-                && ranges.any(|r| (r.first()..=r.last()).contains(&asked.destination_port))
+                && ranges.any(|range| range.contains(asked.destination_port))
         }
         (_, None) => false,
     }

@@ -19,7 +19,7 @@ use crate::{
 
 pub use adopted::Adopted;
 use adopted::{described, write_tuple};
-pub use events::{Change, Connections};
+pub use events::{ConnectionChange, ConnectionEvents};
 
 /// A connection that the kernel tracks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,13 +69,7 @@ impl Tracked {
 
     /// Whether an address or a port is another one on the way.
     pub fn is_translated(&self) -> bool {
-        let (asked, answer) = (&self.original, &self.reply);
-        let ports = match asked.destination_port {
-            // Both directions of an ICMP query have its identifier.
-            0 => answer.source_port != asked.source_port,
-            port => (port, asked.source_port) != (answer.source_port, answer.destination_port),
-        };
-        ports || (asked.source, asked.destination) != (answer.destination, answer.source)
+        self.reply != self.original.turned()
     }
 
     /// Whether one of those addresses takes part, on whichever side of a translation.

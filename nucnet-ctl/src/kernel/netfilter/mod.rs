@@ -2,6 +2,8 @@
 //!
 //! There are two of each: those that write nf_tables and those of old. A kernel may have rules of
 //! both, which do not see each other, so nucnet's go where the host's are ([`Backend`]).
+//!
+//! Connections, and what rules log, come by netlink.
 
 mod conntrack;
 mod log;
@@ -14,7 +16,7 @@ use super::helper::{self, Helper};
 use crate::model::netfilter::{Backend, Chain, Change, Family, Saved, Table, change, emptied};
 
 pub use conntrack::{
-    Adopted, Change as ConnectionChange, Connections, Conntrack, Count, TcpState, Tracked,
+    Adopted, ConnectionChange, ConnectionEvents, Conntrack, Count, TcpState, Tracked,
 };
 pub use log::{Log, Logged, readers};
 pub use settings::{Changed, announce, count_all, forward_all, make, restore};

@@ -17,9 +17,9 @@ use nix::{
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// `struct nfgenmsg`, after it.
-pub(super) const GENERAL: usize = 4;
+const GENERAL: usize = 4;
 /// An attribute that has attributes.
-pub(super) const NESTED: u16 = 0x8000;
+const NESTED: u16 = 0x8000;
 /// Nested, or in network order: not part of the type.
 const TYPE_MASK: u16 = 0x3fff;
 /// What a socket that is told things keeps until they are read.

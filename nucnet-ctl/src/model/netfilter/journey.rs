@@ -35,7 +35,7 @@ impl Connection {
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin<'a> {
+pub struct WayIn<'a> {
     /// By what it comes in.
     pub link: &'a str,
     /// Who makes its frame.
@@ -121,7 +121,7 @@ impl Journey {
     /// kernel knows.
     pub fn follow<S: Surroundings>(
         chains: &[Chain],
-        origin: Origin<'_>,
+        origin: WayIn<'_>,
         sent: Tuple,
         known: &[Connection],
         surroundings: &S,
@@ -235,10 +235,10 @@ impl Journey {
 
 /// The connection of a packet, and whether the packet is an answer.
 fn known_as(sent: Tuple, known: &[Connection]) -> Option<(Connection, bool)> {
+    // An echo request is never an answer, whatever its identifier.
+    let may_be_reply = !matches!(sent.protocol, ICMP | ICMPV6);
     let mut connections = known.iter().copied();
     connections.find_map(|connection| {
-        // An echo request is never an answer, whatever its identifier.
-        let may_be_reply = !matches!(sent.protocol, ICMP | ICMPV6);
         if connection.original == sent {
             Some((connection, false))
         } else if may_be_reply && connection.reply == sent {
@@ -258,8 +258,7 @@ fn source_port(
     ports: Option<PortRange>,
     known: &[Connection],
 ) -> Option<u16> {
-    let is_meant =
-        |port: u16| ports.is_none_or(|ports| (ports.first()..=ports.last()).contains(&port));
+    let is_meant = |port| ports.is_none_or(|ports| ports.contains(port));
     let is_free = |port: &u16| {
         let leaving = Tuple {
             source: address,
@@ -293,11 +292,11 @@ mod tests {
     use serde_json::{Value, json};
 
     const OWN_MAC: abi::Mac = [2, 0, 0, 0, 0, 7];
-    const FROM_WEB: Origin<'_> = Origin {
+    const FROM_WEB: WayIn<'_> = WayIn {
         link: "nucnet0",
         mac: OWN_MAC,
     };
-    const FROM_OUTSIDE: Origin<'_> = Origin {
+    const FROM_OUTSIDE: WayIn<'_> = WayIn {
         link: "eth0",
         mac: [2, 0, 0, 0, 0, 99],
     };
@@ -355,7 +354,7 @@ mod tests {
     /// What becomes of a packet by the rules of one endpoint.
     fn follow(
         (publishes, egress, isolate): (&[&str], Value, bool),
-        origin: Origin<'_>,
+        origin: WayIn<'_>,
         sent: Tuple,
         known: &[Connection],
     ) -> Journey {
@@ -418,15 +417,10 @@ mod tests {
             (17_000, false)
         );
         // Of two, nobody knows which.
-        let reply = udp(packet(("198.51.100.3", 53), ("192.0.2.2", 17_001)));
-        let third = Connection {
-            original: reply.turned(),
-            reply,
-            is_answered: true,
-        };
         let third = Connection {
             original: udp(packet(("10.0.42.7", 40_000), ("198.51.100.3", 53))),
-            ..third
+            reply: udp(packet(("198.51.100.3", 53), ("192.0.2.2", 17_001))),
+            is_answered: true,
         };
         let journey = follow((&[], open(), false), FROM_WEB, sent, &[other, third]);
         assert!(journey.is_port_drawn);

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, ops::RangeInclusive};
 
 pub use change::{Change, change, emptied};
-pub use journey::{Connection, End, Journey, Origin, Surroundings, Way};
+pub use journey::{Connection, End, Journey, Surroundings, Way, WayIn};
 pub use rules::{SourcePorts, Wanted, WantedEndpoint, of_mapping};
 pub use saved::{Dropped, Saved};
 pub use tuple::Tuple;
@@ -36,7 +36,12 @@ pub const JUMP_COMMENT: &str = "nucnet:jump";
 /// The group that denials are logged to for whoever keeps a log (`NFLOG`).
 pub const LOG_GROUP: u16 = 110;
 /// The groups that they are logged to for monitors, since a group has one reader.
-pub const MONITOR_GROUPS: RangeInclusive<u16> = 111..=110 + size::MONITORS as u16;
+pub const MONITOR_GROUPS: RangeInclusive<u16> = LOG_GROUP + 1..=LOG_GROUP + size::MONITORS as u16;
+
+/// What a comment of nucnet's says: whose the rule is, and what more there is to it.
+fn owner_and_remark(comment: &str) -> Option<(&str, &str)> {
+    comment.strip_prefix(COMMENT_PREFIX)?.split_once(' ')
+}
 
 /// An address family, with a program and rules of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What `iptables-save -c` prints.
 
-use super::{CHAIN_PREFIX, COMMENT_PREFIX, DROP_PREFIX, JUMP_COMMENT, Table};
+use super::{CHAIN_PREFIX, COMMENT_PREFIX, DROP_PREFIX, JUMP_COMMENT, Table, owner_and_remark};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What came to a rule.
@@ -28,6 +28,12 @@ impl SavedRule {
 
     fn comment(&self) -> &str {
         self.value("--comment").unwrap_or_default()
+    }
+
+    /// Its comment without the fingerprint of its chain.
+    fn said(&self) -> &str {
+        let comment = self.comment();
+        comment.split(" =").next().unwrap_or(comment)
     }
 
     /// Whether it leads to nucnet's chain for that hook, and to nothing else.
@@ -165,23 +171,17 @@ impl Saved {
     }
 
     fn of_owner(&self, owner: &str) -> impl Iterator<Item = &SavedRule> {
-        self.chains.values().flatten().filter(move |rule| {
-            let comment = rule.comment();
-            let comment = comment.split(" =").next().unwrap_or(comment);
-            comment.strip_prefix(COMMENT_PREFIX) == Some(owner)
-        })
+        self.chains
+            .values()
+            .flatten()
+            .filter(move |rule| rule.said().strip_prefix(COMMENT_PREFIX) == Some(owner))
     }
 
     /// What was dropped of an owner's, by reason: the rules whose comments name both.
     pub fn dropped(&self, owner: &str) -> BTreeMap<String, Dropped> {
         let mut dropped = BTreeMap::<String, Dropped>::new();
         for rule in self.chains.values().flatten() {
-            let comment = rule.comment();
-            let comment = comment.split(" =").next().unwrap_or(comment);
-            let Some((whose, reason)) = comment
-                .strip_prefix(COMMENT_PREFIX)
-                .and_then(|comment| comment.split_once(' '))
-            else {
+            let Some((whose, reason)) = owner_and_remark(rule.said()) else {
                 continue;
             };
             let ends = rule.value("-g");

@@ -3,7 +3,7 @@
 //! Rules are walked in the very words that `iptables-restore` is given. What of those is not known
 //! here is an error, never a guess.
 
-use super::{CHAIN_PREFIX, COMMENT_PREFIX, Chain, Rule, Table, Tuple};
+use super::{CHAIN_PREFIX, Chain, Rule, Table, Tuple, owner_and_remark};
 use crate::model::ports::PortRange;
 use ipnet::IpNet;
 use nucnet_common::{
@@ -159,8 +159,7 @@ impl Rule {
 
     /// What its comment says beside whose it is.
     fn remark(&self) -> Option<&str> {
-        let comment = self.comment.strip_prefix(COMMENT_PREFIX)?;
-        Some(comment.split_once(' ')?.1)
+        owner_and_remark(&self.comment).map(|(_, remark)| remark)
     }
 
     /// The number of the rule of a policy that it is made of.
@@ -170,9 +169,7 @@ impl Rule {
 
     /// Why it drops.
     fn reason(&self) -> Option<Reason> {
-        let remark = self.remark()?;
-        let mut reasons = Reason::ALL.iter().copied();
-        reasons.find(|reason| reason.name() == remark)
+        Reason::named(self.remark()?)
     }
 }
 
@@ -326,12 +323,12 @@ struct Ports {
 impl Ports {
     /// Where a port leads.
     fn of(self, asked: u16) -> Option<u16> {
-        let (first, last) = (self.range.first(), self.range.last());
+        let first = self.range.first();
         let port = match self.base {
             Some(base) => first.checked_add(asked.checked_sub(base)?)?,
             None => first,
         };
-        (first..=last).contains(&port).then_some(port)
+        self.range.contains(port).then_some(port)
     }
 }
 

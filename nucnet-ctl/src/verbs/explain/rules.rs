@@ -13,8 +13,7 @@ use crate::{
     model::{
         drift::{self, Drift, Unexplained},
         netfilter::{
-            AddressKind, Connection, End, Family, Journey, Origin as WayIn, Surroundings, Tuple,
-            Way,
+            AddressKind, Connection, End, Family, Journey, Surroundings, Tuple, Way, WayIn,
         },
         policy::Policy,
         probe::{Payload, Probe},
@@ -46,7 +45,7 @@ impl Host {
         let netlink = Netlink::open()?;
         let netfilter = rules::of_host(record)?.ok_or(Error::NoRules)?;
         let recorded = recorded(store, &netlink)?;
-        let (origin, own) = match &request.from {
+        let (sender, own) = match &request.from {
             Origin::Endpoint(id) => {
                 let (_, endpoint) = self.read_endpoint(id)?;
                 let known = recorded.endpoints.iter().find(|other| other.id == *id);
@@ -74,23 +73,23 @@ impl Host {
         }
         let kernel = Kernel {
             netlink: &netlink,
-            origin: &origin,
+            sender: &sender,
         };
         let journey = Journey::follow(
             &recorded.wanted().chains(family),
             WayIn {
-                link: &origin.link,
-                mac: origin.mac,
+                link: &sender.link,
+                mac: sender.mac,
             },
             sent(&probe),
             &connections()?,
             &kernel,
         )?;
-        let rule = match origin.endpoint {
+        let rule = match sender.endpoint {
             Some(endpoint) => Some(kernel.rule(&endpoint.egress, &probe, &journey)?),
             None => None,
         };
-        Ok(view(&probe, &origin, &recorded, journey, rule))
+        Ok(view(&probe, &sender, &recorded, journey, rule))
     }
 }
 
@@ -223,7 +222,7 @@ fn sent(probe: &Probe) -> Tuple {
 /// What the kernel tells of a packet on its way.
 struct Kernel<'a> {
     netlink: &'a Netlink,
-    origin: &'a Sender<'a>,
+    sender: &'a Sender<'a>,
 }
 
 impl Kernel<'_> {
@@ -257,12 +256,12 @@ impl Surroundings for Kernel<'_> {
     }
 
     fn way(&self, packet: &Tuple, _: &str) -> Result<Way, Error> {
-        let arrival = (packet.source, self.origin.index);
+        let arrival = (packet.source, self.sender.index);
         let found = self.netlink.find_way(packet.destination, Some(arrival))?;
         let hop = match found {
             Found::Local | Found::Broadcast | Found::Group => return Ok(Way::Local),
             // Endpoints are where they are: it is the destination that is refused.
-            Found::Refused if self.origin.endpoint.is_none() => return Ok(Way::Martian),
+            Found::Refused if self.sender.endpoint.is_none() => return Ok(Way::Martian),
             Found::None | Found::Refused => return Ok(Way::None),
             Found::Way(hop) => hop,
         };
@@ -291,13 +290,13 @@ impl Surroundings for Kernel<'_> {
 
 fn view(
     probe: &Probe,
-    origin: &Sender<'_>,
+    sender: &Sender<'_>,
     recorded: &Recorded,
     journey: Journey,
     rule: Option<String>,
 ) -> Explanation {
     let (asked, arrival) = (sent(probe), journey.arrival);
-    let policy = origin.endpoint.map(|endpoint| &endpoint.egress);
+    let policy = sender.endpoint.map(|endpoint| &endpoint.egress);
     let receiver = EndpointRecord::holder(&recorded.endpoints, arrival.destination);
     let is_bridge = |link: &str| {
         recorded
@@ -329,11 +328,11 @@ fn view(
     if reason == "host" {
         return explanation;
     }
-    let endpoint = origin.endpoint.or(receiver);
+    let endpoint = sender.endpoint.or(receiver);
     explanation.endpoint = endpoint.map(|endpoint| endpoint.id.clone());
     match end {
         End::Dropped { .. } => return explanation,
-        End::Host => explanation.interface = Some(origin.link.clone()),
+        End::Host => explanation.interface = Some(sender.link.clone()),
         End::Link { link, .. } if is_bridge(&link) => {
             explanation.interface = receiver.map(|receiver| receiver.host_ifname.to_string());
         }

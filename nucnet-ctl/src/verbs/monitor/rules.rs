@@ -8,7 +8,7 @@ use crate::{
     kernel::{
         bpf::{BpfError, monotonic},
         netfilter::{
-            ConnectionChange, Connections, Conntrack, Log, Logged, TcpState, Tracked, readers,
+            ConnectionChange, ConnectionEvents, Conntrack, Log, Logged, TcpState, Tracked, readers,
         },
         netlink::Netlink,
     },
@@ -32,7 +32,7 @@ use std::{
 /// Reads what rules and the kernel tell.
 pub(super) struct RulesReader {
     log: Log,
-    connections: Connections,
+    connections: ConnectionEvents,
     table: Conntrack,
     known: Known,
     limits: HashMap<u32, EventLimit>,
@@ -45,7 +45,7 @@ impl RulesReader {
     pub(super) fn open() -> Result<Self, Error> {
         // The first such socket has the process's id for a port, by which others know it.
         let mut log = Log::open().map_err(Error::Log)?;
-        let connections = Connections::open().map_err(Error::Conntrack)?;
+        let connections = ConnectionEvents::open().map_err(Error::Conntrack)?;
         let table = Conntrack::open().map_err(Error::Conntrack)?;
         if !log.take(MONITOR_GROUPS).map_err(Error::Log)? {
             let mut holders = readers().map_err(Error::Log)?;
@@ -115,11 +115,10 @@ impl RulesReader {
 
     /// The event of a packet that was refused; none: it is no news.
     fn refusal(&mut self, logged: &Logged, now: u64) -> Result<Option<Event>, Error> {
-        let mut reasons = Reason::ALL.iter();
-        let Some(reason) = reasons.find(|reason| reason.name() == logged.prefix) else {
+        let Some(reason) = Reason::named(&logged.prefix) else {
             return Ok(None);
         };
-        let is_denied = *reason == Reason::Policy;
+        let is_denied = reason == Reason::Policy;
         let really = logged.packet;
         // Of what policies deny, the source is the endpoint's: the guards have seen to that.
         let endpoint = match (is_denied, really) {
@@ -138,7 +137,7 @@ impl RulesReader {
                 false => EventKind::Dropped as u32,
             },
             endpoint: endpoint.map_or(0, |endpoint| endpoint.number),
-            reason: *reason as u32,
+            reason: reason as u32,
             ..asked.map(event_of_packet).unwrap_or_default()
         };
         let limit = self.limits.entry(event.endpoint).or_default();

@@ -278,9 +278,7 @@ impl World<'_> {
             let ports = publish.host_ports();
             publish.protocol().number() == asked.protocol
                 && is_address
-                && ports.is_some_and(|ports| {
-                    (ports.first()..=ports.last()).contains(&asked.destination_port)
-                })
+                && ports.is_some_and(|ports| ports.contains(asked.destination_port))
         })
     }
 

@@ -12,7 +12,7 @@ use crate::kernel::netfilter::nfnetlink::{Socket, kind};
 
 /// What became of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum ConnectionChange {
     /// Its first packet has passed.
     New(Tracked),
     /// It goes on otherwise than before. What it has counted is not told.
@@ -23,9 +23,9 @@ pub enum Change {
 
 /// A socket that is told of changes of the calling thread's namespace's connections.
 #[derive(Debug)]
-pub struct Connections(Socket);
+pub struct ConnectionEvents(Socket);
 
-impl Connections {
+impl ConnectionEvents {
     /// Listens from now on.
     pub fn open() -> io::Result<Self> {
         // NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY, which are numbered from 1.
@@ -33,7 +33,7 @@ impl Connections {
     }
 
     /// What there is already. With `false`: some was lost, for nobody read it in time.
-    pub fn read(&self) -> io::Result<(Vec<Change>, bool)> {
+    pub fn read(&self) -> io::Result<(Vec<ConnectionChange>, bool)> {
         const NEW: u16 = kind(abi::SUBSYSTEM, abi::NEW);
         const DELETE: u16 = kind(abi::SUBSYSTEM, abi::DELETE);
         let mut changes = Vec::new();
@@ -43,9 +43,9 @@ impl Connections {
             };
             let is_new = i32::from(message.flags) & libc::NLM_F_CREATE != 0;
             changes.extend(match message.kind {
-                NEW if is_new => Some(Change::New(tracked)),
-                NEW => Some(Change::Other(tracked)),
-                DELETE => Some(Change::Gone(tracked)),
+                NEW if is_new => Some(ConnectionChange::New(tracked)),
+                NEW => Some(ConnectionChange::Other(tracked)),
+                DELETE => Some(ConnectionChange::Gone(tracked)),
                 _ => None,
             });
         })?;
@@ -53,7 +53,7 @@ impl Connections {
     }
 }
 
-impl AsFd for Connections {
+impl AsFd for ConnectionEvents {
     /// Readable when there is something.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
