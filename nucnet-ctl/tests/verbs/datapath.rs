@@ -4,13 +4,11 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     process::Command,
-    thread,
 };
 
-use nucnet_ctl::kernel::netns;
 use serde_json::Value;
 
-use crate::lab::{Lab, firewall, has_faults, ip, json, list, on_a_host, text};
+use crate::lab::{Lab, firewall, has_faults, json, list, on_a_host, text};
 
 const NOTHING: [Value; 0] = [];
 const TO_RULES: &str = "--datapath iptables gc";
@@ -206,11 +204,7 @@ fn programs_are_never_looked_for_along_path() {
         printed(call(&attach(lab, "web")));
         // What dead containers left is swept by the same programs.
         printed(call(&attach(lab, "dead").replace("8080:80", "9090:90")));
-        netns::remove_named(&lab.place.join("dead")).expect("namespace");
-        // The kernel takes the namespace apart in its own time, and the link with it.
-        while ip("link show").contains("nucnet:dead") {
-            thread::yield_now();
-        }
+        lab.bury("dead");
         let swept = json(&printed(call("-o json gc")));
         assert!(swept.to_string().contains("endpoint dead"), "{swept}");
         assert!(firewall("iptables-save").contains("nucnet:web"));

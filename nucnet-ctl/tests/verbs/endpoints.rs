@@ -1,6 +1,6 @@
 //! Endpoints: what the verbs make, refuse and remove.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, thread};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
 use nucnet_common::abi;
 use nucnet_ctl::{
@@ -177,11 +177,7 @@ fn what_the_dead_have_is_free() {
             "attach --netns {} --id web --ip 10.0.42.9 -p 8080:80",
             web.display()
         ));
-        netns::remove_named(&web).expect("remove");
-        // The kernel takes namespaces apart in its own time.
-        while !ip("link show type veth").contains("up0") || ip("link show").contains("nucnet:web") {
-            thread::yield_now();
-        }
+        lab.bury("web");
         assert_eq!(lab.json("list")[0]["state"], "degraded");
         lab.ok(&format!(
             "attach --netns {} --id next --ip 10.0.42.9 -p 8080:80",

@@ -34,6 +34,15 @@ const KEPT: &str = "/mnt";
 /// For how long a host may take to settle.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Waits for what the kernel does in its own time.
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        thread::yield_now();
+    }
+}
+
 /// The host: namespaces of the calling thread.
 pub(crate) struct Lab {
     pub(crate) place: PathBuf,
@@ -104,17 +113,31 @@ impl Lab {
         ip("link set up1 addrgenmode none");
         ip("link set up1 up");
         ip("link set up0 mtu 1480 up");
-        while !ip("link show up1").contains("state UP") || !ip("link show up0").contains("state UP")
-        {
-            thread::yield_now();
-        }
+        until("its links are up", || {
+            ["up0", "up1"]
+                .map(|link| ip(&format!("link show {link}")))
+                .iter()
+                .all(|it| it.contains("state UP"))
+        });
         ip("address add 192.0.2.1/24 dev up0");
         ip("address add 2001:db8::1/64 dev up0 nodad");
         ip("route add default via 192.0.2.254");
         // In its own time as well.
-        while !ip("-6 route show table local").contains("2001:db8::1") {
-            thread::yield_now();
-        }
+        until("its address is local", || {
+            ip("-6 route show table local").contains("2001:db8::1")
+        });
+    }
+
+    /// Has a container die. The kernel takes its namespace apart in its own time, and the link with
+    /// it.
+    pub(crate) fn bury(&self, id: &str) {
+        netns::remove_named(&self.place.join(id)).expect("namespace");
+        let alias = format!("nucnet:{id}");
+        until("its link is gone", || {
+            // A list that another change interrupts may lack some.
+            let links = ip("link show");
+            links.contains("up0") && !links.contains(&alias)
+        });
     }
 
     pub(crate) fn options(&self) -> Options {
@@ -371,8 +394,7 @@ fn network() -> Vec<String> {
 /// links are up, and addresses of IPv6 with their routes come by a work queue.
 fn settle() {
     let netlink = Netlink::open().expect("netlink");
-    let end = Instant::now() + PATIENCE;
-    loop {
+    until("every address is proved unique", || {
         // Twice: a bridge is up when one of its ports is.
         for _ in 0..2 {
             for link in netlink.links().expect("links") {
@@ -380,13 +402,8 @@ fn settle() {
                 netlink.find_link(link.index).expect("link");
             }
         }
-        let tentative = ip("-6 address show tentative");
-        if tentative.is_empty() {
-            break;
-        }
-        assert!(Instant::now() < end, "not proved unique: {tentative}");
-        thread::yield_now();
-    }
+        ip("-6 address show tentative").is_empty()
+    });
 }
 
 /// Rules, without comments, which have the time in them.

@@ -1,8 +1,8 @@
 //! What fails, dies or is damaged on the way, and what becomes of it.
 
-use std::{fs, thread};
+use std::fs;
 
-use nucnet_ctl::kernel::netns::{self, NetnsFd, run_in};
+use nucnet_ctl::kernel::netns::{NetnsFd, run_in};
 use serde_json::Value;
 
 use crate::lab::{has_faults, ip, on_a_host};
@@ -219,10 +219,7 @@ fn collection_takes_what_has_no_record_and_leaves_the_living_alone() {
             "attach --netns {} --id lost -p 82:80 --deny any:26",
             lost.display()
         ));
-        netns::remove_named(&dead).expect("remove");
-        while ip("link show").contains("nucnet:dead") {
-            thread::yield_now();
-        }
+        lab.bury("dead");
         let remains = |line: &&str| !line.starts_with("dead: ");
         let before: Vec<&str> = before.lines().filter(remains).collect();
         let before = before

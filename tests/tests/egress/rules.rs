@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use nucnet_common::abi::Reason;
 use nucnet_ctl::model::{
     netfilter::{
-        AddressKind, End, Family, Journey, Origin, Surroundings, Tuple, Unknown, Wanted,
-        WantedEndpoint, Way,
+        AddressKind, End, Family, Journey, Surroundings, Tuple, Unknown, Wanted, WantedEndpoint,
+        Way, WayIn,
     },
     policy::{Action, Policy},
     record::{EndpointRecord, NetworkRecord},
@@ -90,8 +90,9 @@ impl Surroundings for Site {
     }
 }
 
-/// Verdict and rule as the lines have them, and whether the sender is told.
-fn followed(wanted: &Wanted<'_>, asked: Asked) -> (Action, u32, bool) {
+/// Verdict and rule as the lines have them, and whether the sender is told. Of a denial, the rule
+/// that `explain` names: where two deny, lines come in another order.
+fn followed(wanted: &Wanted<'_>, policy: &Policy, asked: Asked) -> (Action, Option<u32>, bool) {
     let family = match asked.to {
         IpAddr::V4(_) => Family::Ipv4,
         IpAddr::V6(_) => Family::Ipv6,
@@ -103,19 +104,20 @@ fn followed(wanted: &Wanted<'_>, asked: Asked) -> (Action, u32, bool) {
         source_port: 10_000,
         destination_port: asked.port,
     };
-    let origin = Origin {
+    let way_in = WayIn {
         link: BRIDGE,
         mac: WEB.mac,
     };
-    let journey = Journey::follow(&wanted.chains(family), origin, sent, &[], &Site);
+    let journey = Journey::follow(&wanted.chains(family), way_in, sent, &[], &Site);
     let journey = journey.expect("rules that are understood");
-    let rule = journey.policy_rule.unwrap_or_default();
+    let goes_to = |packet: Tuple| packet.goes_to(is_host(packet.destination));
     match journey.end {
         End::Dropped { reason, is_told } => {
             assert_eq!(reason, Reason::Policy, "{asked:?}");
+            let rule = policy.denied_by(&goes_to(sent), &goes_to(journey.arrival));
             (Action::Deny, rule, is_told)
         }
-        End::Host | End::Link { .. } => (Action::Allow, rule, false),
+        End::Host | End::Link { .. } => (Action::Allow, journey.policy_rule, false),
     }
 }
 
@@ -138,13 +140,15 @@ fn rules_of_iptables_say_what_the_policy_says() {
         };
         for asked in destinations {
             let (action, rule) = expected(&policy, asked);
-            let (found, by, is_told) = followed(&wanted, asked);
+            let (found, by, is_told) = followed(&wanted, &policy, asked);
             prop_assert_eq!(found, action, "{:?}: {:?}", policy, asked);
             match action {
-                // Where two rules deny it, they come in another order.
-                Action::Deny => prop_assert_eq!(is_told, policy.rejects()),
-                Action::Allow if policy.is_in_force() => prop_assert_eq!(by, rule),
-                Action::Allow => prop_assert_eq!(by, 0),
+                Action::Deny => {
+                    prop_assert_eq!(is_told, policy.rejects());
+                    prop_assert_eq!(by, Some(rule));
+                }
+                Action::Allow if policy.is_in_force() => prop_assert_eq!(by.unwrap_or(0), rule),
+                Action::Allow => prop_assert_eq!(by, None),
             }
         }
         Ok(())

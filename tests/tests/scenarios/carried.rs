@@ -187,19 +187,6 @@ impl Talk {
     }
 }
 
-fn switch_to(case: &Case, datapath: &str) -> Result<()> {
-    let switched = case.lab.nucnet(&["--datapath", datapath, "gc"])?;
-    switched.expect(0).map(drop)
-}
-
-/// The datapath that the scenario begins with, and the other one.
-fn both(case: &Case) -> [&'static str; 2] {
-    match case.lab.datapath {
-        Some("iptables") => ["iptables", "ebpf"],
-        _ => ["ebpf", "iptables"],
-    }
-}
-
 fn transfers_survive(case: &Case) -> Result<()> {
     case.only_nucnet()?;
     let family = case.family;
@@ -279,7 +266,7 @@ fn transfers_survive(case: &Case) -> Result<()> {
             HOST.port(family, 5300),
         )?,
     ];
-    let [first, other] = both(case);
+    let [first, other] = case.both()?;
     for datapath in [other, first] {
         for transfer in &transfers {
             transfer.goes_on()?;
@@ -287,7 +274,7 @@ fn transfers_survive(case: &Case) -> Result<()> {
         for talk in &talks {
             talk.goes_on()?;
         }
-        switch_to(case, datapath)?;
+        case.switch_to(datapath)?;
         for transfer in &transfers {
             let went_on = transfer.goes_on();
             went_on.with_context(|| format!("gone over to {datapath}"))?;
@@ -330,8 +317,8 @@ fn policy_holds(case: &Case) -> Result<()> {
         connections.push(opened(&client, to, &server)?);
     }
     let deny = ["egress", "set", "client", "--deny", "any:80/tcp"];
-    let [first, other] = both(case);
-    switch_to(case, other)?;
+    let [first, other] = case.both()?;
+    case.switch_to(other)?;
     for connection in &mut connections {
         says(connection)?;
     }
@@ -339,7 +326,7 @@ fn policy_holds(case: &Case) -> Result<()> {
         .nucnet(&[&["--datapath", "auto"], &deny[..]].concat())?
         .expect(0)?;
     is_cut(&mut connections[0]).with_context(|| format!("by {other}"))?;
-    switch_to(case, first)?;
+    case.switch_to(first)?;
     for connection in &mut connections {
         is_cut(connection).with_context(|| format!("back by {first}"))?;
     }

@@ -155,7 +155,24 @@ impl Case {
         }
     }
 
-    /// Whether programs carry packets, so that there are events of them.
+    /// The datapath that the scenario begins with, and the other one.
+    pub(crate) fn both(&self) -> Result<[&'static str; 2]> {
+        if !has("iptables-restore") {
+            return skip("there is no program iptables-restore here");
+        }
+        Ok(match self.lab.datapath {
+            Some("iptables") => ["iptables", "ebpf"],
+            _ => ["ebpf", "iptables"],
+        })
+    }
+
+    /// Has the host go over to a datapath.
+    pub(crate) fn switch_to(&self, datapath: &str) -> Result<()> {
+        let switched = self.lab.nucnet(&["--datapath", datapath, "gc"])?;
+        switched.expect(0).map(drop)
+    }
+
+    /// Whether programs carry packets.
     pub(crate) fn is_by_programs(&self) -> bool {
         self.way == Way::Nucnet(Datapath::Ebpf)
     }

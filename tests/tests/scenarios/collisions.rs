@@ -9,7 +9,8 @@ use nucnet_tests::lab::seeds::Rules;
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
 use nucnet_tests::lab::{Endpoint, Family, HOST, Node, OUTSIDE, udp};
 
-use crate::case::{Case, Datapath, Families, Scenario, Way, skip};
+use crate::case::{Case, Families, Scenario, skip};
+use crate::differences::gives_another_port;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -285,7 +286,7 @@ fn endpoint_first(case: &Case) -> Result<()> {
     let host = &case.lab.host;
     let from = Some(case.any(PORT));
     let second = host.connect_from(from, OUTSIDE.port(case.family, TCP_PORT), NEVER);
-    if case.way == Way::Nucnet(Datapath::Iptables) && second.is_ok() {
+    if gives_another_port(case.way) && second.is_ok() {
         let (_, seen) = servers.tcp.accept()?;
         ensure!(
             seen.port() != PORT,

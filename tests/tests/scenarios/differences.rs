@@ -1,7 +1,10 @@
-//! What the iptables datapath cannot do, and why. Nothing else may differ.
+//! What the iptables datapath cannot do, and why. Nothing else may differ: scenarios of which only a
+//! part does ask here.
 //!
 //! A scenario that is named here is run like any other, and must fail: one that works after all has
 //! no place in this list.
+
+use std::path::Path;
 
 use anyhow::{Error, Result, anyhow};
 use nucnet_tests::lab::Family;
@@ -144,6 +147,19 @@ pub(crate) fn is_uncounted(reason: &str) -> bool {
 /// Whether drops of ARP are counted: iptables sees none.
 pub(crate) fn counts_arp(way: Way) -> bool {
     way != Way::Nucnet(Datapath::Iptables)
+}
+
+/// Whether interfaces that nobody has told nucnet of stay closed: before Linux 6.17 rules need the
+/// switch of IPv6 forwarding that all have in common.
+pub(crate) fn closes_unmanaged(way: Way, family: Family) -> bool {
+    let one_by_one = Path::new("/proc/sys/net/ipv6/conf/lo/force_forwarding").exists();
+    one_by_one || way != Way::Nucnet(Datapath::Iptables) || family == Family::V4
+}
+
+/// Whether the host's own connection that would collide with an endpoint's gets another port:
+/// netfilter translates what the host sends, too.
+pub(crate) fn gives_another_port(way: Way) -> bool {
+    way == Way::Nucnet(Datapath::Iptables)
 }
 
 /// A difference that is in the list.

@@ -194,8 +194,7 @@ fn many(case: &Case) -> Result<()> {
 
 fn exchange(case: &Case) -> Result<()> {
     case.only_nucnet()?;
-    let first = case.lab.datapath.unwrap_or("ebpf");
-    let other = if first == "ebpf" { "iptables" } else { "ebpf" };
+    let [first, other] = case.both()?;
     let (client, _) = case.attached("client", &["--deny", "any/udp"])?;
     let monitor = case.lab.monitor(&[])?;
     let socket = client.udp(case.any(0))?;
@@ -204,9 +203,7 @@ fn exchange(case: &Case) -> Result<()> {
     let local = open.local_addr()?.port();
     let mut port = 1000;
     for datapath in [first, other, first] {
-        case.lab
-            .nucnet(&["--datapath", datapath, "gc"])?
-            .expect(0)?;
+        case.switch_to(datapath)?;
         let from = port + 1;
         wait::until(&format!("a denial by {datapath}"), wait::SOON, || {
             port += 1;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use nucnet_tests::lab::{Endpoint, FAR, Family, HOST, OUTSIDE};
+use nucnet_tests::lab::{Endpoint, FAR, HOST, OUTSIDE};
 use serde_json::{Value, json};
 
 use crate::case::{Case, Families, Scenario, silent};
@@ -176,9 +176,7 @@ fn inbound(case: &Case) -> Result<()> {
 
 fn everywhere(case: &Case) -> Result<()> {
     case.only_nucnet()?;
-    case.lab
-        .nucnet(&["network", "create", "red", "--isolate"])?
-        .expect(0)?;
+    case.network("red --isolate")?;
     let (_server, server) = case.attached("server", &["-p", "8080:80", "-p", "8081:81"])?;
     let own = server.address(case.family)?;
     let denied = SocketAddr::new(own, 81).to_string();
@@ -290,25 +288,22 @@ fn nothing(case: &Case) -> Result<()> {
     silent(&client, SocketAddr::new(far, 443))?;
     monitor.wait_for("a denial", |event| event["event"] == "denied")?;
     let (told, before) = (monitor.events()?, case.lab.tables()?);
-    let address = OUTSIDE.of(case.family).to_string();
-    let host = HOST.of(case.family).to_string();
-    let sibling = other.address(case.family)?.to_string();
-    let with = |address: &str, port: u16| match case.family {
-        Family::V4 => format!("{address}:{port}"),
-        Family::V6 => format!("[{address}]:{port}"),
-    };
+    let outside = |port| OUTSIDE.port(case.family, port).to_string();
+    let host = |port| HOST.port(case.family, port).to_string();
+    let sibling = SocketAddr::new(other.address(case.family)?, 80).to_string();
+    let far = SocketAddr::new(far, 443).to_string();
     for (from, to, proto) in [
-        ("client", with(&address, 443), "tcp"),
-        ("client", with(&address, 53), "udp"),
-        ("client", with(&address, 54), "udp"),
-        ("client", address.clone(), "icmp"),
-        ("client", with(&far.to_string(), 443), "tcp"),
-        ("client", with(&sibling, 80), "tcp"),
-        ("client", with(&host, 8080), "tcp"),
-        ("client", with(&host, 22), "tcp"),
-        ("uplink", with(&host, 8080), "tcp"),
-        ("uplink", with(&host, 8080), "udp"),
-        ("uplink", with(&host, 22), "tcp"),
+        ("client", outside(443), "tcp"),
+        ("client", outside(53), "udp"),
+        ("client", outside(54), "udp"),
+        ("client", OUTSIDE.of(case.family).to_string(), "icmp"),
+        ("client", far, "tcp"),
+        ("client", sibling, "tcp"),
+        ("client", host(8080), "tcp"),
+        ("client", host(22), "tcp"),
+        ("uplink", host(8080), "tcp"),
+        ("uplink", host(8080), "udp"),
+        ("uplink", host(22), "tcp"),
     ] {
         case.lab
             .nucnet(&["explain", "--from", from, "--to", &to, "--proto", proto])?

@@ -1,12 +1,13 @@
 //! What a network chooses.
 
-use std::{net::IpAddr, path::Path, process::Stdio, time::Duration};
+use std::{net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nucnet_tests::lab::wait::{NEVER, SOON, until};
 use nucnet_tests::lab::{FAR, Family, HOST, HOST2, OUTSIDE, OUTSIDE2, Outcome, udp};
 
-use crate::case::{Case, Datapath, Families, Scenario, Way};
+use crate::case::{Case, Families, Scenario};
+use crate::differences::closes_unmanaged;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -198,10 +199,7 @@ fn late_uplink(case: &Case) -> Result<()> {
     let second = case.lab.second_uplink()?;
     let _web = case.web(&second, 80)?;
     let to = OUTSIDE2.port(case.family, 80);
-    // Where interfaces cannot be told to forward one by one, the host's stack forwards by all.
-    let one_by_one = Path::new("/proc/sys/net/ipv6/conf/lo/force_forwarding").exists();
-    let by_rules = case.way == Way::Nucnet(Datapath::Iptables);
-    if one_by_one || !by_rules || case.family == Family::V4 {
+    if closes_unmanaged(case.way, case.family) {
         ensure!(
             client.connect(to, NEVER).is_err(),
             "connected without a way back"

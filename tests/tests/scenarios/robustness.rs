@@ -279,10 +279,12 @@ fn native_firewall(case: &Case) -> Result<()> {
             .json()?;
         let findings = findings.as_array().context("no findings")?;
         let policy = findings.iter().find(|it| it["id"] == "forward-policy");
-        let text = policy.map_or(String::new(), |policy| policy["text"].to_string());
-        ensure!(text.contains("inet strict through"), "{findings:?}");
+        let said = policy.map_or(String::new(), Value::to_string);
+        ensure!(said.contains("inet strict through"), "{findings:?}");
         for way in ["iifname", "oifname"] {
-            let rule = format!("inet strict through {way} nucnet0 accept");
+            let accepted = format!("{way} nucnet0 accept");
+            ensure!(said.contains(&accepted), "{said}");
+            let rule = format!("inet strict through {accepted}");
             let words: Vec<&str> = ["add", "rule"].into_iter().chain(rule.split(' ')).collect();
             host.run("nft", &words)?;
         }

@@ -73,16 +73,13 @@ fn works(case: &Case, client: &Node) -> Result<()> {
 
 fn there_and_back(case: &Case) -> Result<()> {
     case.only_nucnet()?;
+    let [first, other] = case.both()?;
     let before = Snapshot::of(&case.lab.host)?;
-    let first = case.lab.datapath.unwrap_or("ebpf");
-    let other = if first == "ebpf" { "iptables" } else { "ebpf" };
     let (client, _servers) = populate(case)?;
     works(case, &client)?;
     for datapath in [other, first] {
         let mut open = connect(&case.lab.outside, HOST.port(case.family, 8080))?;
-        case.lab
-            .nucnet(&["--datapath", datapath, "gc"])?
-            .expect(0)?;
+        case.switch_to(datapath)?;
         let shown = case
             .lab
             .nucnet(&["--datapath", "auto", "-o", "json", "inspect", "web"])?;
