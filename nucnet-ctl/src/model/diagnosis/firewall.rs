@@ -51,8 +51,9 @@ pub fn forward(drops: Option<&[Dropping]>, by_rules: bool) -> Finding {
         (_, true) => Finding::fail(
             id,
             format!("drops by default what nucnet's rules accept, too: {native}"),
-            "accept there what comes from or goes to nucnet's bridges (nft add rule ... iifname \
-             nucnet0 accept), or go over to --datapath ebpf, whose packets do not pass it",
+            "accept there what comes from and goes to nucnet's bridges (nft add rule ... iifname \
+             nucnet0 accept, and oifname nucnet0 accept), or go over to --datapath ebpf, whose \
+             packets do not pass it",
         ),
     }
 }

@@ -417,10 +417,12 @@ mod tests {
         ];
         let mut seen = 0;
         for (isolate, keeps_open) in [(false, false), (true, true)] {
-            let (network, record) = (
+            let (mut network, record) = (
                 sample::network(isolate, &["eth0"]),
                 sample::endpoint(&publishes, egress.clone()),
             );
+            let wish = network.wish.as_mut().expect("a network that was asked for");
+            wish.behaviour.keep_ports = isolate;
             let mut wanted = sample::wanted(&network, &record);
             wanted.endpoints[0].keeps_open = keeps_open;
             wanted.mappings = mappings.iter().collect();
