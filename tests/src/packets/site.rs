@@ -196,6 +196,22 @@ pub fn interface(index: u32) -> &'static Interface {
         .unwrap_or_else(|| panic!("the site has no interface {index}"))
 }
 
+/// Whether the host itself takes what is sent to an address: one of its own, or the broadcast
+/// address that comes with it (`fib_add_ifaddr` of the kernel).
+pub fn is_for_host(destination: IpAddr) -> bool {
+    let mut all = INTERFACES.iter().flat_map(|it| it.addresses);
+    all.any(|(address, length)| {
+        let broadcast = match address {
+            IpAddr::V4(v4) => {
+                let host_bits = u32::MAX.checked_shr((*length).into()).unwrap_or(0);
+                Some(IpAddr::V4((v4.to_bits() | host_bits).into()))
+            }
+            IpAddr::V6(_) => None,
+        };
+        destination == *address || Some(destination) == broadcast
+    })
+}
+
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {

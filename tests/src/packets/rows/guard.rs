@@ -7,9 +7,9 @@ use nucnet_common::{
 
 use super::{Family, Row, each_family, row};
 use crate::packets::{
-    bench::Bench,
+    bench::{Bench, Egress},
     packet::{icmp, tcp, udp},
-    site::{self, APP, SERVER4, SERVER6, WEB, address},
+    site::{self, APP, BRIDGE, SERVER4, SERVER6, WEB, address},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -19,6 +19,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(frame_from_an_interface_without_endpoint_is_dropped),
     each_family!(destination_that_nobody_may_have_is_dropped),
     each_family!(multicast_and_broadcast_are_dropped),
+    row!(broadcast_address_of_a_subnet_is_for_the_host),
     row!(link_local_destination_is_dropped),
     row!(link_local_source_is_dropped),
     row!(redirects_and_router_advertisements_are_dropped),
@@ -117,6 +118,21 @@ fn multicast_and_broadcast_are_dropped(bench: &mut Bench<'_>, ip: &Family) {
             .from_endpoint(&WEB, &udp((ip.web, 5353), (address(group), 5353)))
             .is_dropped(Reason::Multicast);
     }
+}
+
+fn broadcast_address_of_a_subnet_is_for_the_host(bench: &mut Bench<'_>) {
+    // Programs are not told such addresses from the host's own, and nothing is forwarded: RFC 2644.
+    for subnet in [address("10.0.42.255"), address("192.0.2.255")] {
+        let packet = udp((WEB.v4, 5000), (subnet, 5353));
+        bench
+            .from_endpoint(&WEB, &packet)
+            .reaches_host(BRIDGE, &packet);
+    }
+    bench.egress(&WEB, Egress::deny(&["any"]));
+    let packet = udp((WEB.v4, 5000), (address("10.0.42.255"), 5353));
+    bench
+        .from_endpoint(&WEB, &packet)
+        .is_dropped(Reason::Policy);
 }
 
 fn link_local_destination_is_dropped(bench: &mut Bench<'_>) {

@@ -124,14 +124,12 @@ fn find_route(destination: IpAddr, route: &mut Route) {
             longest = Some((length, found));
         }
     };
-    if destination.is_loopback() {
+    if destination.is_loopback() || site::is_for_host(destination) {
         offer(128, nowhere(RouteKind::Local));
     }
     for interface in site::INTERFACES {
         for (address, length) in interface.addresses {
-            if is_own(*address, *length, destination) {
-                offer(128, nowhere(RouteKind::Local));
-            } else if covers((*address, *length), destination) {
+            if covers((*address, *length), destination) {
                 offer(*length, link(interface.index, destination));
             }
         }
@@ -146,18 +144,6 @@ fn find_route(destination: IpAddr, route: &mut Route) {
         }
     }
     *route = longest.map_or(nowhere(RouteKind::None), |(_, found)| found);
-}
-
-/// Whether a destination is a host's address, or the broadcast address that comes with it.
-fn is_own(address: IpAddr, length: u8, destination: IpAddr) -> bool {
-    let broadcast = match address {
-        IpAddr::V4(v4) => {
-            let host_bits = u32::MAX.checked_shr(length.into()).unwrap_or(0);
-            Some(IpAddr::V4((v4.to_bits() | host_bits).into()))
-        }
-        IpAddr::V6(_) => None,
-    };
-    destination == address || Some(destination) == broadcast
 }
 
 /// A socket that is about to be bound.
