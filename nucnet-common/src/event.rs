@@ -96,7 +96,7 @@ pub fn refused<E: Env>(env: &E, drop: &Drop, l3: u32, ethertype: u16) {
     let Some(mut limit) = env.limit(event.endpoint) else {
         return;
     };
-    if is_news(&mut limit, event) && is_within(&mut limit.refusals, REFUSALS, event) {
+    if tells_refusal(&mut limit, event) {
         tell(env, event);
         if is_debugged(env, event) {
             env.log(drop);
@@ -147,7 +147,7 @@ fn flow_watched<E: Env>(env: &E, kind: EventKind, key: &FlowKey, flow: &Flow) {
     let Some(mut limit) = env.limit(event.endpoint) else {
         return;
     };
-    if is_within(&mut limit.flows, FLOWS, event) {
+    if tells_flow(&mut limit, event) {
         tell(env, event);
     }
 }
@@ -182,9 +182,22 @@ fn tell<E: Env>(env: &E, event: &Event) {
     }
 }
 
+/// Whether a refused packet is news that its endpoint's budget allows; if so, the event says how
+/// many before it were not told.
+#[inline(always)]
+pub fn tells_refusal(limit: &mut EventLimit, event: &mut Event) -> bool {
+    is_news(limit, event) && is_within(&mut limit.refusals, REFUSALS, event)
+}
+
+/// The same of a flow that is opened or over.
+#[inline(always)]
+pub fn tells_flow(limit: &mut EventLimit, event: &mut Event) -> bool {
+    is_within(&mut limit.flows, FLOWS, event)
+}
+
 /// Whether no packet like this was refused a short while ago.
 #[inline(always)]
-pub fn is_news(limit: &mut EventLimit, event: &Event) -> bool {
+fn is_news(limit: &mut EventLimit, event: &Event) -> bool {
     let mut hash = mix(0, u64::from(event.reason) << 32 | u64::from(event.protocol));
     hash = mix_address(hash, &event.source);
     hash = mix_address(hash, &event.destination);
@@ -212,7 +225,7 @@ fn mix(hash: u64, word: u64) -> u64 {
 
 /// Whether an event is within its budget; if so, it says how many before it were not.
 #[inline(always)]
-pub fn is_within(budget: &mut EventBudget, most: u64, event: &mut Event) -> bool {
+fn is_within(budget: &mut EventBudget, most: u64, event: &mut Event) -> bool {
     if event.time.saturating_sub(budget.since) >= SECOND {
         budget.since = event.time;
         budget.told = 0;

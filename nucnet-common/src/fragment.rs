@@ -6,11 +6,11 @@
 //! host, for whom it may be.
 
 use crate::{
-    abi::{Address, Endpoint, FlowKey, MAPPED, Reason},
+    abi::{Address, Endpoint, Flow, FlowKey, MAPPED, Reason},
     env::{Env, Scratch},
     flow::{SECOND, Side, is_dead},
     mapping,
-    packet::{Family, Fragment, Kind, Packet},
+    packet::{Family, Fragment, Kind, Packet, same},
     path::{Noted, Way, allowed_still, receive, send},
 };
 
@@ -136,6 +136,17 @@ fn find<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<Side, Reason
     })
 }
 
+/// Whether a packet is of a flow by its addresses. A note may become another packet's while it is
+/// read, and what was read may be of either, or of both.
+#[inline(always)]
+fn is_of(packet: &Packet, key: &FlowKey, flow: &Flow, side: Side) -> bool {
+    let (source, destination) = match side {
+        Side::Inside => (&key.inside, &key.peer),
+        Side::Peer => (&flow.peer, &flow.external),
+    };
+    same(&packet.source, source) && same(&packet.destination, destination)
+}
+
 /// A later fragment that an endpoint sends.
 ///
 /// # Errors
@@ -145,7 +156,7 @@ pub fn sent<E: Env>(env: &E, endpoint: &Endpoint, scratch: &mut Scratch) -> Resu
     let now = env.now();
     let side = find(env, scratch, now)?;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::Fragment)?;
-    if is_dead(&flow, now) {
+    if is_dead(&flow, now) || !is_of(&scratch.packet, &scratch.key, &flow, side) {
         return Err(Reason::Fragment);
     }
     if side == Side::Peer {
@@ -167,12 +178,12 @@ pub fn arrived<E: Env>(
     account: &mut u32,
 ) -> Result<Noted, Reason> {
     let now = env.now();
-    if find(env, scratch, now).is_err() {
+    let Ok(side) = find(env, scratch, now) else {
         return Ok(scratch.way.set(Way::Pass));
-    }
+    };
     *account = scratch.key.endpoint;
     let mut flow = env.flow(&scratch.key).ok_or(Reason::Fragment)?;
-    if is_dead(&flow, now) {
+    if is_dead(&flow, now) || !is_of(&scratch.packet, &scratch.key, &flow, side) {
         return Err(Reason::Fragment);
     }
     if scratch.key.endpoint == MAPPED {

@@ -14,7 +14,7 @@ use nucnet_ctl::model::behaviour::BehaviourWish;
 use nucnet_tests::packets::{
     bench::{Bench, Frame as _, ROUTER_MAC},
     engine::{Engine as _, Hook, Outcome},
-    packet::{Packet, tcp, udp},
+    packet::{self, Packet, tcp, udp},
     site::{self, APP, CLIENT4, HOST4, SERVER4, UPLINK, WEB},
     world::World,
 };
@@ -245,6 +245,56 @@ fn newcomer_that_another_processor_outruns_finds_another_port_and_place() {
         assert_eq!((state.flows.len(), state.bindings.len()), (0, 0));
         assert!(state.outside.is_empty(), "{:?}", state.outside);
     }
+}
+
+/// Another processor may give the place of a note to another packet's while it is read.
+#[test]
+fn fragment_that_reads_the_note_of_another_reaches_nobody() {
+    let from_app = |packet: &Packet| packet.framed(APP.gateway_mac(), APP.mac);
+    let app_out = Hook::FromEndpoint { link: APP.link };
+    let first = |from, to| udp(from, to).fragment(0, true);
+    let later = |from, to| {
+        let rest = packet::ip(from, to, UDP).payload(vec![7; 24]);
+        rest.fragment(6, false)
+    };
+    let (web, app, server) = ((WEB.v4, 5_000), (APP.v4, 5_001), (SERVER4, 53));
+    let mut world = world();
+    carried(&mut world, OUT, &out(&first(web, server)));
+    carried(&mut world, app_out, &from_app(&first(app, server)));
+    let sent = [
+        (OUT, out(&later(WEB.v4, SERVER4))),
+        (app_out, from_app(&later(APP.v4, SERVER4))),
+    ];
+    let sees = |world: &mut World, (hook, frame): &(Hook, Vec<u8>)| world.run(*hook, frame).0;
+    let is_lost = |outcome: Outcome| {
+        let (Outcome::Dropped { reason, .. } | Outcome::Refused { reason, .. }) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(reason, Reason::Fragment);
+    };
+    world.exchange_fragments();
+    sent.iter().for_each(|one| is_lost(sees(&mut world, one)));
+    // Its own again.
+    world.exchange_fragments();
+    for (hook, frame) in &sent {
+        carried(&mut world, *hook, frame);
+    }
+
+    // The same from outside: a second server answers the second container.
+    let mut world = self::world();
+    let mut answers = Vec::new();
+    for (party, peer) in [(&WEB, SERVER4), (&APP, CLIENT4)] {
+        let hook = Hook::FromEndpoint { link: party.link };
+        let question = udp((party.v4, 5_000), (peer, 53)).framed(party.gateway_mac(), party.mac);
+        let seen = carried(&mut world, hook, &question);
+        let port = port(&seen, SOURCE);
+        carried(&mut world, IN, &back(&first((peer, 53), (HOST4, port))));
+        answers.push((IN, back(&later(peer, HOST4))));
+    }
+    world.exchange_fragments();
+    answers
+        .iter()
+        .for_each(|one| is_lost(sees(&mut world, one)));
 }
 
 /// Another processor may meet it between its entry and its first packet.

@@ -16,8 +16,9 @@ pub(crate) fn half(address: &Address, at: usize) -> u64 {
         | byte(7)
 }
 
+/// Four bytes of an address, from one on.
 #[inline(always)]
-pub(crate) fn quarter(address: &Address, at: usize) -> [u8; 4] {
+pub fn quarter(address: &Address, at: usize) -> [u8; 4] {
     [
         address[at],
         address[at + 1],

@@ -9,8 +9,8 @@ mod frame;
 mod parse;
 mod rewrite;
 
-pub use address::{Family, is_v4, mapped, same};
-pub(crate) use address::{half, quarter};
+pub(crate) use address::half;
+pub use address::{Family, is_v4, mapped, quarter, same};
 pub(crate) use checksum::SUMMED;
 pub use checksum::{Balance, Covered, Delta, sum};
 pub use frame::{ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame};

@@ -99,12 +99,11 @@ impl Rewrite {
         match (family, ports) {
             // Right behind a header without options, they are written along with it.
             (Family::V4, Some(ports)) if packet.l4 - packet.l3 == Ipv4Hdr::LEN as u32 => {
-                frame.store(
+                return frame.store(
                     packet.l3 + REST,
                     &join(self.rest_of_v4(packet, addresses), ports),
                     Balance::Balanced,
-                )?;
-                return Ok(());
+                );
             }
             (_, Some(ports)) => frame.store(packet.l4, &ports, Balance::Balanced)?,
             (_, None) => {}

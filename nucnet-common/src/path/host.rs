@@ -76,9 +76,9 @@ fn track_from_host<E: Env>(
     {
         if is_dead(&flow, now) {
             retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
-        } else if (!env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32)
-            && allowed_still(env, endpoint, scratch, &mut flow).is_ok()
-        {
+        } else if !env.is_forwarded() || flow.peer_kind == PeerKind::Host as u32 {
+            // An answer that a policy denies opens no way for more of them.
+            allowed_still(env, endpoint, scratch, &mut flow)?;
             advance(
                 env,
                 &scratch.key,

@@ -1,6 +1,9 @@
 //! Addresses as the kernel's structures have them.
 
-use nucnet_common::{abi::Address, packet::mapped};
+use nucnet_common::{
+    abi::Address,
+    packet::{mapped, quarter},
+};
 
 /// Linux address family numbers (`AF_INET`, `AF_INET6`).
 pub const AF_INET: u8 = 2;
@@ -9,12 +12,7 @@ pub const AF_INET6: u8 = 10;
 /// Four bytes of an address in the order in which they are on the wire.
 #[inline(always)]
 pub fn word(address: &Address, at: usize) -> u32 {
-    u32::from_ne_bytes([
-        address[at],
-        address[at + 1],
-        address[at + 2],
-        address[at + 3],
-    ])
+    u32::from_ne_bytes(quarter(address, at))
 }
 
 /// An address as the kernel's structures have it.

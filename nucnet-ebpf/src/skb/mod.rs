@@ -20,11 +20,12 @@ pub struct Skb {
     pub ctx: TcContext,
 }
 
-/// An entry of a hash map.
+/// A value of a hash map or an array.
 ///
-/// The kernel frees an entry only after a grace period, and a program runs inside one, so the
-/// memory outlives the program. Another processor may write the same entry: fields are plain
-/// integers, and no decision relies on two of them agreeing.
+/// A program runs inside a grace period, and maps give memory back after one, so it outlives the
+/// program. But one that is deleted may at once become another key's of the same map, and another
+/// processor may write to it: fields are plain integers, and no decision relies on two of them
+/// agreeing.
 pub struct Entry<T>(pub *mut T);
 
 impl<T> Deref for Entry<T> {
@@ -32,8 +33,9 @@ impl<T> Deref for Entry<T> {
 
     #[inline(always)]
     fn deref(&self) -> &T {
+        const { assert!(align_of::<T>() <= 8) };
         // SAFETY: the pointer came from a lookup that succeeded in this run of the program; see
-        // the type for its lifetime. The kernel aligns values to eight bytes. (The compiler has to
+        // the type for its lifetime. These maps align values to eight bytes. (The compiler has to
         // be told, or reads them byte by byte.)
         unsafe {
             assert_unchecked(self.0.is_aligned());

@@ -112,8 +112,8 @@ impl Tables for Skb {
 
     #[inline(always)]
     fn note(&self, key: &fragment::Key, note: &mut fragment::Note) -> bool {
-        // SAFETY: an entry may be replaced while it is read: by one for the same addresses and
-        // identification, so that either is right or both are wrong.
+        // SAFETY: plain integers, which may change while they are copied: `fragment` looks whether
+        // what they name fits the packet.
         match unsafe { FRAGMENTS.get(key) } {
             Some(found) => {
                 *note = *found;

@@ -22,7 +22,7 @@ use crate::{
 };
 use nucnet_common::{
     abi::{self, Event, EventKind, EventLimit, Reason},
-    event::{FLOWS, REFUSALS, is_news, is_within},
+    event::{tells_flow, tells_refusal},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -141,7 +141,7 @@ impl RulesReader {
             ..asked.map(event_of_packet).unwrap_or_default()
         };
         let limit = self.limits.entry(event.endpoint).or_default();
-        if !is_news(limit, &event) || !is_within(&mut limit.refusals, REFUSALS, &mut event) {
+        if !tells_refusal(limit, &mut event) {
             return Ok(None);
         }
         if is_denied && let (Some(endpoint), Some(asked), Some(really)) = (endpoint, asked, really)
@@ -190,7 +190,7 @@ impl RulesReader {
             ..event_of_flow(&flow)
         };
         let limit = self.limits.entry(number).or_default();
-        Ok(is_within(&mut limit.flows, FLOWS, &mut event).then_some(event))
+        Ok(tells_flow(limit, &mut event).then_some(event))
     }
 
     /// The same with what it has counted, which the kernel tells only of one that it forgets.

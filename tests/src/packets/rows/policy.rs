@@ -34,6 +34,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(peer_of_a_flow_that_is_denied_now_reaches_nobody),
     each_family!(sibling_that_answers_a_flow_that_is_denied_now_reaches_nobody),
     each_family!(host_that_answers_a_flow_that_is_denied_now_finds_none),
+    each_family!(late_answer_of_the_host_opens_nothing_that_is_denied_now),
     each_family!(flow_that_is_allowed_still_goes_on_in_both_directions),
     each_family!(flow_from_before_a_policy_for_new_flows_goes_on_in_both_directions),
     each_family!(connection_on_the_ports_of_a_kept_one_is_judged),
@@ -416,6 +417,21 @@ fn host_that_answers_a_flow_that_is_denied_now_finds_none(bench: &mut Bench<'_>,
     bench
         .from_endpoint(&WEB, &udp(web, gateway))
         .reaches_host(BRIDGE, &udp(web, gateway));
+}
+
+fn late_answer_of_the_host_opens_nothing_that_is_denied_now(bench: &mut Bench<'_>, ip: &Family) {
+    let (web, gateway) = ((ip.web, 5000), (ip.gateway, 53));
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .reaches_host(BRIDGE, &udp(web, gateway));
+    deny_all(bench);
+    bench
+        .from_host(&WEB, &udp(gateway, web))
+        .is_dropped_for(WEB.number, Reason::Policy);
+    assert_eq!(bench.counts(), (0, 0));
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .is_dropped(Reason::Policy);
 }
 
 /// That the connection goes on, whoever speaks first.

@@ -25,6 +25,16 @@ impl World {
         self.places_lost.set(places);
     }
 
+    /// What is noted of one packet's first fragment is read for that of another, by turns.
+    pub fn exchange_fragments(&mut self) {
+        let notes = self.fragments.get_mut();
+        let mut others: Vec<_> = notes.values().copied().collect();
+        others.rotate_left(1);
+        for (note, other) in notes.values_mut().zip(others) {
+            *note = other;
+        }
+    }
+
     /// The next write to the frame but `after` is refused, and all that follow.
     pub fn fail_write(&mut self, after: u64) {
         self.writes_left.set(Some(after));
