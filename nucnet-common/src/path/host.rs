@@ -107,6 +107,13 @@ fn track_from_host<E: Env>(
         inside_port: outside.external_port,
         peer_port: outside.peer_port,
     };
+    // It may have asked there for what is published, and would take the host for that.
+    if let Some(flow) = env.flow(&scratch.key) {
+        if !is_dead(&flow, now) {
+            return Err(Reason::PortsExhausted);
+        }
+        retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
+    }
     let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
     begin(scratch, network, flow_flag::INBOUND, now);
     scratch.flow.policy = endpoint.policy;

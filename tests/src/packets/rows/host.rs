@@ -10,7 +10,7 @@ use super::{Family, Row, V4, V6, each_family, row};
 use crate::packets::{
     bench::Bench,
     packet::{arp, echo_reply, echo_request, icmp, tcp, udp},
-    site::{self, BRIDGE, GATEWAY4, OTHER, SLOT, UPLINK, WEB},
+    site::{self, APP, BRIDGE, GATEWAY4, OTHER, SLOT, UPLINK, WEB},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -23,6 +23,7 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(every_address_of_the_host_is_the_host),
     each_family!(reply_of_an_endpoint_that_the_host_did_not_ask_is_dropped),
     each_family!(segment_of_the_host_without_flow_goes_through),
+    each_family!(host_is_not_taken_for_the_publish_that_an_endpoint_asked_under_its_address),
     each_family!(icmp_error_of_the_host_goes_through_without_flow),
     each_family!(address_that_nobody_has_is_dropped_at_the_bridge),
     each_family!(packet_that_the_hosts_stack_forwards_is_dropped),
@@ -143,6 +144,29 @@ fn segment_of_the_host_without_flow_goes_through(bench: &mut Bench<'_>, ip: &Fam
     let packet = tcp("A", (ip.gateway, 45_000), (ip.web, 80));
     bench.from_host(&WEB, &packet).is_put_through(&WEB, &packet);
     assert_eq!(bench.counts(), (0, 0));
+}
+
+fn host_is_not_taken_for_the_publish_that_an_endpoint_asked_under_its_address(
+    bench: &mut Bench<'_>,
+    ip: &Family,
+) {
+    bench.publish(&APP, "8080:80/udp");
+    let (web, gateway, app) = ((ip.web, 5000), (ip.gateway, 8080), (ip.app, 80));
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .reaches(&APP, &udp(web, app).ttl(63));
+    bench
+        .from_host(&WEB, &udp(gateway, web))
+        .is_dropped_for(WEB.number, Reason::PortsExhausted);
+    assert_eq!(bench.counts(), (1, 0));
+    // Once that is over, it is the host's.
+    bench.wait(60.0);
+    bench
+        .from_host(&WEB, &udp(gateway, web))
+        .is_put_through(&WEB, &udp(gateway, web));
+    bench
+        .from_endpoint(&WEB, &udp(web, gateway))
+        .reaches_host(BRIDGE, &udp(web, gateway));
 }
 
 fn icmp_error_of_the_host_goes_through_without_flow(bench: &mut Bench<'_>, ip: &Family) {
