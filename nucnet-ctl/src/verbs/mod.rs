@@ -1,4 +1,4 @@
-//! The verbs: nouns read, verbs write. One file a verb.
+//! The verbs: nouns read, verbs write. One file a verb, or a folder with one a datapath.
 
 mod attach;
 mod carry;
