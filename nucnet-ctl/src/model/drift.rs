@@ -381,7 +381,7 @@ impl<T: fmt::Display> fmt::Display for Named<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::{MountPoint, ResolvRecord, sample::endpoint};
+    use crate::model::record::{MountPoint, ResolvRecord, fixture::endpoint};
 
     fn sound() -> EndpointSight {
         EndpointSight {

@@ -260,7 +260,7 @@ pub(super) mod tests {
     };
     use crate::model::{
         IfName,
-        record::{EndpointRecord, State, sample},
+        record::{EndpointRecord, State, fixture},
     };
     use std::time::Duration;
 
@@ -287,7 +287,7 @@ pub(super) mod tests {
             host_ifname: IfName::host_side(number),
             link: None,
             addresses: vec![],
-            ..sample::endpoint()
+            ..fixture::endpoint()
         }
     }
 

@@ -141,7 +141,7 @@ impl Journey {
         };
         let mut packet = Packet {
             now: sent,
-            destination: surroundings.kind(sent.destination)?,
+            destination_kind: surroundings.kind(sent.destination)?,
             mac: origin.mac,
             in_link: origin.link,
             out_link: "",
@@ -165,7 +165,7 @@ impl Journey {
             packet.reply = packet.now.turned();
         }
         if packet.now.destination != sent.destination {
-            packet.destination = surroundings.kind(packet.now.destination)?;
+            packet.destination_kind = surroundings.kind(packet.now.destination)?;
         }
         journey.arrival = packet.now;
 
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::model::netfilter::{
         Family,
-        rules::sample::{endpoint, network, open, wanted},
+        rules::fixture::{endpoint, network, open, wanted},
     };
     use nucnet_common::packet::{TCP, UDP};
     use serde_json::{Value, json};

@@ -35,7 +35,7 @@ pub(super) struct Packet<'a> {
     /// As it is there.
     pub(super) now: Tuple,
     /// Whose its destination is.
-    pub(super) destination: AddressKind,
+    pub(super) destination_kind: AddressKind,
     /// Who made its frame.
     pub(super) mac: abi::Mac,
     /// By what it came in.
@@ -239,8 +239,8 @@ fn holds(option: &str, value: &str, packet: &Packet<'_>) -> Option<bool> {
             Some(mac.octets() == packet.mac)
         }
         "--dst-type" => match value {
-            "LOCAL" => Some(packet.destination == AddressKind::Local),
-            "BROADCAST" => Some(packet.destination == AddressKind::Broadcast),
+            "LOCAL" => Some(packet.destination_kind == AddressKind::Local),
+            "BROADCAST" => Some(packet.destination_kind == AddressKind::Broadcast),
             _ => None,
         },
         _ => None,
@@ -358,7 +358,7 @@ fn range(text: &str) -> Option<PortRange> {
 mod tests {
     use super::*;
     use crate::model::{
-        netfilter::{DROP_PREFIX, Family, rules::sample},
+        netfilter::{DROP_PREFIX, Family, rules::fixture},
         record::MappingRecord,
     };
     use serde_json::json;
@@ -418,12 +418,12 @@ mod tests {
         let mut seen = 0;
         for (isolate, keeps_open) in [(false, false), (true, true)] {
             let (mut network, record) = (
-                sample::network(isolate, &["eth0"]),
-                sample::endpoint(&publishes, egress.clone()),
+                fixture::network(isolate, &["eth0"]),
+                fixture::endpoint(&publishes, egress.clone()),
             );
             let wish = network.wish.as_mut().expect("a network that was asked for");
             wish.behaviour.keep_ports = isolate;
-            let mut wanted = sample::wanted(&network, &record);
+            let mut wanted = fixture::wanted(&network, &record);
             wanted.endpoints[0].keeps_open = keeps_open;
             wanted.mappings = mappings.iter().collect();
             for family in Family::ALL {
@@ -440,7 +440,7 @@ mod tests {
                 };
                 let packet = Packet {
                     now,
-                    destination: AddressKind::Local,
+                    destination_kind: AddressKind::Local,
                     mac: [2, 0, 0, 0, 0, 7],
                     in_link: "nucnet0",
                     out_link: "",
@@ -483,7 +483,7 @@ mod tests {
             };
             let packet = Packet {
                 now,
-                destination: AddressKind::Other,
+                destination_kind: AddressKind::Other,
                 mac: [0; 6],
                 in_link: "eth0",
                 out_link: "",

@@ -5,10 +5,10 @@
 //! that whoever comes next knows what may exist. State is of one boot.
 
 mod endpoint;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod host;
 mod network;
-#[cfg(test)]
-pub(crate) mod sample;
 
 pub use endpoint::{
     AttachWish, EndpointRecord, MountPoint, OtherPolicy, PolicyNumbers, ResolvRecord,

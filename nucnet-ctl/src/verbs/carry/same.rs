@@ -199,7 +199,7 @@ fn tcp_flags(state: TcpState, is_answered: bool) -> Option<(FlowState, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::sample::{endpoint, network};
+    use crate::model::record::fixture::{endpoint, network};
     use nucnet_common::{abi::Address, packet::ICMP};
 
     const NOW: u64 = 1_000 * SECOND;

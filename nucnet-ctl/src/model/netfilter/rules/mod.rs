@@ -15,11 +15,11 @@
 
 mod drop;
 mod egress;
+#[cfg(test)]
+pub(super) mod fixture;
 mod forward;
 mod guard;
 mod publish;
-#[cfg(test)]
-pub(super) mod sample;
 mod source;
 
 use super::{CHAIN_PREFIX, Chain, Family, Table};
@@ -178,8 +178,8 @@ fn ports(range: PortRange) -> String {
 mod tests {
     use super::{
         egress::deny_chain,
+        fixture::{endpoint, network, open, wanted},
         publish::published,
-        sample::{endpoint, network, open, wanted},
         *,
     };
     use crate::model::netfilter::{Saved, change};

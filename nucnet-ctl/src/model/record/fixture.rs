@@ -1,7 +1,7 @@
 //! Records for tests, which change what they are about.
 
 use super::{EndpointRecord, NetworkRecord};
-use serde_json::{from_value, json};
+use serde_json::{Value, from_value, json};
 
 /// The default network, with addresses of both families.
 pub(crate) fn network() -> NetworkRecord {
@@ -20,9 +20,14 @@ pub(crate) fn network() -> NetworkRecord {
     from_value(record).expect("a network")
 }
 
+/// A policy without a rule.
+pub(crate) fn open() -> Value {
+    json!({"default": "allow", "allow": [], "deny": [], "dns": []})
+}
+
 /// An endpoint of it without publishes or a policy.
 pub(crate) fn endpoint() -> EndpointRecord {
-    let open = json!({"default": "allow", "allow": [], "deny": [], "dns": []});
+    let open = open();
     let record = json!({
         "id": "web", "number": 7, "state": "active", "network": 1, "netns": "/run/netns/web",
         "namespace": {"device": 4, "inode": 5, "cookie": 6}, "host_ifname": "nn00000007",

@@ -3,12 +3,14 @@
 use super::{SourcePorts, Wanted, WantedEndpoint};
 use crate::model::{
     ports::PortRange,
-    record::{DatapathKind, EndpointRecord, NetworkRecord, sample},
+    record::{DatapathKind, EndpointRecord, NetworkRecord, fixture},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
+
+pub(in crate::model::netfilter) use crate::model::record::fixture::open;
 
 pub(in crate::model::netfilter) fn network(isolate: bool, uplinks: &[&str]) -> NetworkRecord {
-    let mut record = sample::network();
+    let mut record = fixture::network();
     record.isolate = isolate;
     if let Some(wish) = &mut record.wish {
         wish.uplinks = uplinks.iter().map(|name| name.parse().unwrap()).collect();
@@ -21,12 +23,8 @@ pub(in crate::model::netfilter) fn endpoint(publishes: &[&str], egress: Value) -
         publishes: publishes.iter().map(|spec| spec.parse().unwrap()).collect(),
         egress: serde_json::from_value(egress).unwrap(),
         datapath: DatapathKind::Iptables,
-        ..sample::endpoint()
+        ..fixture::endpoint()
     }
-}
-
-pub(in crate::model::netfilter) fn open() -> Value {
-    json!({"default": "allow", "allow": [], "deny": [], "dns": []})
 }
 
 pub(in crate::model::netfilter) fn wanted<'a>(
