@@ -1,24 +1,19 @@
 //! What holds for the packet logic whatever comes: sequences of nearly valid packets, with time
 //! passing, policies changing and tables failing.
 
+mod checks;
+mod sites;
 mod traffic;
 
-use std::{collections::HashSet, env, net::IpAddr, time::Duration};
+use std::env;
 
-use nucnet_common::{
-    abi::{Reason, flow_flag},
-    env::Host as _,
-    flow::{Standing, is_unbound, outside_key},
-    path::Way,
-};
-use nucnet_ctl::model::policy::Action;
+use nucnet_common::{abi::Reason, path::Way};
 use nucnet_tests::packets::{
-    bench::{Bench, Egress, Frame as _, ROUTER_MAC},
+    bench::{Frame as _, ROUTER_MAC},
     checksum,
-    engine::{Engine as _, Hook, Outcome, State},
+    engine::{Engine as _, Hook, Outcome},
     packet::{self, echo_request, tcp, udp},
-    site::{self, BRIDGE, PARTIES, SECOND_UPLINK, UPLINK, WEB},
-    world::World,
+    site::{self, BRIDGE, PARTIES, UPLINK, WEB},
 };
 use proptest::{
     collection::vec,
@@ -27,234 +22,11 @@ use proptest::{
     test_runner::{RngSeed, TestCaseError},
 };
 
-use self::traffic::{Event, Sending, decorated, events, family, flawed, sound};
-
-/// TCP, as keys have it.
-const TCP: u32 = nucnet_common::packet::TCP as u32;
-
-/// The site with publishes for everything that the packets ask for.
-fn world() -> World {
-    let mut world = World::new();
-    let mut bench = Bench::new(&mut world);
-    bench.publish(&WEB, "8080:80");
-    bench.publish(&WEB, "5001:80");
-    bench.publish(&WEB, "8080:53/udp");
-    bench.publish(&site::APP, "9001-9006:7001-7006");
-    bench.publish(&site::SLOT, "16400-16407:80-87/udp");
-    bench.publish(&site::OTHER, "53:53/udp");
-    world
-}
-
-/// The same after all that.
-fn world_after(events: &[Event]) -> World {
-    let mut world = world();
-    for event in events {
-        happen(&mut world, event);
-    }
-    world
-}
-
-fn happen(world: &mut World, event: &Event) {
-    let number = u32::from(matches!(event, Event::Policy(2))) + 1;
-    match event {
-        Event::Sent(Sending { hook, frame }) => {
-            world.run(*hook, frame);
-        }
-        Event::Seconds(seconds) => world.pass(Duration::from_secs_f64(*seconds)),
-        Event::Policy(0) => world.endpoint(WEB.link, Some(&WEB.entry())),
-        Event::Policy(choice) => {
-            let egress = Egress {
-                default: Some(Action::Deny),
-                allow: if *choice == 1 {
-                    &[]
-                } else {
-                    &["198.51.100.0/24", "2001:db8:f::/64"]
-                },
-                ..Egress::default()
-            };
-            let (endpoint, compiled) = egress.compile(&WEB, number);
-            for (bits, key, class) in &compiled.cidrs {
-                world.policy_class(*bits, key, class);
-            }
-            for (bits, key, rule) in &compiled.ports {
-                world.policy_rule(*bits, key, rule);
-            }
-            world.endpoint(WEB.link, Some(&endpoint));
-        }
-        Event::SecondUplink(is_there) => {
-            let uplinks = site::uplinks();
-            let (_, entry) = uplinks
-                .iter()
-                .find(|(link, _)| *link == SECOND_UPLINK)
-                .expect("uplink");
-            world.uplink(SECOND_UPLINK, is_there.then_some(entry));
-        }
-    }
-}
-
-/// The IP packet of a frame without tag.
-fn packet_of(frame: &[u8]) -> &[u8] {
-    &frame[14..]
-}
-
-fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
-    let four = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).expect("address");
-    let sixteen = |at: usize| <[u8; 16]>::try_from(&packet[at..at + 16]).expect("address");
-    if packet[0] >> 4 == 4 {
-        (four(12).into(), four(16).into())
-    } else {
-        (sixteen(8).into(), sixteen(24).into())
-    }
-}
-
-/// What must be true of one frame, whatever it was.
-fn check_outcome(sending: &Sending, outcome: Outcome, output: &[u8]) -> Result<(), TestCaseError> {
-    if let Outcome::Refused { .. } = outcome {
-        // The whole of such answers is what the rows are about.
-        let wrong = checksum::wrong(packet_of(output));
-        prop_assert_eq!(wrong, None, "the answer is at fault");
-        return Ok(());
-    }
-    let Outcome::Redirected(Some(way)) = outcome else {
-        prop_assert_eq!(
-            output,
-            &sending.frame[..],
-            "{:?} changed the frame",
-            outcome
-        );
-        return Ok(());
-    };
-    prop_assert_eq!(output.len(), sending.frame.len());
-    if output[12..14] == [8, 6] {
-        return Ok(());
-    }
-    let (before, after) = (packet_of(&sending.frame), packet_of(output));
-    prop_assert_eq!(
-        checksum::wrong(before),
-        checksum::wrong(after),
-        "a checksum was changed for the worse or the better"
-    );
-    let (source, destination) = addresses(after);
-    let hosts: Vec<IpAddr> = site::INTERFACES
-        .iter()
-        .flat_map(|interface| interface.addresses)
-        .map(|(address, _)| *address)
-        .collect();
-    let party = |link| PARTIES.into_iter().find(|party| party.link == link);
-    match way {
-        Way::Pass => prop_assert!(false, "passing is no redirect"),
-        Way::Uplink { .. } => prop_assert!(hosts.contains(&source), "{source} left"),
-        Way::Host { .. } => prop_assert!(site::is_for_host(destination), "{destination} got in"),
-        Way::Loopback { .. } => prop_assert!(false, "no socket of the host's asked for anything"),
-        Way::Peer { link } | Way::Link { link } => match party(link) {
-            // Answers to its own questions go to its link-local address, too.
-            Some(party) => prop_assert!(
-                [party.v4, party.v6].contains(&destination) || after[40] == 136,
-                "{destination} reached {}",
-                party.number
-            ),
-            None => prop_assert!(hosts.contains(&source), "{source} left"),
-        },
-    }
-    Ok(())
-}
-
-/// What must be true of the tables at any time.
-fn check_state(world: &World, state: &State) -> Result<(), TestCaseError> {
-    let problems = state.problems();
-    prop_assert!(problems.is_empty(), "{}", problems.join("\n"));
-    let now = world.now();
-    let mut views = HashSet::new();
-    for (key, flow) in &state.flows {
-        prop_assert!(
-            views.insert(outside_key(key.protocol, flow)),
-            "two flows share an external view"
-        );
-        let is_live = Standing::of(key.protocol, flow, now) == Standing::Live;
-        if flow.flags & flow_flag::BOUND != 0 && key.protocol != TCP && is_live {
-            let binding = state.binding_of(key, flow);
-            let holds = binding.is_some_and(|binding| {
-                !is_unbound(binding, now)
-                    && (binding.external, binding.external_port)
-                        == (flow.external, flow.external_port)
-            });
-            prop_assert!(
-                holds,
-                "a live flow has lost its binding: {flow:?}, {binding:?}"
-            );
-        }
-    }
-    let mut ports = HashSet::new();
-    for (key, binding) in &state.bindings {
-        prop_assert!(
-            ports.insert((key.protocol, binding.external, binding.external_port)),
-            "two bindings share an external port"
-        );
-    }
-    Ok(())
-}
-
-/// Whoever was alive still is, unless a policy ended it.
-fn check_survival(
-    world: &World,
-    before: &State,
-    after: &State,
-    outcome: Outcome,
-) -> Result<(), TestCaseError> {
-    let is_denied = matches!(
-        outcome,
-        Outcome::Dropped {
-            reason: Reason::Policy,
-            ..
-        }
-    );
-    let live = before
-        .flows
-        .iter()
-        .filter(|(key, flow)| Standing::of(key.protocol, flow, world.now()) == Standing::Live);
-    let mut lost = live.filter(|(key, _)| !after.flows.contains_key(key));
-    let first = lost.next();
-    prop_assert!(
-        first.is_none() || is_denied,
-        "a live flow is gone: {first:?}"
-    );
-    prop_assert!(lost.next().is_none(), "more than one live flow is gone");
-    Ok(())
-}
-
-/// Lets everything happen, and checks after each packet.
-fn check_all(events: &[Event]) -> Result<(), TestCaseError> {
-    let mut world = world();
-    let mut before = world.state();
-    for event in events {
-        if let Event::Sent(sending) = event {
-            let (outcome, output) = world.run(sending.hook, &sending.frame);
-            check_outcome(sending, outcome, &output)?;
-            let after = world.state();
-            check_survival(&world, &before, &after, outcome)?;
-            check_state(&world, &after)?;
-            before = after;
-        } else {
-            happen(&mut world, event);
-        }
-    }
-    // Everybody falls silent: after the longest idle time nothing is left.
-    world.pass(Duration::from_secs(100));
-    world.reclaim();
-    let state = world.state();
-    check_state(&world, &state)?;
-    prop_assert!(state.flows.is_empty() && state.bindings.is_empty());
-    prop_assert!(state.outside.is_empty() && state.slots.is_empty());
-    for (endpoint, usage) in &state.usage {
-        prop_assert_eq!(
-            (usage.flows, usage.bindings),
-            (0, 0),
-            "endpoint {}",
-            endpoint
-        );
-    }
-    Ok(())
-}
+use self::{
+    checks::{check_all, check_failures, check_guest, check_state, packet_of},
+    sites::{happen, mapped_world, world, world_after},
+    traffic::{Event, decorated, events, family, flawed, guests, mapped, sound},
+};
 
 /// A packet that goes back where another came from: addresses and ports exchanged, an echo
 /// request become a reply.
@@ -318,12 +90,35 @@ proptest! {
 
     #[test]
     fn whatever_is_sent_is_untouched_or_translated_whole(events in events(sound())) {
-        check_all(&events)?;
+        check_all(world(), &events)?;
     }
 
     #[test]
-    fn whatever_is_nearly_valid_is_untouched_or_translated_whole(events in events(flawed())) {
-        check_all(&events)?;
+    fn whatever_is_sent_by_mappings_is_untouched_or_translated_whole(
+        events in events(mapped()),
+    ) {
+        check_all(mapped_world(), &events)?;
+    }
+
+    #[test]
+    fn whatever_is_nearly_valid_by_mappings_is_untouched_or_translated_whole(
+        events in events(flawed(mapped())),
+    ) {
+        check_all(mapped_world(), &events)?;
+    }
+
+    #[test]
+    fn whatever_is_nearly_valid_is_untouched_or_translated_whole(
+        events in events(flawed(sound())),
+    ) {
+        check_all(world(), &events)?;
+    }
+
+    #[test]
+    fn what_a_guest_sends_is_itself_again_on_the_way_back(
+        sending in prop_oneof![guests(), flawed(guests())],
+    ) {
+        check_guest(&sending)?;
     }
 
     #[test]
@@ -420,42 +215,15 @@ proptest! {
         events in events(sound()),
         last in sound(),
     ) {
-        for number in 0.. {
-            let mut world = world_after(&events);
-            let before = world.state();
-            world.fail_change(number);
-            let (outcome, output) = world.run(last.hook, &last.frame);
-            let never_came = world.call_off_failure();
-            let after = world.state();
-            check_outcome(&last, outcome, &output)?;
-            check_state(&world, &after)?;
-            check_survival(&world, &before, &after, outcome)?;
-            if never_came {
-                // Nothing failed: this is what becomes of the packet.
-                break;
-            }
-            let is_new = |(key, _): &(&_, &_)| !before.flows.contains_key(*key);
-            // A packet on its last hop opens its flow before it is dropped.
-            if matches!(
-                outcome,
-                Outcome::Dropped { reason, .. } | Outcome::Refused { reason, .. }
-                    if reason != Reason::TtlExceeded
-            ) {
-                prop_assert!(after.flows.iter().find(is_new).is_none(), "half a flow");
-            }
-            // The sender tries again, and nothing is in the way.
-            let (again, _) = world.run(last.hook, &last.frame);
-            prop_assert!(
-                !matches!(
-                    again,
-                    Outcome::Dropped { reason: Reason::FlowTableFull, .. }
-                        | Outcome::Refused { reason: Reason::FlowTableFull, .. }
-                ),
-                "{:?} after {:?}", again, outcome
-            );
-            check_state(&world, &world.state())?;
-            prop_assert!(number < 16, "a packet changes tables without end");
-        }
+        check_failures(world, &events, &last)?;
+    }
+
+    #[test]
+    fn change_of_a_table_that_fails_leaves_no_half_flow_of_a_mapping(
+        events in events(mapped()),
+        last in mapped(),
+    ) {
+        check_failures(mapped_world, &events, &last)?;
     }
 
     #[test]
@@ -464,7 +232,7 @@ proptest! {
         last in sound(),
     ) {
         for number in 0.. {
-            let mut world = world_after(&events);
+            let mut world = world_after(world(), &events);
             world.fail_write(number);
             let (outcome, _) = world.run(last.hook, &last.frame);
             let never_came = world.call_off_refusal();

@@ -7,8 +7,11 @@ use nucnet_tests::packets::{
     bench::ROUTER_MAC,
     engine::Hook,
     packet::{self, Packet, echo_reply, echo_request, icmp, tcp, udp},
-    rows::{Family, V4, V6},
-    site::{self, BRIDGE, Party, SECOND_UPLINK, UPLINK, WEB},
+    rows::{Family, V4, V6, lan},
+    site::{
+        self, APP, BRIDGE, CLIENT4, GUEST, GUEST_GATEWAY4, GUEST4, HOST4, Party, ROUTER4,
+        SECOND_UPLINK, SERVER4, TAP, UPLINK, WEB,
+    },
 };
 use proptest::{
     collection::vec,
@@ -170,14 +173,61 @@ pub(crate) fn sound() -> impl Strategy<Value = Sending> {
     })
 }
 
+/// A packet that is valid, three in four between hosts that mappings are about and who asks for
+/// them.
+pub(crate) fn mapped() -> impl Strategy<Value = Sending> {
+    let theirs = (
+        any::<bool>(),
+        any::<bool>(),
+        any::<Index>(),
+        any::<Index>(),
+        0..40_u8,
+    )
+        .prop_flat_map(|(is_v4, is_inside, from, to, choice)| {
+            let ip = family(is_v4);
+            let (host, server, client) = lan(ip);
+            let (link, from, to) = if is_inside {
+                let destinations = [ip.host, ip.host, ip.client, ip.server, host, server, ip.web];
+                let from = *from.get(&[server, server, client]);
+                (SECOND_UPLINK, from, *to.get(&destinations))
+            } else {
+                let from = *from.get(&[ip.client, ip.server, ip.stranger]);
+                (UPLINK, from, *to.get(&[ip.host, ip.host, host, server]))
+            };
+            let to_mac = site::interface(link).mac;
+            valid(from, to).prop_map(move |packet| Sending {
+                hook: Hook::FromUplink { link },
+                frame: decorated(packet.macs(to_mac, ROUTER_MAC), choice).bytes(),
+            })
+        });
+    prop_oneof![3 => theirs, 1 => sound()]
+}
+
+/// What a guest sends: packets of its own, errors about what it got, some under other names.
+pub(crate) fn guests() -> impl Strategy<Value = Sending> {
+    let sources = [GUEST4, GUEST4, GUEST4, GUEST_GATEWAY4, APP.v4];
+    let destinations = [SERVER4, CLIENT4, GUEST_GATEWAY4, ROUTER4, HOST4];
+    (select(sources.to_vec()), select(destinations.to_vec()))
+        .prop_flat_map(|(from, to)| {
+            let error = valid(to, from).prop_map(move |quoted| {
+                icmp(from, to, [3, 3, 0, 0, 0, 0, 0, 0]).payload(quoted.bytes())
+            });
+            (prop_oneof![2 => valid(from, to), 1 => error], 0..40_u8)
+        })
+        .prop_map(|(packet, choice)| Sending {
+            hook: Hook::FromGuest { link: TAP },
+            frame: decorated(packet.macs(GUEST.gateway_mac(), GUEST.mac), choice).bytes(),
+        })
+}
+
 /// A packet that is valid but for a flaw or two.
-pub(crate) fn flawed() -> impl Strategy<Value = Sending> {
+pub(crate) fn flawed(sending: impl Strategy<Value = Sending>) -> impl Strategy<Value = Sending> {
     let flaw = prop_oneof![
         any::<Index>().prop_map(Flaw::Cut),
         (any::<Index>(), 0..8_u8).prop_map(|(at, bit)| Flaw::Flip(at, bit)),
         (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Flaw::Set(at, byte)),
     ];
-    (sound(), vec(flaw, 1..3)).prop_map(|(mut sending, flaws)| {
+    (sending, vec(flaw, 1..3)).prop_map(|(mut sending, flaws)| {
         let frame = &mut sending.frame;
         for flaw in flaws {
             // Link-layer addresses are a matter of their own.

@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Row] = &[
 ];
 
 /// What is beyond the second uplink: the host's address there, a server, a neighbour of its.
-fn lan(ip: &Family) -> (IpAddr, IpAddr, IpAddr) {
+pub fn lan(ip: &Family) -> (IpAddr, IpAddr, IpAddr) {
     let (host, server, client) = match ip.host.is_ipv4() {
         true => ("198.18.0.1", "198.18.0.5", "198.18.0.7"),
         false => ("2001:db8:2::1", "2001:db8:2::5", "2001:db8:2::7"),
@@ -52,7 +52,8 @@ fn lan(ip: &Family) -> (IpAddr, IpAddr, IpAddr) {
     (address(host), address(server), address(client))
 }
 
-fn subnet(ip: &Family) -> Cidr {
+/// The subnet of these.
+pub fn subnet(ip: &Family) -> Cidr {
     let text = match ip.host.is_ipv4() {
         true => "198.18.0.0/24",
         false => "2001:db8:2::/64",

@@ -29,6 +29,8 @@ mod siblings;
 mod talk;
 mod told;
 
+pub use mapping::{lan, subnet};
+
 /// What happens at a site, by the name of what must be true.
 pub struct Row {
     name: &'static str,
