@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::cmsg_space;
@@ -10,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
 };
-use nucnet_tests::lab::wait::SOON;
+use nucnet_tests::lab::wait::{SOON, until};
 use nucnet_tests::lab::{FAR, Family, HOST, Node, OUTSIDE};
 use socket2::SockRef;
 
@@ -30,6 +31,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: trace,
     },
 ];
+
+/// When a datagram without an answer is sent again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 fn closed_port(case: &Case) -> Result<()> {
     case.only_nucnet()?;
@@ -81,8 +85,19 @@ fn refused(socket: &std::net::UdpSocket) -> Result<()> {
 
 fn unreachable(case: &Case, client: &Node, to: SocketAddr) -> Result<()> {
     let socket = connected(case, client, to)?;
-    socket.send(b"is anybody there")?;
-    refused(&socket).with_context(|| format!("from {} to {to}", client.name()))
+    socket.set_read_timeout(Some(AGAIN))?;
+    let what = format!("from {} to {to}: a refusal", client.name());
+    // A datagram may get lost, as may the error, on a machine that has much else to do.
+    until(&what, SOON, || match socket.send(b"is anybody there") {
+        Ok(_) => match socket.recv(&mut [0; 100]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => bail!("{what}, not: {error}"),
+            Ok(length) => bail!("{what}, not {length} bytes"),
+        },
+        // It came late.
+        Err(error) => Ok(error.kind() == ErrorKind::ConnectionRefused),
+    })
 }
 
 /// Every hop on the way to a UDP port, as traceroute finds them: by datagrams with ever longer
