@@ -23,6 +23,7 @@ use crate::{
     packet::{Balance, Delta, ETHERNET, Family, Fragment, Frame, Packet},
     path::{self, Drop, Noted, Way},
     place::retire,
+    ports::is_its_own,
     publish::{find_publish, published_port},
 };
 
@@ -154,6 +155,10 @@ fn open_published<E: Env>(
         peer_port: packet.source_port,
     };
     path::find_peer_port(env, scratch, now)?;
+    if is_its_own(env, scratch, now) {
+        scratch.key.peer_port = env.random() as u16 | 0x8000;
+        path::find_peer_port(env, scratch, now)?;
+    }
     begin(scratch, network, flow_flag::INBOUND, now);
     let Scratch { packet, flow, .. } = &mut *scratch;
     flow.external = packet.destination;

@@ -4,8 +4,8 @@ use crate::{
     abi::{FlowKey, Network, OutsideKey, Reason, Settings, SlotUse},
     env::{Env, Scratch},
     flow::{
-        GONE, OWN, Standing, binding_merit, bound_key, flow_merit, is_enough, is_long_done,
-        outside_key,
+        GONE, OWN, Standing, binding_merit, bound_key, flow_merit, is_dead, is_enough,
+        is_long_done, outside_key,
     },
     packet::same,
     place::Place,
@@ -40,33 +40,75 @@ pub fn dynamic_port(settings: &Settings, random: u32) -> u16 {
 
 /// Chooses by which port another endpoint of this host sees the flow that is being made: its own,
 /// unless another flow is already: the same source port may go to one server directly and by way
-/// of a publish.
+/// of a publish. Nor may its answers, to a flow by way of a publish, be those of a flow of its own:
+/// the host may have asked it by the name that it knows itself by. `peer` is its number.
 #[inline(never)]
-pub fn choose_view<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+pub fn choose_view<E: Env>(
+    env: &E,
+    scratch: &mut Scratch,
+    peer: u32,
+    now: u64,
+) -> Result<(), Reason> {
     let settings = env.settings().ok_or(Reason::Helper)?;
     let Scratch {
         key,
         flow,
         outside,
         found,
+        inside: answer,
         ..
     } = scratch;
     *outside = outside_key(key.protocol, flow);
+    *answer = FlowKey {
+        endpoint: peer,
+        protocol: key.protocol,
+        inside: flow.peer,
+        peer: flow.external,
+        inside_port: flow.peer_port,
+        peer_port: flow.external_port,
+    };
+    // Without a publish between them, both flows are one conversation.
+    let is_published = !same(&flow.peer, &key.peer);
     let mut draw = 0;
     while draw < VIEW_DRAWS {
         draw += 1;
-        if !env.outside(outside, found) {
+        let is_seen = env.outside(outside, found)
+            && env
+                .flow(found)
+                .is_some_and(|other| Standing::of(found.protocol, &other, now) == Standing::Live);
+        let is_answered = is_published && is_known(env, answer, now);
+        if !is_seen && !is_answered {
             break;
-        }
-        match env.flow(found) {
-            Some(other) if Standing::of(found.protocol, &other, now) == Standing::Live => {}
-            _ => break,
         }
         let port = dynamic_port(settings, env.random());
         flow.external_port = port;
         outside.external_port = port;
+        answer.peer_port = port;
     }
     Ok(())
+}
+
+/// Whether there is a flow that packets are taken for, closed or not.
+#[inline(always)]
+fn is_known<E: Env>(env: &E, key: &FlowKey, now: u64) -> bool {
+    env.flow(key).is_some_and(|flow| !is_dead(&flow, now))
+}
+
+/// Whether answers to the flow that is being made, by which the host asks an endpoint, would be
+/// taken for answers to one that the endpoint has to itself: both are seen as the gateway.
+#[inline(never)]
+pub fn is_its_own<E: Env>(env: &E, scratch: &mut Scratch, now: u64) -> bool {
+    let Scratch {
+        key, bound, found, ..
+    } = scratch;
+    *bound = OutsideKey {
+        protocol: key.protocol,
+        external: key.peer,
+        peer: key.inside,
+        external_port: key.peer_port,
+        peer_port: key.inside_port,
+    };
+    env.outside(bound, found) && is_known(env, found, now)
 }
 
 /// Reserves an external port for what is being made, a binding or a flow that has none: one that

@@ -257,7 +257,7 @@ fn open_to_sibling<E: Env>(
     }
     flow.peer_kind = PeerKind::Endpoint as u32;
     flow.peer_link = link;
-    choose_view(env, scratch, now)?;
+    choose_view(env, scratch, sibling.number, now)?;
     open(env, scratch, now)
 }
 

@@ -11,6 +11,7 @@ use crate::{
     nat::{begin, open},
     packet::{ETHERNET, ETHERTYPE_ARP, Kind},
     place::retire,
+    ports::is_its_own,
 };
 
 /// From the host, by way of a network's bridge.
@@ -113,6 +114,9 @@ fn track_from_host<E: Env>(
             return Err(Reason::PortsExhausted);
         }
         retire(env, SlotUse::Flow, &scratch.key, &mut scratch.dead);
+    }
+    if is_its_own(env, scratch, now) {
+        return Err(Reason::PortsExhausted);
     }
     let network = env.network(endpoint.network).ok_or(Reason::NoEndpoint)?;
     begin(scratch, network, flow_flag::INBOUND, now);

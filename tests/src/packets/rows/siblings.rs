@@ -9,7 +9,7 @@ use super::{Family, Row, each_family};
 use crate::packets::{
     bench::Bench,
     packet::{echo_reply, echo_request, tcp, udp},
-    site::{APP, OTHER, SLOT, WEB},
+    site::{self, APP, BRIDGE, OTHER, SLOT, WEB},
 };
 
 pub(super) const ROWS: &[Row] = &[
@@ -28,6 +28,8 @@ pub(super) const ROWS: &[Row] = &[
     each_family!(publish_for_any_is_reached_by_the_gateways_address),
     each_family!(sibling_that_left_is_dropped_and_not_its_successor_on_the_interface),
     each_family!(one_port_reaches_a_sibling_both_ways_at_once),
+    each_family!(endpoint_that_talks_to_itself_is_not_answered_as_the_host),
+    each_family!(host_is_not_answered_as_an_endpoint_that_talks_to_itself),
 ];
 
 fn sibling_is_reached_directly_and_its_replies_come_back(bench: &mut Bench<'_>, ip: &Family) {
@@ -241,4 +243,49 @@ fn one_port_reaches_a_sibling_both_ways_at_once(bench: &mut Bench<'_>, ip: &Fami
         .from_endpoint(&WEB, &tcp("SA", web, app))
         .reaches(&APP, &tcp("SA", host, app).ttl(63));
     assert_eq!(bench.counts(), (2, 0));
+}
+
+fn endpoint_that_talks_to_itself_is_not_answered_as_the_host(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    let (inside, host, web) = ((ip.web, 5000), (ip.host, 8080), (ip.web, 80));
+    let gateway = (ip.gateway, 5000);
+    bench
+        .from_host(&WEB, &tcp("S", gateway, web))
+        .is_put_through(&WEB, &tcp("S", gateway, web));
+    let sent = bench.from_endpoint(&WEB, &tcp("S", inside, host));
+    let other = (ip.gateway, bench.flow(TCP, inside, host).external_port);
+    assert_ne!(other, gateway);
+    sent.reaches(&WEB, &tcp("S", other, web).ttl(63));
+    bench
+        .from_endpoint(&WEB, &tcp("SA", web, other))
+        .reaches(&WEB, &tcp("SA", host, inside).ttl(63));
+    bench
+        .from_endpoint(&WEB, &tcp("SA", web, gateway))
+        .reaches_host(BRIDGE, &tcp("SA", web, gateway));
+}
+
+fn host_is_not_answered_as_an_endpoint_that_talks_to_itself(bench: &mut Bench<'_>, ip: &Family) {
+    bench.publish(&WEB, "8080:80");
+    let (inside, host, web) = ((ip.web, 5000), (ip.host, 8080), (ip.web, 80));
+    let gateway = (ip.gateway, 5000);
+    bench
+        .from_endpoint(&WEB, &tcp("S", inside, host))
+        .reaches(&WEB, &tcp("S", gateway, web).ttl(63));
+    bench
+        .from_host(&WEB, &tcp("S", gateway, web))
+        .is_dropped_for(WEB.number, Reason::PortsExhausted);
+    // A client of the host's on its loopback interface may be seen by another port.
+    let loopback = site::address(if ip.web.is_ipv4() { "127.0.0.1" } else { "::1" });
+    let _ = bench.to_itself(&tcp("S", (loopback, 5000), (loopback, 8080)));
+    assert_eq!(bench.counts(), (2, 0));
+    let state = bench.state();
+    let (key, _) = state
+        .flows
+        .iter()
+        .find(|(_, flow)| flow.peer_kind == PeerKind::Loopback as u32)
+        .expect("flow");
+    assert_ne!(key.peer_port, 5000);
+    bench
+        .from_endpoint(&WEB, &tcp("SA", web, gateway))
+        .reaches(&WEB, &tcp("SA", host, inside).ttl(63));
 }
