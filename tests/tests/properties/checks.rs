@@ -43,10 +43,6 @@ fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
 
 /// What must be true of one frame, whatever it was.
 fn check_outcome(sending: &Sending, outcome: Outcome, output: &[u8]) -> Result<(), TestCaseError> {
-    let is_beyond = |address| {
-        let mut lans = [true, false].map(family).into_iter().map(subnet);
-        lans.any(|lan| lan.net().contains(&address))
-    };
     if let Outcome::Refused { .. } = outcome {
         // The whole of such answers is what the rows are about.
         let wrong = checksum::wrong(packet_of(output));
@@ -78,6 +74,10 @@ fn check_outcome(sending: &Sending, outcome: Outcome, output: &[u8]) -> Result<(
         .flat_map(|interface| interface.addresses)
         .map(|(address, _)| *address)
         .collect();
+    let is_beyond = |address| {
+        let mut lans = [true, false].map(family).into_iter().map(subnet);
+        lans.any(|lan| lan.net().contains(&address))
+    };
     let party = |link| PARTIES.into_iter().find(|party| party.link == link);
     match way {
         Way::Pass => prop_assert!(false, "passing is no redirect"),

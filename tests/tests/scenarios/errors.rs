@@ -59,7 +59,7 @@ fn closed_port(case: &Case) -> Result<()> {
     // And the error has ended nothing: the server comes up, and the same socket reaches it.
     let socket = connected(case, outside, published)?;
     socket.send(b"nobody")?;
-    refused(&socket).context("before the server is up")?;
+    ensure!(is_refused(&socket)?, "silence before the server is up");
     let _server = case.udp(&container, 53)?;
     socket.send(b"somebody")?;
     let mut bytes = [0; 100];
@@ -75,9 +75,11 @@ fn connected(case: &Case, client: &Node, to: SocketAddr) -> Result<std::net::Udp
     Ok(socket)
 }
 
-fn refused(socket: &std::net::UdpSocket) -> Result<()> {
+/// Whether a socket is told that nobody listens; false: it is told nothing for as long as it waits.
+fn is_refused(socket: &std::net::UdpSocket) -> Result<bool> {
     match socket.recv(&mut [0; 100]) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
         Err(error) => bail!("not refused but: {error}"),
         Ok(length) => bail!("answered with {length} bytes"),
     }
@@ -86,18 +88,14 @@ fn refused(socket: &std::net::UdpSocket) -> Result<()> {
 fn unreachable(case: &Case, client: &Node, to: SocketAddr) -> Result<()> {
     let socket = connected(case, client, to)?;
     socket.set_read_timeout(Some(AGAIN))?;
-    let what = format!("from {} to {to}: a refusal", client.name());
+    let what = format!("a refusal from {to} to {}", client.name());
     // A datagram may get lost, as may the error, on a machine that has much else to do.
-    until(&what, SOON, || match socket.send(b"is anybody there") {
-        Ok(_) => match socket.recv(&mut [0; 100]) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
-            Err(error) => bail!("{what}, not: {error}"),
-            Ok(length) => bail!("{what}, not {length} bytes"),
-        },
+    let asked = until(&what, SOON, || match socket.send(b"is anybody there") {
+        Ok(_) => is_refused(&socket),
         // It came late.
         Err(error) => Ok(error.kind() == ErrorKind::ConnectionRefused),
-    })
+    });
+    asked.with_context(|| format!("from {} to {to}", client.name()))
 }
 
 /// Every hop on the way to a UDP port, as traceroute finds them: by datagrams with ever longer

@@ -1,5 +1,7 @@
 //! Egress rules.
 
+use std::net::IpAddr;
+
 use nucnet_common::abi::Reason;
 use nucnet_ctl::model::policy::Action;
 
@@ -80,7 +82,7 @@ fn internet(ip: &Family) -> &'static str {
 }
 
 /// A rule for one address and one port of it.
-fn one(address: std::net::IpAddr, port: &str) -> String {
+fn one(address: IpAddr, port: &str) -> String {
     if address.is_ipv4() {
         format!("{address}:{port}")
     } else {
@@ -400,12 +402,18 @@ fn sibling_that_answers_a_flow_that_is_denied_now_reaches_nobody(
         .is_dropped(Reason::NoFlow);
 }
 
+/// WEB asks the host something, and is denied that while the host thinks.
+#[track_caller]
+fn is_denied_what_it_asked(bench: &mut Bench<'_>, web: (IpAddr, u16), host: (IpAddr, u16)) {
+    bench
+        .from_endpoint(&WEB, &udp(web, host))
+        .reaches_host(BRIDGE, &udp(web, host));
+    deny_all(bench);
+}
+
 fn host_that_answers_a_flow_that_is_denied_now_finds_none(bench: &mut Bench<'_>, ip: &Family) {
     let (web, gateway) = ((ip.web, 5000), (ip.gateway, 53));
-    bench
-        .from_endpoint(&WEB, &udp(web, gateway))
-        .reaches_host(BRIDGE, &udp(web, gateway));
-    deny_all(bench);
+    is_denied_what_it_asked(bench, web, gateway);
     bench
         .from_endpoint(&WEB, &udp(web, gateway))
         .is_dropped(Reason::Policy);
@@ -421,10 +429,7 @@ fn host_that_answers_a_flow_that_is_denied_now_finds_none(bench: &mut Bench<'_>,
 
 fn late_answer_of_the_host_opens_nothing_that_is_denied_now(bench: &mut Bench<'_>, ip: &Family) {
     let (web, gateway) = ((ip.web, 5000), (ip.gateway, 53));
-    bench
-        .from_endpoint(&WEB, &udp(web, gateway))
-        .reaches_host(BRIDGE, &udp(web, gateway));
-    deny_all(bench);
+    is_denied_what_it_asked(bench, web, gateway);
     bench
         .from_host(&WEB, &udp(gateway, web))
         .is_dropped_for(WEB.number, Reason::Policy);
