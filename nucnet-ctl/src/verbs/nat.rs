@@ -108,10 +108,9 @@ impl Host {
         let Some(store) = self.read()? else {
             return Ok(Vec::new());
         };
-        let records = super::list::readable(store.mappings()?);
+        let mut records = super::list::readable(store.mappings()?);
         let counters = Counters::open(self, store.host()?.as_ref())?;
         let netlink = Netlink::open()?;
-        let mut records = records;
         records.sort_by_key(|record| record.number);
         records
             .into_iter()
